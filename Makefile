@@ -1,0 +1,85 @@
+# What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
+.POSIX:
+.PHONY: help demo test lint test-all test-torch bench-crop bench-service constraints clean
+
+PYTHON ?= python3
+PYTHONS ?= 3.11 3.12 3.13
+VENV ?= .venv
+TORCH_VENV ?= .venv-torch
+# More for pytest, e.g. make test ARGS="-k publish".
+ARGS ?=
+
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+TORCH_READY = $(TORCH_VENV)/.ready
+# -qq: errors only.
+PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install -qq
+
+help: ## List the targets
+	@echo 'make TARGET, with one of'
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## Show the main job on a stand-in for the bucket
+	@$(BIN)/python -m tests.demo
+
+test: $(READY) ## Run all tests but torch's, with branch coverage
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(READY) ## Check style, types and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test-all: ## Run the tests on every supported Python (PYTHONS="3.11 3.12 3.13")
+	@passed= failed= absent=; \
+	for version in $(PYTHONS); do \
+		echo "== Python $$version"; \
+		if python=$$(sh .ci/find-python $$version); then \
+			if $(MAKE) test PYTHON=$$python VENV=.venv-$$version; then passed="$$passed $$version"; \
+			else failed="$$failed $$version"; fi; \
+		else absent="$$absent $$version"; fi; \
+	done; \
+	echo "test-all: passed:$${passed:- none}; failed:$${failed:- none}; not found:$${absent:- none}"; \
+	if [ -n "$$absent" ]; then echo 'Install what was not found, or leave it out: make test-all PYTHONS="..."'; fi; \
+	[ -z "$$failed$$absent" ]
+
+test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environment of their own
+	$(TORCH_VENV)/bin/python -m pytest tests/torch $(ARGS)
+
+bench-crop: $(READY) ## Time a full-size crop: seconds, CPU, memory, bytes
+	@$(BIN)/python -m tests.bench.crop
+
+bench-service: $(READY) ## Measure the service while two crops are made: latency, warm ensure
+	@$(BIN)/python -m tests.bench.service
+
+constraints: ## Resolve constraints.txt anew, on every supported Python
+	@set --; for version in $(PYTHONS); do \
+		python=$$(sh .ci/find-python $$version) || exit 1; set -- "$$@" "$$python"; \
+	done; \
+	$(PYTHON) .ci/constraints.py "$$@"
+
+clean: ## Remove everything that these targets made
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
+	find client service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@sh .ci/venv $(PYTHON) $(VENV)
+	@echo 'installing prismcache and its test environment into $(VENV)'
+	@$(BIN)/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# torch first and alone, so that nothing trades it for another build. torch_em wants torchvision, whose compiled part does
+# not load beside a CPU build of torch ("operator torchvision::nms does not exist"): the right release only keeps pip's
+# resolver content, then 0.15.2, which does without the compiled part, takes its place. torch_em needs no more.
+$(TORCH_READY): pyproject.toml constraints.txt
+	@sh .ci/venv $(PYTHON) $(TORCH_VENV)
+	@echo 'installing torch, torch_em and prismcache into $(TORCH_VENV)'
+	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
+	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torchvision==0.28.0 torch-em==0.10.9 s3fs==2026.9.0
+	@$(TORCH_VENV)/bin/$(PIP_INSTALL) --no-deps torchvision==0.15.2
+	@$(TORCH_VENV)/bin/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
+	@touch $@
