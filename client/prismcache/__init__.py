@@ -1,0 +1,153 @@
+"""Training-ready E11bio PRISM crops: pulled from S3 once for the whole lab, verified, aligned, cached as HDF5.
+
+::
+
+    from prismcache import PrismClient
+
+    paths = PrismClient().ensure("instance", [0, 5])
+
+Names are imported when they are first used, so that ``import prismcache`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prismcache import errors
+    from prismcache.aio import AsyncPrismClient
+    from prismcache.client import PrismClient
+    from prismcache.config import Settings
+    from prismcache.errors import (
+        ConfigError,
+        CropCorruptError,
+        CropInUseError,
+        CropNotCachedError,
+        EnsureTimeoutError,
+        ForbiddenError,
+        InvalidSourceError,
+        JobCancelledError,
+        MemoryLimitError,
+        MisalignedError,
+        MissingChunksError,
+        MissingChunksWarning,
+        MissingExtraError,
+        NoSpaceError,
+        PrismError,
+        QuotaExceededError,
+        RequestError,
+        ServiceBusyError,
+        ServiceError,
+        ServiceUnreachableError,
+        SourceChangedError,
+        SourceCorruptError,
+        SourceDeniedError,
+        SourceError,
+        SourceUnreachableError,
+        StorageError,
+        StorageUnwritableError,
+        UnauthorizedError,
+        UnknownChannelError,
+        UnknownCropError,
+        UnknownJobError,
+        UnknownLeaseError,
+        UnknownSplitError,
+        WorkerError,
+    )
+    from prismcache.schema import (
+        CropFile,
+        CropInfo,
+        CropProgress,
+        Job,
+        Problem,
+        Split,
+        State,
+        Verdict,
+        VerifyResult,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AsyncPrismClient",
+    "ConfigError",
+    "CropCorruptError",
+    "CropFile",
+    "CropInUseError",
+    "CropInfo",
+    "CropNotCachedError",
+    "CropProgress",
+    "EnsureTimeoutError",
+    "ForbiddenError",
+    "InvalidSourceError",
+    "Job",
+    "JobCancelledError",
+    "MemoryLimitError",
+    "MisalignedError",
+    "MissingChunksError",
+    "MissingChunksWarning",
+    "MissingExtraError",
+    "NoSpaceError",
+    "PrismClient",
+    "PrismError",
+    "Problem",
+    "QuotaExceededError",
+    "RequestError",
+    "ServiceBusyError",
+    "ServiceError",
+    "ServiceUnreachableError",
+    "Settings",
+    "SourceChangedError",
+    "SourceCorruptError",
+    "SourceDeniedError",
+    "SourceError",
+    "SourceUnreachableError",
+    "Split",
+    "State",
+    "StorageError",
+    "StorageUnwritableError",
+    "UnauthorizedError",
+    "UnknownChannelError",
+    "UnknownCropError",
+    "UnknownJobError",
+    "UnknownLeaseError",
+    "UnknownSplitError",
+    "Verdict",
+    "VerifyResult",
+    "WorkerError",
+    "__version__",
+    "errors",
+]
+
+_HOMES = {"AsyncPrismClient": "aio", "PrismClient": "client", "Settings": "config"}
+_SCHEMA = frozenset(
+    {"CropFile", "CropInfo", "CropProgress", "Job", "Problem", "Split", "State", "Verdict", "VerifyResult"}
+)
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return import_module("prismcache.errors")
+    if name == "__version__":
+        value: object = _version()
+    elif name in __all__:
+        home = _HOMES.get(name, "schema" if name in _SCHEMA else "errors")
+        value = getattr(import_module(f"prismcache.{home}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("prismcache")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"

@@ -1,0 +1,65 @@
+"""What a visible mount says to be cached, for when there is no service to ask: its manifests are the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prismcache.layout import FORMAT_VERSION, Manifest, crop_path, manifest_path
+from prismcache.schema import CropFile, CropProgress, Job, JobRequest, Split, State
+
+ID = "known"
+"""Id of the job that stands for an answer without a service."""
+
+
+def known_job(request: JobRequest, mount: Path | None) -> Job | None:
+    """A final job for `request`, if the mount has a manifest that serves each of its crops; else None.
+
+    Which crops are published is the service's to say, so a request for all is never known.
+    """
+    if mount is None or request.crops is None:
+        return None
+    files = [_known_file(mount, request, crop) for crop in request.crops]
+    crops = tuple(CropProgress(crop=file.crop, state=State.DONE, file=file) for file in files if file is not None)
+    if len(crops) < len(files):
+        return None
+    return Job(
+        id=ID,
+        revision=0,
+        state=State.DONE,
+        split=request.split,
+        channels=request.channels,
+        crops=crops,
+        strict=request.strict,
+    )
+
+
+def _known_file(mount: Path, request: JobRequest, crop: int) -> CropFile | None:
+    for channels in (None, request.channels):
+        file = _read(mount, request.split, crop, channels)
+        if file is not None and _serves(file, request):
+            return file
+    return None
+
+
+def _read(mount: Path, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile | None:
+    try:
+        manifest = Manifest.model_validate_json((mount / manifest_path(split, crop, channels)).read_bytes())
+    except (OSError, ValueError):
+        return None
+    fits = manifest.complete if channels is None else manifest.channels == channels
+    if not fits or (manifest.split, manifest.crop) != (split, crop) or manifest.format_version > FORMAT_VERSION:
+        return None
+    return CropFile(
+        split=split,
+        crop=crop,
+        channels=manifest.channels,
+        path=str(mount / crop_path(split, crop, channels)),
+        size=manifest.size,
+        sha256=manifest.sha256,
+        missing_chunks=manifest.missing_chunks,
+    )
+
+
+def _serves(file: CropFile, request: JobRequest) -> bool:
+    enough = request.channels is None or set(request.channels) <= set(file.channels)
+    return enough and not (request.strict and file.missing_chunks)

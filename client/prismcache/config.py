@@ -1,0 +1,120 @@
+"""Settings: arguments first, then ``PRISMCACHE_*`` in the environment, then defaults.
+
+Plain pydantic rather than pydantic-settings, whose import alone takes longer than the rest of the client's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from prismcache.errors import ConfigError
+
+ENV_PREFIX = "PRISMCACHE_"
+
+
+class Settings(BaseModel):
+    """All settings of client and embedded pipeline, immutable.
+
+    Attributes
+    ----------
+    url, token
+        The lab's service and this user's token; without a URL the pipeline runs embedded.
+    root
+        The cache folder; with a service, this machine's mount of the service's root. Default: the user's cache folder,
+        which is no mount: files of a service are then downloaded.
+    downloads
+        Where files of a service go that the mount does not show; also notes of which files were found right.
+    s3_endpoint_url, s3_bucket, s3_prefix, s3_region
+        Where the crops are published; no endpoint means AWS itself.
+    s3_anonymous
+        Unsigned requests; false takes credentials from the usual AWS chain.
+    s3_concurrency
+        Objects in flight for one crop.
+    s3_object_timeout
+        Seconds that one object may take, retries included, before the source counts as unreachable.
+    s3_bandwidth_limit
+        Bytes a second that all crops together may fetch ("50MB"); None for no limit.
+    memory_limit
+        Peak resident memory of the process that makes a crop, in bytes ("400MB", "1GiB").
+    workers
+        Crops made at the same time, each in a process of its own.
+    decode_threads
+        Threads that decode and encode, for one crop; 0 takes one per core.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    url: str | None = None
+    token: SecretStr | None = None
+    root: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False))]
+    downloads: Annotated[
+        Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "downloads")
+    ]
+    s3_endpoint_url: str | None = None
+    s3_bucket: str = "e11bio-prism"
+    s3_prefix: str = "ls/models/training_data"
+    s3_region: str = "us-east-1"
+    s3_anonymous: bool = True
+    s3_concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    s3_object_timeout: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    s3_bandwidth_limit: Annotated[ByteSize, Field(ge=100_000)] | None = None
+    memory_limit: Annotated[ByteSize, Field(ge=200_000_000)] = ByteSize(400_000_000)
+    workers: Annotated[int, Field(ge=1, le=256)] = 2
+    decode_threads: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @property
+    def mount(self) -> Path | None:
+        """This machine's view of a service's root: `root` where it was given, else nothing."""
+        return self.root if "root" in self.model_fields_set else None
+
+    @field_validator("root", "downloads", mode="after")
+    @classmethod
+    def _absolute_folder(cls, folder: Path) -> Path:
+        return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose
+
+    @field_validator("s3_prefix", mode="after")
+    @classmethod
+    def _bare_prefix(cls, prefix: str) -> str:
+        return prefix.strip("/")
+
+    @field_validator("url", "s3_endpoint_url", mode="after")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return url.rstrip("/") if url else None
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Self:
+        """Settings from `arguments` that are not None, else the environment, else defaults.
+
+        Raises
+        ------
+        ConfigError
+            If a value cannot be used; names the setting and the reason.
+        """
+        values: dict[str, Any] = {}
+        for key, value in (os.environ if environ is None else environ).items():
+            name = key.removeprefix(ENV_PREFIX).lower()
+            if key.startswith(ENV_PREFIX) and name in cls.model_fields and value != "":
+                values[name] = value
+        values |= {name: value for name, value in arguments.items() if value is not None}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise _config_error(error) from None
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    return ConfigError(
+        f"setting {name!r} is unusable: {first['msg']}",
+        remedy=f"Change {ENV_PREFIX}{name.upper()} or the argument {name!r}.",
+    )

@@ -1,0 +1,262 @@
+"""Everything that can go wrong, as one tree with a stable ``code`` for each kind.
+
+::
+
+    PrismError
+    ├── ConfigError                 config_invalid        a setting is missing or unusable
+    │   └── MissingExtraError       missing_extra         an optional dependency is not installed
+    ├── RequestError                invalid_request       the request cannot be met as asked
+    │   ├── UnknownSplitError       unknown_split
+    │   ├── UnknownCropError        unknown_crop
+    │   └── UnknownChannelError     unknown_channel
+    ├── SourceError                 source_error          the bucket, or what it holds
+    │   ├── SourceUnreachableError  source_unreachable    no usable answer by the deadline
+    │   ├── SourceDeniedError       source_denied         401 or 403
+    │   ├── SourceCorruptError      source_corrupt        a listed object is absent, short or altered
+    │   ├── SourceChangedError      source_changed        the crop changed while it was fetched, twice
+    │   ├── InvalidSourceError      invalid_source        metadata or values that are no PRISM crop
+    │   │   └── MisalignedError     misaligned            raw cannot be cut to the labels' voxels
+    │   └── MissingChunksError      missing_chunks        absent chunks, refused by ``strict``
+    ├── StorageError                storage_error         the cache folder
+    │   ├── NoSpaceError            no_space
+    │   └── StorageUnwritableError  storage_unwritable
+    │   └── QuotaExceededError      quota_exceeded        larger than the cache may ever be
+    ├── CropNotCachedError          not_cached            asked for a file that is not in the cache
+    ├── CropInUseError              crop_in_use           pinned or leased, so not to be removed
+    ├── CropCorruptError            crop_corrupt          a cached file that does not match its manifest
+    ├── MemoryLimitError            memory_limit          the limit is too small for the crop's chunks
+    ├── WorkerError                 worker_failed         a worker process died or gave up
+    ├── EnsureTimeoutError          timeout               the caller's time ran out (the work may go on)
+    ├── JobCancelledError           cancelled
+    ├── UnknownJobError             unknown_job           no such job, or it was forgotten
+    ├── UnknownLeaseError           unknown_lease         no such lease, or it has run out
+    └── ServiceError                service_error         the remote service
+        ├── ServiceUnreachableError service_unreachable
+        ├── ServiceBusyError        busy                  a limit is reached; try again later
+        ├── UnauthorizedError       unauthorized          no token, or not a valid one
+        └── ForbiddenError          forbidden             the token's role does not allow it
+
+``str(error)`` is one sentence that names the thing and the value; ``error.remedy`` says what to do. An error
+crosses process and HTTP borders as a `Problem` and comes back as the same class.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from prismcache.schema import Problem
+
+
+class PrismError(Exception):
+    """Base of all prismcache errors.
+
+    Parameters
+    ----------
+    message
+        One sentence that names the thing and the value.
+    remedy
+        What the reader can do about it; defaults to the class's own advice.
+    """
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "prismcache failed"
+    default_remedy: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = self.default_remedy if remedy is None else remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), str(self), self.remedy)
+
+    def to_problem(self) -> Problem:
+        """This error as an RFC 9457 problem."""
+        return Problem(
+            type=f"urn:prismcache:error:{self.code}",
+            title=self.title,
+            status=self.status,
+            code=self.code,
+            detail=str(self),
+            remedy=self.remedy,
+        )
+
+
+def _rebuild(cls: type[PrismError], message: str, remedy: str) -> PrismError:
+    return cls(message, remedy=remedy)
+
+
+class ConfigError(PrismError):
+    code, status, title = "config_invalid", 500, "A setting is missing or unusable"
+
+
+class MissingExtraError(ConfigError):
+    code, title = "missing_extra", "An optional dependency is not installed"
+
+
+class RequestError(PrismError):
+    code, status, title = "invalid_request", 422, "The request cannot be met as asked"
+
+
+class UnknownSplitError(RequestError):
+    code, title = "unknown_split", "No such split"
+    default_remedy = "Ask for 'instance' or 'semantic'."
+
+
+class UnknownCropError(RequestError):
+    code, status, title = "unknown_crop", 404, "No such crop"
+    default_remedy = "`prismcache ls` shows the crops that exist."
+
+
+class UnknownChannelError(RequestError):
+    code, title = "unknown_channel", "The crop lacks this channel"
+    default_remedy = "Channels 0-9 exist in every crop; `prismcache ls` shows each crop's count."
+
+
+class SourceError(PrismError):
+    code, status, title = "source_error", 502, "The source bucket failed"
+
+
+class SourceUnreachableError(SourceError):
+    code, status, title = "source_unreachable", 503, "The source bucket gives no usable answer"
+    default_remedy = "Check the network and PRISMCACHE_S3_ENDPOINT_URL; crops already cached stay usable."
+
+
+class SourceDeniedError(SourceError):
+    code, title = "source_denied", "The source bucket refuses access"
+    default_remedy = (
+        "Check PRISMCACHE_S3_BUCKET and PRISMCACHE_S3_PREFIX; for a private bucket set PRISMCACHE_S3_ANONYMOUS=false "
+        "and give credentials the usual AWS way."
+    )
+
+
+class SourceCorruptError(SourceError):
+    code, title = "source_corrupt", "An object of the source is absent, short or altered"
+    default_remedy = "Try again; if it stays, the bucket or something between it and you damages data."
+
+
+class SourceChangedError(SourceError):
+    code, status, title = "source_changed", 503, "The source changed while it was fetched"
+    default_remedy = "Try again when the upload to the bucket is over."
+
+
+class InvalidSourceError(SourceError):
+    code, title = "invalid_source", "The source is not a PRISM crop that can be read"
+    default_remedy = "This is wrong in the bucket; report it to the data's owner."
+
+
+class MisalignedError(InvalidSourceError):
+    code, title = "misaligned", "Raw cannot be cut to the labels' voxels"
+
+
+class MissingChunksError(SourceError):
+    code, title = "missing_chunks", "Chunks are absent from the source"
+    default_remedy = "Leave out strict to take absent chunks as zarr's fill value, as zarr itself does."
+
+
+class StorageError(PrismError):
+    code, status, title = "storage_error", 503, "The cache folder failed"
+
+
+class NoSpaceError(StorageError):
+    code, status, title = "no_space", 507, "The cache folder is full"
+    default_remedy = "Free space (`prismcache rm`), or point PRISMCACHE_ROOT at a larger disk."
+
+
+class StorageUnwritableError(StorageError):
+    code, title = "storage_unwritable", "The cache folder cannot be written"
+    default_remedy = "Point PRISMCACHE_ROOT at a folder you may write, or have its permissions changed."
+
+
+class QuotaExceededError(StorageError):
+    code, status, title = "quota_exceeded", 422, "Larger than the cache may ever be"
+    default_remedy = "Ask for fewer channels, or have the service's PRISMCACHE_MAX_BYTES raised."
+
+
+class CropInUseError(PrismError):
+    code, status, title = "crop_in_use", 409, "The crop is pinned or leased"
+    default_remedy = "Wait for the training that uses it, or unpin it."
+
+
+class CropNotCachedError(PrismError):
+    code, status, title = "not_cached", 404, "The crop is not in the cache"
+    default_remedy = "`prismcache ensure` fetches it."
+
+
+class CropCorruptError(PrismError):
+    code, status, title = "crop_corrupt", 500, "A cached file does not match its manifest"
+    default_remedy = "`prismcache verify --repair` sets it aside and fetches it again."
+
+
+class MemoryLimitError(PrismError):
+    code, status, title = "memory_limit", 507, "The memory limit is too small for the crop's chunks"
+    default_remedy = "Raise PRISMCACHE_MEMORY_LIMIT."
+
+
+class WorkerError(PrismError):
+    code, status, title = "worker_failed", 500, "A worker process died"
+    default_remedy = "Try again; the log names the signal or the error. Out of memory? Lower PRISMCACHE_MEMORY_LIMIT."
+
+
+class EnsureTimeoutError(PrismError):
+    code, status, title = "timeout", 504, "The time given ran out"
+    default_remedy = "Call again with more time: crops that are cached by then count."
+
+
+class JobCancelledError(PrismError):
+    code, status, title = "cancelled", 409, "The job was cancelled"
+
+
+class UnknownJobError(PrismError):
+    code, status, title = "unknown_job", 404, "No such job"
+    default_remedy = "Submit the request again: crops that are cached count."
+
+
+class UnknownLeaseError(PrismError):
+    code, status, title = "unknown_lease", 404, "No such lease"
+    default_remedy = "Ask for a new one."
+
+
+class ServiceError(PrismError):
+    code, status, title = "service_error", 502, "The prismcache service failed"
+
+
+class ServiceUnreachableError(ServiceError):
+    code, status, title = "service_unreachable", 503, "The prismcache service gives no answer"
+    default_remedy = "Check PRISMCACHE_URL and that the service runs."
+
+
+class ServiceBusyError(ServiceError):
+    code, status, title = "busy", 429, "The service is at a limit"
+    default_remedy = "Try again after the seconds that Retry-After gives."
+
+
+class UnauthorizedError(ServiceError):
+    code, status, title = "unauthorized", 401, "The prismcache service refuses the token"
+    default_remedy = "Set PRISMCACHE_TOKEN to a token that your service's keeper made with `prismcache token create`."
+
+
+class MissingChunksWarning(UserWarning):
+    """A crop holds zarr's fill value where chunks are absent from the bucket."""
+
+
+class ForbiddenError(ServiceError):
+    code, status, title = "forbidden", 403, "The token's role does not allow this"
+    default_remedy = "Ask your service's keeper for a token with a role that may."
+
+
+def error_classes() -> dict[str, type[PrismError]]:
+    """Every error class by its code."""
+    found: dict[str, type[PrismError]] = {}
+    pending: list[type[PrismError]] = [PrismError]
+    while pending:
+        cls = pending.pop()
+        found[cls.code] = cls
+        pending.extend(cls.__subclasses__())
+    return found
+
+
+def error_from_problem(problem: Problem) -> PrismError:
+    """The error that `problem` describes, as its own class (`PrismError` for a code this version does not know)."""
+    cls = error_classes().get(problem.code, PrismError)
+    return cls(problem.detail, remedy=problem.remedy)

@@ -1,0 +1,189 @@
+"""The remote backend: the lab's service over HTTP, and its files on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prismcache._download import Downloader, downloads_of
+from prismcache._http import Connection
+from prismcache._known import known_job
+from prismcache._leases import LeaseKeeper, keeper
+from prismcache._retry import BRIEF, ONCE, Patience
+from prismcache._verified import VerifiedFiles
+from prismcache.api import ServiceApi
+from prismcache.config import Settings
+from prismcache.errors import PrismError, ServiceBusyError, ServiceUnreachableError, UnknownJobError
+from prismcache.resolve import GRACE, Resolver
+from prismcache.schema import (
+    CropFile,
+    CropInfo,
+    Job,
+    JobRequest,
+    LeaseRequest,
+    Split,
+    State,
+    VerifyRequest,
+    VerifyResult,
+)
+
+if TYPE_CHECKING:
+    import httpx2
+
+_log = logging.getLogger("prismcache")
+
+
+def create_backend(settings: Settings) -> RemoteBackend:
+    """Entry point ``remote`` of the group ``prismcache.backends``; to be called on the event loop that uses it."""
+    return RemoteBackend(settings)
+
+
+class RemoteBackend:
+    """A `prismcache.backend.Backend` on a service.
+
+    Restarts of the service are ridden out: it keeps its jobs, and a job that it forgot is submitted again, once. What
+    the mount shows to be cached is found even while there is no service.
+
+    Parameters
+    ----------
+    settings
+        URL and token of the service; `root`, if it was given, is this machine's mount of the service's root.
+    transport
+        Send requests through this instead of the network. It remains yours.
+    patience
+        How long to go on asking a service that does not answer.
+    leases
+        Who renews leases; default: the process's own keeper.
+    grace
+        Seconds between further looks for a file that the mount does not show yet.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        patience: Patience | None = None,
+        leases: LeaseKeeper | None = None,
+        grace: tuple[float, ...] = GRACE,
+    ) -> None:
+        self._settings = settings
+        self._api = ServiceApi(Connection(settings, transport=transport, patience=patience))
+        verified = VerifiedFiles(settings.downloads / ".verified")
+        self._downloader = Downloader(self._api.connection, verified)
+        downloads = downloads_of(settings.downloads, self._api.connection.url)
+        self._resolver = Resolver(settings.mount, downloads, verified, self._fetch, grace=grace)
+        self._leases = leases or keeper()
+        self._holder = object()  # not this backend itself, which the keeper would keep alive
+        self._leased: set[tuple[Split, int]] = set()
+        self._requests: dict[str, JobRequest] = {}
+        self._forgotten: set[str] = set()
+
+    async def submit(self, request: JobRequest) -> Job:
+        try:
+            job = await self._api.submit(request, patience=ONCE)
+        except (ServiceUnreachableError, ServiceBusyError) as error:
+            known = await asyncio.to_thread(known_job, request, self._resolver.mount)
+            if known is not None:
+                _log.info("%s; what is asked for is cached on %s", error, self._resolver.mount)
+                return known
+            job = await self._api.submit(request)
+        return await self._follow(job, request)
+
+    async def wait(self, job: Job, timeout: float) -> Job:  # noqa: ASYNC109 - the deadline of a long poll
+        request = self._requests.get(job.id)
+        if request is None:  # it was final when it was submitted
+            return job
+        try:
+            newer = await self._api.wait(job, timeout)
+        except UnknownJobError:
+            if job.id in self._forgotten:
+                raise
+            newer = await self._api.submit(request)
+            self._forgotten.add(newer.id)
+            del self._requests[job.id]
+        return await self._follow(newer, request)
+
+    async def cancel(self, job: Job) -> None:
+        if self._requests.pop(job.id, None) is not None:
+            with suppress(UnknownJobError, ServiceUnreachableError):
+                await self._api.cancel(job.id, patience=BRIEF)
+
+    async def local_path(self, file: CropFile) -> str:
+        path = await self._resolver.path(file)
+        if not self._is_shared(path):
+            self._leases.release(self._holder, [(file.split.value, file.crop)])  # its copy here cannot be evicted there
+        return str(path)
+
+    async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
+        return await self._api.catalog(split, refresh=refresh)
+
+    async def describe(self, split: Split, crop: int) -> CropInfo:
+        return await self._api.crop(split, crop)
+
+    async def verify(
+        self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False
+    ) -> list[VerifyResult]:
+        chosen = None if crops is None else tuple(dict.fromkeys(crops))
+        return await self._api.verify(VerifyRequest(split=split, crops=chosen, repair=repair))
+
+    async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
+        cached = [info.crop for info in await self._api.catalog(split) if info.files]
+        chosen = [crop for crop in cached if crops is None or crop in crops]
+        await self._unlease(split, chosen)
+        return [file for crop in chosen for file in await self._api.evict(split, crop)]
+
+    async def aclose(self) -> None:
+        """Cancel unfinished jobs, let go of the leases, close the connection."""
+        self._leases.release(self._holder)
+        jobs, self._requests = list(self._requests), {}
+        with suppress(PrismError):
+            await asyncio.gather(*(self._api.cancel(job, patience=ONCE) for job in jobs), return_exceptions=True)
+        await self._api.aclose()
+
+    def hand_over(self) -> None:
+        """Leave the leases to the process, for a client that was dropped without being closed."""
+        self._leases.hand_over(self._holder)
+
+    async def _follow(self, job: Job, request: JobRequest) -> Job:
+        """Take note of a snapshot, and protect what it says is ready before anybody is told."""
+        if job.state.is_final:
+            self._requests.pop(job.id, None)
+        else:
+            self._requests[job.id] = request
+        await self._lease(job.split, (crop.crop for crop in job.crops if crop.state is State.DONE))
+        return job
+
+    async def _lease(self, split: Split, crops: Iterable[int]) -> None:
+        fresh = [crop for crop in crops if (split, crop) not in self._leased]
+        if not fresh:
+            return
+        self._leased.update((split, crop) for crop in fresh)
+        try:
+            lease = await self._api.lease(LeaseRequest(split=split, crops=tuple(fresh)))
+        except PrismError as error:  # a crop without a lease is as good, only easier to evict
+            _log.debug("no lease on %s/%s: %s", split.value, fresh, error)
+            self._leased.difference_update((split, crop) for crop in fresh)
+            return
+        self._leases.keep(self._settings, lease, self._holder)
+
+    async def _unlease(self, split: Split, crops: Sequence[int]) -> None:
+        """Let go of these crops at once, so that this client's own leases do not keep it from removing them."""
+        for lease, wanted in self._leases.take_back(self._holder):
+            if lease.split is not split or wanted.isdisjoint(crops):
+                self._leases.keep(self._settings, lease, self._holder)
+                continue
+            with suppress(PrismError):
+                await self._api.release(lease.id)
+            self._leased.difference_update((split, crop) for crop in wanted)
+            await self._lease(split, sorted(wanted.difference(crops)))
+
+    async def _fetch(self, file: CropFile, target: Path) -> None:
+        await self._downloader.fetch(file, target, lambda: self._resolver.is_downloaded(file))
+
+    def _is_shared(self, path: Path) -> bool:
+        return self._resolver.mount is not None and path.is_relative_to(self._resolver.mount)
