@@ -1,0 +1,1 @@
+"""How one crop travels from the bucket to a file."""

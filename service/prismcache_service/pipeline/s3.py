@@ -1,0 +1,263 @@
+"""Crops in an S3 bucket, through aiobotocore.
+
+There is exactly one retry layer, here: the SDK makes one attempt, and our full-jitter loop covers the body as well,
+which the SDK's own retries do not. Length and digest are checked inside the loop, so damage on the way is retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from aiolimiter import AsyncLimiter
+from botocore import UNSIGNED
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from prismcache.config import Settings
+from prismcache.errors import (
+    ConfigError,
+    SourceChangedError,
+    SourceCorruptError,
+    SourceDeniedError,
+    SourceError,
+    SourceUnreachableError,
+)
+from prismcache.layout import SourceObject
+from prismcache_service.pipeline.source import Source, check_digest, plain_md5
+
+T = TypeVar("T")
+
+# Ten attempts ride out half of all answers failing for one object; sixteen do so for thousands. A listing is the first
+# contact, where an unreachable endpoint should be reported in seconds.
+_READ_ATTEMPTS = 16
+_LIST_ATTEMPTS = 5
+_CONNECT_TIMEOUT_S = 5.0
+_MAX_STALL_S = 15.0
+_MIN_BYTES_PER_S = 1024
+_PERMANENT = frozenset({400, 405, 409, 411, 413, 416, 501})
+_CONNECTION_ERRORS = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+
+class _RetryableError(Exception):
+    """One attempt failed in a way that another may not; `error` is what to say when none is left."""
+
+    def __init__(self, error: SourceError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class S3Source(Source):
+    """A bucket's folder. Made by `open_s3`, which owns the connections.
+
+    Parameters
+    ----------
+    client
+        An aiobotocore S3 client that makes one attempt a request.
+    settings
+        Bucket, prefix, concurrency and deadlines.
+    executor
+        Threads for digests, so that the event loop never hashes.
+    """
+
+    def __init__(self, client: Any, settings: Settings, executor: Executor) -> None:
+        self._client = client
+        self._settings = settings
+        self._executor = executor
+        self._in_flight = asyncio.Semaphore(settings.s3_concurrency)
+        # The limit is shared out evenly: every worker process has a source of its own.
+        limit = settings.s3_bandwidth_limit
+        self._pace = None if limit is None else AsyncLimiter(limit / settings.workers, 1.0)
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._settings.s3_bucket}/{self._settings.s3_prefix}".rstrip("/")
+
+    @property
+    def endpoint(self) -> str:
+        return self._settings.s3_endpoint_url or f"S3 in {self._settings.s3_region}"
+
+    async def list_objects(self, folder: str) -> dict[str, SourceObject]:
+        prefix = self._key(folder, "")
+        found: dict[str, SourceObject] = {}
+        async for page in self._pages(prefix, delimiter=""):
+            for entry in page.get("Contents", ()):
+                key = entry["Key"].removeprefix(prefix)
+                found[key] = SourceObject(key=key, size=entry["Size"], etag=entry.get("ETag", "").strip('"'))
+        return found
+
+    async def list_folders(self, folder: str) -> list[str]:
+        prefix = self._key(folder, "")
+        return [
+            entry["Prefix"].removeprefix(prefix).rstrip("/")
+            async for page in self._pages(prefix, delimiter="/")
+            for entry in page.get("CommonPrefixes", ())
+        ]
+
+    async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+        async def attempt() -> memoryview:
+            async with self._in_flight:
+                view = await self._read_body(folder, item, into)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, check_digest, item, view)
+            except SourceCorruptError as error:
+                raise _RetryableError(error) from None
+            return view
+
+        return await self._retrying(attempt, f"object {item.key!r} of {self.url}/{folder}", _READ_ATTEMPTS)
+
+    def _key(self, folder: str, name: str) -> str:
+        return "/".join(part for part in (self._settings.s3_prefix, folder) if part) + f"/{name}"
+
+    async def _pages(self, prefix: str, delimiter: str) -> AsyncIterator[dict[str, Any]]:
+        what = f"listing of s3://{self._settings.s3_bucket}/{prefix}"
+        token: dict[str, str] = {}
+        while True:
+            request = {"Bucket": self._settings.s3_bucket, "Prefix": prefix, "Delimiter": delimiter, **token}
+            page = await self._retrying(partial(self._page, what, request), what, _LIST_ATTEMPTS)
+            yield page
+            if not page["IsTruncated"]:
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _page(self, what: str, request: dict[str, str]) -> dict[str, Any]:
+        page: dict[str, Any] = await self._client.list_objects_v2(**request)
+        # botocore takes any 200 for a listing, and one that is none for one without keys: whatever is missing from it
+        # would count as absent from the bucket, and become fill values.
+        complete = "IsTruncated" in page and (not page["IsTruncated"] or "NextContinuationToken" in page)
+        if not complete or page.get("Prefix") != request["Prefix"]:
+            raise _RetryableError(
+                SourceUnreachableError(f"{what}: {self.endpoint} answers 200 with what is no listing")
+            )
+        return page
+
+    async def _read_body(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+        # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
+        condition = {} if plain_md5(item.etag) or not item.etag else {"IfMatch": f'"{item.etag}"'}
+        answer = await self._client.get_object(
+            Bucket=self._settings.s3_bucket, Key=self._key(folder, item.key), **condition
+        )
+        response: aiohttp.ClientResponse = answer["Body"].raw_stream
+        try:
+            length = await self._fill(response.content, item, into)
+        except BaseException:
+            response.close()  # a connection with an unread rest cannot be used again
+            raise
+        if length != item.size:
+            raise _RetryableError(
+                SourceCorruptError(f"object {item.key!r} came with {length} bytes, its listing says {item.size}")
+            )
+        return memoryview(into)[:length]
+
+    async def _fill(self, stream: aiohttp.StreamReader, item: SourceObject, into: bytearray) -> int:
+        """Copy the body into `into`; stops after one byte too many. Gives up on a stream slower than 1 KiB/s."""
+        window = min(_MAX_STALL_S, self._settings.s3_object_timeout / 4)
+        loop = asyncio.get_running_loop()
+        filled, mark, mark_at = 0, 0, loop.time()
+        while piece := await stream.readany():
+            end = filled + len(piece)
+            if end > item.size:
+                return end
+            into[filled:end] = piece
+            filled = end
+            if self._pace is not None:
+                await self._pace.acquire(min(len(piece), self._pace.max_rate))
+            if (elapsed := loop.time() - mark_at) > window:
+                if filled - mark < _MIN_BYTES_PER_S * elapsed:
+                    raise TimeoutError(f"less than {_MIN_BYTES_PER_S} bytes/s for {elapsed:.0f} s")
+                mark, mark_at = filled, loop.time()
+        return filled
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[T]], what: str, attempts: int) -> T:
+        """`attempt` until it succeeds, fails for good, or attempts or the object's time run out."""
+        last: SourceError | None = None
+        policy = AsyncRetrying(
+            retry=retry_if_exception_type(_RetryableError),
+            wait=wait_random_exponential(multiplier=0.1, max=5.0),  # full jitter: uniform in [0, 0.1 s · 2^n]
+            stop=stop_after_attempt(attempts),
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(self._settings.s3_object_timeout):
+                async for trial in policy:
+                    with trial:
+                        try:
+                            return await attempt()
+                        except _RetryableError as failure:
+                            last = failure.error
+                            raise
+                        except _CONNECTION_ERRORS as error:
+                            last = self._unreachable(what, error)
+                            raise _RetryableError(last) from error
+                        except ClientError as error:
+                            last = self._refused(what, error)
+                            if isinstance(last, SourceUnreachableError):
+                                raise _RetryableError(last) from error
+                            raise last from error
+        except TimeoutError:
+            raise last or self._unreachable(what, TimeoutError("no answer")) from None
+        except _RetryableError as failure:
+            raise failure.error from failure.__cause__
+        raise AssertionError("the retry loop always returns or raises")
+
+    def _unreachable(self, what: str, error: BaseException) -> SourceUnreachableError:
+        reason = str(error) or type(error).__name__
+        return SourceUnreachableError(f"{what}: {self.endpoint} does not answer: {reason}")
+
+    def _refused(self, what: str, error: ClientError) -> SourceError:
+        """The typed error for an HTTP error answer (`SourceUnreachableError` for those worth a retry)."""
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code = error.response.get("Error", {}).get("Code", "")
+        said = f"{what}: {self.endpoint} answers {status} {code}".rstrip()
+        if status in {401, 403}:
+            return SourceDeniedError(said)
+        if code == "NoSuchBucket":
+            return ConfigError(said, remedy="Check PRISMCACHE_S3_BUCKET.")  # type: ignore[return-value]
+        if status == 404:
+            return SourceCorruptError(f"{said}, though it was listed")
+        if status == 412:
+            return SourceChangedError(f"{said}: it changed since it was listed")
+        if status in _PERMANENT or 300 <= status < 400:
+            return SourceError(said)
+        return SourceUnreachableError(said)
+
+
+@asynccontextmanager
+async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Source]:
+    """The source that `settings` name, with its connections open for the time of the block.
+
+    Raises
+    ------
+    ConfigError
+        If the endpoint is no URL or credentials were asked for and there are none.
+    """
+    plain = (settings.s3_endpoint_url or "").startswith("http://")
+    config = AioConfig(
+        signature_version=UNSIGNED if settings.s3_anonymous else None,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=settings.s3_concurrency + 2,  # a listing never waits behind bodies
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=min(_MAX_STALL_S, settings.s3_object_timeout / 2),
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",  # ours are length and digest of every object
+        s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
+    )
+    try:
+        context = get_session().create_client(
+            "s3",
+            region_name=settings.s3_region,
+            endpoint_url=settings.s3_endpoint_url,
+            config=config,
+            verify=False if plain else None,
+        )
+        async with context as client:
+            yield S3Source(client, settings, executor)
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(f"the S3 settings are unusable: {error}") from error

@@ -1,0 +1,75 @@
+"""The interface of a source of crops: folders of immutable objects that are listed before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from prismcache.errors import SourceCorruptError
+from prismcache.layout import SourceObject
+
+_PLAIN_MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+class Source(ABC):
+    """Crops' objects, by folder. All methods raise `prismcache.errors.SourceError` classes only."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where the folders lie, e.g. ``s3://e11bio-prism/ls/models/training_data``."""
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> str:
+        """The server asked, for messages and manifests."""
+
+    @abstractmethod
+    async def list_objects(self, folder: str) -> dict[str, SourceObject]:
+        """Every object below `folder`, by key relative to it; empty for a folder that does not exist."""
+
+    @abstractmethod
+    async def list_folders(self, folder: str) -> list[str]:
+        """Names of the folders directly below `folder`."""
+
+    @abstractmethod
+    async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+        """The whole of one listed object, verified, as a view of the first `item.size` bytes of `into`.
+
+        Raises
+        ------
+        SourceCorruptError
+            If the object that was listed cannot be had with that length and digest.
+        """
+
+
+def plain_md5(etag: str) -> str | None:
+    """The MD5 digest (hex) that an ETag is, or None for ETags that are no digest of the body (multipart, encrypted)."""
+    bare = etag.strip('"').lower()
+    return bare if _PLAIN_MD5.fullmatch(bare) else None
+
+
+def check_digest(item: SourceObject, data: memoryview) -> None:
+    """Compare a body with the MD5 that its listing gave, where it gave one.
+
+    Raises
+    ------
+    SourceCorruptError
+        If they differ.
+    """
+    listed = plain_md5(item.etag)
+    if listed is None:
+        return
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if found != listed:
+        raise SourceCorruptError(f"object {item.key!r} has MD5 {found}, its listing says {listed}")
+
+
+def fingerprint(objects: Iterable[SourceObject]) -> str:
+    """SHA-256 (hex) over keys, sizes and ETags: equal for equal content of a crop's folder."""
+    digest = hashlib.sha256()
+    for item in sorted(objects, key=lambda item: item.key):
+        digest.update(f"{item.key}\0{item.size}\0{item.etag}\n".encode())
+    return digest.hexdigest()

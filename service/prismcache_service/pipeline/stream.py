@@ -1,0 +1,292 @@
+"""Running a plan: fetch → decode → place → deflate → write, all at once, in bounded memory.
+
+* *Slots* hold fetched objects. They are taken in the plan's order, so fetching runs ahead only as far as they reach.
+* *Blocks* hold decoded voxels. They open in canonical order, as buffers come free; an object is decoded once every
+  block it fills is open. A full block is deflated, its buffer goes to the next one, and the chunks go to the writer.
+* Decoding, relabelling and deflating run in `executor`'s threads and release the GIL; HDF5 has a thread of its own.
+
+The order in which slots and blocks are given out makes a deadlock impossible: what the earliest unfinished block
+waits for always holds, or is next to get, what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from prismcache.errors import SourceCorruptError
+from prismcache.layout import LABELS, raw_dataset
+from prismcache_service.pipeline.budget import Budget
+from prismcache_service.pipeline.codecs import Bytes, DecodeError
+from prismcache_service.pipeline.encode import encode_row
+from prismcache_service.pipeline.hdf5 import CropWriter
+from prismcache_service.pipeline.metadata import CropSource
+from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit
+from prismcache_service.pipeline.relabel import Ids, id_table, relabel, unique_ids
+from prismcache_service.pipeline.source import Source
+from prismcache_service.pipeline.spool import Spool
+
+T = TypeVar("T")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class _Block:
+    """A block while it is filled: its voxels once it is open, and how many visits are still to come."""
+
+    def __init__(self, array: ArrayPlan, box: Box, visits: int) -> None:
+        self.array = array
+        self.box = box
+        self.opened = asyncio.Event()
+        self.filled = asyncio.Event()
+        self.voxels: Array = np.empty((0, 0, 0, 0), np.uint8)
+        self._buffer = bytearray()
+        self._visits_left = visits
+
+    def open(self, buffer: bytearray) -> None:
+        dtype = np.dtype(np.uint32 if self.array.itemsize == 4 else np.uint8)
+        count = int(np.prod(self.box.shape))
+        self._buffer = buffer
+        self.voxels = np.frombuffer(buffer, dtype, count).reshape(self.box.shape)
+        self.opened.set()
+
+    def visited(self) -> None:
+        self._visits_left -= 1
+        if self._visits_left == 0:
+            self.filled.set()
+
+    def close(self) -> bytearray:
+        """Give the buffer up for the next block."""
+        self.voxels = self.voxels[:0]
+        return self._buffer
+
+
+class CropStream:
+    """One crop's way from the bucket into an open file.
+
+    Parameters
+    ----------
+    source, crop, plan, budget
+        Where from, what is there, what to do, and in how much memory.
+    executor
+        Threads that decode and deflate.
+    hdf5_thread
+        A single thread: the only one that calls HDF5.
+    spool
+        Keeps objects that are needed twice.
+    on_fetched
+        Called on the event loop with the size of each object that has been fetched and verified.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        crop: CropSource,
+        plan: CropPlan,
+        budget: Budget,
+        *,
+        executor: Executor,
+        hdf5_thread: Executor,
+        spool: Spool,
+        on_fetched: Callable[[int], None],
+    ) -> None:
+        self._source, self._crop, self._plan = source, crop, plan
+        self._executor, self._hdf5_thread, self._spool = executor, hdf5_thread, spool
+        self._on_fetched = on_fetched
+        self._slots: asyncio.Queue[bytearray] = asyncio.Queue()
+        self._buffers: asyncio.Queue[bytearray] = asyncio.Queue()
+        for _ in range(budget.slots):
+            self._slots.put_nowait(bytearray(budget.slot_bytes))
+        for _ in range(budget.blocks):
+            self._buffers.put_nowait(bytearray(budget.block_bytes))
+        self._labels, self._raw = _blocks(plan.labels), _blocks(plan.raw)
+        # Set once a raw object that will be visited again is in the spool.
+        self._spooled = {visit.key: asyncio.Event() for visit in plan.raw.visits if visit.again}
+        self._ids: list[Ids] = []
+        self._scans_left = sum(not visit.again for visit in plan.labels.visits)
+        self._scanned = asyncio.Event()
+
+    async def run(self, open_writer: Callable[[Ids], CropWriter]) -> CropWriter:
+        """Move the whole crop; `open_writer` gets the table of ids and creates the file.
+
+        Returns
+        -------
+        CropWriter
+            The writer with every chunk written, to be finished and closed by the caller.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._open_blocks())
+            group.create_task(self._fetch_all(group))
+            writing = group.create_task(self._relabel_and_write(group, open_writer))
+        return writing.result()
+
+    async def _open_blocks(self) -> None:
+        for block in (*self._labels, *self._raw):
+            block.open(await self._buffers.get())
+
+    async def _fetch_all(self, group: asyncio.TaskGroup) -> None:
+        for visit in self._plan.labels.visits:
+            if not visit.again:
+                group.create_task(self._scan_labels(visit, await self._slots.get()))
+        for visit in self._plan.raw.visits:
+            group.create_task(self._fill_raw(visit, await self._slots.get()))
+
+    async def _relabel_and_write(
+        self, group: asyncio.TaskGroup, open_writer: Callable[[Ids], CropWriter]
+    ) -> CropWriter:
+        await self._scanned.wait()
+        table = await self._in_thread(id_table, self._ids)
+        writer = await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, open_writer, table)
+        try:
+            group.create_task(self._fill_labels(table))
+            await self._write_blocks(writer)
+        except BaseException:
+            self._hdf5_thread.submit(writer.__exit__, None, None, None)
+            raise
+        return writer
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    async def _fetch(self, visit: Visit, slot: bytearray) -> memoryview | None:
+        """A visit's bytes: from the bucket, or None for an absent chunk and for one that is in the spool."""
+        if visit.item is None or visit.again:
+            return None
+        data = await self._source.read(self._crop.folder, visit.item, slot)
+        self._on_fetched(visit.item.size)
+        return data
+
+    async def _scan_labels(self, visit: Visit, slot: bytearray) -> None:
+        data = await self._fetch(visit, slot)
+        self._ids.append(await self._in_thread(self._scan_chunk, visit, data))
+        self._slots.put_nowait(slot)
+        self._scans_left -= 1
+        if self._scans_left == 0:
+            self._scanned.set()
+
+    def _scan_chunk(self, visit: Visit, data: memoryview | None) -> Ids:
+        if data is not None:
+            self._spool.put(visit.key, data)
+        parts = [unique_ids(part) for _, part in self._pieces(self._plan.labels, visit, data)]
+        return np.unique(np.concatenate(parts))
+
+    async def _fill_labels(self, table: Ids) -> None:
+        running = asyncio.Semaphore(4)  # enough to keep the threads busy; each holds no more than scratch memory
+
+        async def fill(visit: Visit) -> None:
+            async with running:
+                blocks = await self._opened(self._labels, visit)
+                await self._in_thread(self._place_labels, visit, blocks, table)
+            for block in blocks:
+                block.visited()
+
+        async with asyncio.TaskGroup() as group:
+            for visit in self._plan.labels.visits:
+                group.create_task(fill(visit))
+
+    def _place_labels(self, visit: Visit, blocks: Sequence[_Block], table: Ids) -> None:
+        data = None if visit.item is None else self._spool.get(visit.key)
+        for box, part in self._pieces(self._plan.labels, visit, data):
+            _place(box, relabel(part, table), blocks)
+
+    async def _fill_raw(self, visit: Visit, slot: bytearray) -> None:
+        data = await self._fetch(visit, slot)
+        if visit.again:
+            await self._spooled[visit.key].wait()
+        blocks = await self._opened(self._raw, visit)
+        await self._in_thread(self._place_raw, visit, data, blocks)
+        if visit.key in self._spooled:
+            self._spooled[visit.key].set()
+        self._slots.put_nowait(slot)
+        for block in blocks:
+            block.visited()
+
+    def _place_raw(self, visit: Visit, data: memoryview | None, blocks: Sequence[_Block]) -> None:
+        if data is not None and visit.key in self._spooled:
+            self._spool.put(visit.key, data)
+        elif visit.again and visit.item is not None:
+            data = self._spool.get(visit.key)
+        for box, part in self._pieces(self._plan.raw, visit, data):
+            _place(box, part, blocks)
+
+    async def _opened(self, blocks: Sequence[_Block], visit: Visit) -> list[_Block]:
+        chosen = [blocks[number] for number in visit.blocks]
+        for block in chosen:
+            await block.opened.wait()
+        return chosen
+
+    def _pieces(self, array: ArrayPlan, visit: Visit, data: Bytes | None) -> Any:
+        """(box in the array, (C, Z, Y, X) voxels) pairs that tile the part of a visit's object inside the region."""
+        try:
+            yield from _pieces_in_region(array, visit.box, data)
+        except DecodeError as error:
+            raise SourceCorruptError(f"{self._crop.folder}: object {visit.key!r} {error}") from error
+
+    async def _write_blocks(self, writer: CropWriter) -> None:
+        written: asyncio.Future[None] | None = None
+        loop = asyncio.get_running_loop()
+        for block in (*self._labels, *self._raw):
+            await block.filled.wait()
+            rows = [self._in_thread(_encode, block, *place) for place in _chunk_rows(block)]
+            encoded = await asyncio.gather(*rows)
+            self._buffers.put_nowait(block.close())
+            if written is not None:
+                await written  # the block before this one was written while this one was deflated
+            written = loop.run_in_executor(self._hdf5_thread, _write, writer, encoded)
+        if written is not None:
+            await written
+
+
+def _blocks(array: ArrayPlan) -> list[_Block]:
+    visits = [0] * len(array.blocks)
+    for visit in array.visits:
+        for number in visit.blocks:
+            visits[number] += 1
+    return [_Block(array, box, count) for box, count in zip(array.blocks, visits, strict=True)]
+
+
+def _pieces_in_region(array: ArrayPlan, box: Box, data: Bytes | None) -> Any:
+    source = array.source
+    lead = (1,) * (4 - len(source.chunks))  # labels have no channel axis of their own
+    whole = ((0,) * len(source.chunks), None)
+    for origin, decoded in [whole] if data is None else source.codec.pieces(data, source.chunks):
+        inner = source.chunks if data is None or source.codec.sharding is None else source.codec.sharding.inner
+        start = tuple(a + o for a, o in zip(box.start, (*(0 for _ in lead), *origin), strict=True))
+        piece = Box(start, tuple(a + n for a, n in zip(start, (*lead, *inner), strict=True)))
+        part = piece.overlap(array.region)
+        if part is None:
+            continue
+        if decoded is None:
+            yield part, np.broadcast_to(np.array(source.fill_value, source.dtype), part.shape)
+        else:
+            cut = part.moved(tuple(-a for a in start)).slices()
+            yield part, decoded.reshape(piece.shape)[cut]
+
+
+def _place(box: Box, voxels: Array, blocks: Sequence[_Block]) -> None:
+    for block in blocks:
+        part = box.overlap(block.box)
+        if part is not None:
+            to = part.moved(tuple(-a for a in block.box.start)).slices()
+            block.voxels[to] = voxels[part.moved(tuple(-a for a in box.start)).slices()]
+
+
+def _chunk_rows(block: _Block) -> list[tuple[int, int]]:
+    """(channel, Y) of each row of HDF5 chunks in a block, counted within it, in canonical order."""
+    channels, _, height, _ = block.box.shape
+    return [(c, y) for c in range(channels) for y in range(0, height, block.array.chunk[1])]
+
+
+def _encode(block: _Block, channel: int, y: int) -> tuple[str, list[Any]]:
+    row = block.voxels[channel, :, y : y + block.array.chunk[1]]
+    _, z0, y0, _ = (a - b for a, b in zip(block.box.start, block.array.region.start, strict=True))
+    name = LABELS if block.array.itemsize == 4 else raw_dataset(block.box.start[0] + channel)
+    return name, encode_row(row, (z0, y0 + y, 0), block.array.chunk)
+
+
+def _write(writer: CropWriter, encoded: Sequence[tuple[str, list[Any]]]) -> None:
+    for name, chunks in encoded:
+        writer.write(name, chunks)
