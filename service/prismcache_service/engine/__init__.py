@@ -1,0 +1,1 @@
+"""Where work runs: the interface, and worker processes on this machine."""
