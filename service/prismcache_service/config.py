@@ -1,0 +1,79 @@
+"""Settings of the service: those of client and pipeline, and what only a service has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_state_path
+from pydantic import ByteSize, Field, model_validator
+
+from prismcache.config import Settings
+
+
+def _default_state_folder() -> Path:
+    return user_state_path("prismcache", appauthor=False)
+
+
+class ServiceConfig(Settings):
+    """All settings of the service, immutable; ``PRISMCACHE_*`` in the environment, as `prismcache.Settings`.
+
+    Attributes
+    ----------
+    host, port
+        Where it listens; port 0 takes a free one.
+    database_url
+        SQLAlchemy URL of the job store (``postgresql+asyncpg://…``); default: SQLite in `state_folder`.
+    state_folder
+        A folder on a local disk for the database and the tokens; never on shared storage.
+    tokens_file
+        Hashed tokens and roles; default: ``tokens.json`` in `state_folder`.
+    insecure
+        Serve without tokens on an address that other machines can reach.
+    advertised_root
+        What other machines call the cache folder, where it differs from `root`.
+    max_bytes
+        Bound on published files and reservations; None for no bound but the disk's.
+    min_free_bytes
+        What is kept free on the file system.
+    low_water
+        Eviction, once begun, goes on until this share of `max_bytes` is used.
+    lease_seconds
+        Life of a client's lease.
+    max_jobs, max_jobs_per_owner, max_crops_per_job
+        Limits on unfinished jobs and their size.
+    rate_limit, failed_auth_limit
+        Requests a second of one token; failed authentications a minute of one address.
+    keep_jobs_days
+        Finished jobs are forgotten after so many days.
+    shutdown_seconds
+        How long a shutdown may take.
+    log_format
+        "console" or "json".
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8765
+    database_url: str | None = None
+    state_folder: Annotated[Path, Field(default_factory=_default_state_folder)]
+    tokens_file: Path | None = None
+    insecure: bool = False
+    advertised_root: Path | None = None
+    max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
+    min_free_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(1_000_000_000)
+    low_water: Annotated[float, Field(gt=0, le=1)] = 0.9
+    lease_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    max_jobs: Annotated[int, Field(ge=1)] = 10_000
+    max_jobs_per_owner: Annotated[int, Field(ge=1)] = 1_000
+    max_crops_per_job: Annotated[int, Field(ge=1, le=1000)] = 100
+    rate_limit: Annotated[float, Field(gt=0)] = 200.0
+    failed_auth_limit: Annotated[int, Field(ge=1)] = 60
+    keep_jobs_days: Annotated[float, Field(gt=0)] = 30.0
+    shutdown_seconds: Annotated[float, Field(gt=0)] = 5.0
+    log_format: Literal["console", "json"] = "console"
+
+    @model_validator(mode="after")
+    def _state_is_not_in_the_cache(self) -> ServiceConfig:
+        if self.state_folder.is_relative_to(self.root):
+            raise ValueError("state_folder must not lie in the cache folder, which is shared storage")
+        return self

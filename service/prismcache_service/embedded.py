@@ -1,0 +1,68 @@
+"""The embedded backend: the service's own rules and pipeline, driven by the caller's process, with no server.
+
+The caller's process only looks files up and watches; crops are made in worker processes (`engine.local`), so that
+neither its memory nor its life depends on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from prismcache.config import Settings
+from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
+from prismcache_service.factory import Factory
+from prismcache_service.storage.jobstore import MemoryJobStore
+
+
+def create_backend(settings: Settings) -> EmbeddedBackend:
+    """Entry point ``embedded`` of the group ``prismcache.backends``; to be called on the event loop that uses it."""
+    return EmbeddedBackend(settings)
+
+
+class EmbeddedBackend:
+    """A `prismcache.backend.Backend` on a cache folder of this machine.
+
+    Parameters
+    ----------
+    settings
+        Cache folder, bucket and limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._factory = Factory(settings, MemoryJobStore())
+
+    async def submit(self, request: JobRequest) -> Job:
+        submitting = asyncio.create_task(self._factory.jobs.submit(request))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # The caller never learns which job it was, so nobody else could cancel it.
+            await self.cancel(await submitting)
+            raise
+
+    async def wait(self, job: Job, timeout: float) -> Job:  # noqa: ASYNC109 - the deadline of a long poll
+        return await self._factory.jobs.wait(job.id, job.revision, timeout)
+
+    async def cancel(self, job: Job) -> None:
+        await self._factory.jobs.cancel(job.id)
+
+    async def local_path(self, file: CropFile) -> str:
+        return file.path  # it has been opened and compared with its manifest
+
+    async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
+        return await self._factory.crops.catalog(split, refresh=refresh)
+
+    async def describe(self, split: Split, crop: int) -> CropInfo:
+        return await self._factory.crops.describe(split, crop)
+
+    async def verify(
+        self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False
+    ) -> list[VerifyResult]:
+        return await self._factory.crops.verify(split, crops, repair=repair)
+
+    async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
+        return await self._factory.crops.remove(split, crops)
+
+    async def aclose(self) -> None:
+        await self._factory.aclose()

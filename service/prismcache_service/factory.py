@@ -1,0 +1,186 @@
+"""The one owner of everything that is opened: store, engine, services. Made by the service's lifespan, or embedded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+from prismcache.config import Settings
+from prismcache.errors import PrismError
+from prismcache.schema import ServiceStatus, Split, State
+from prismcache_service.config import ServiceConfig
+from prismcache_service.engine.base import Engine
+from prismcache_service.engine.local import LocalEngine
+from prismcache_service.services.catalog import CatalogService
+from prismcache_service.services.crops import CropService
+from prismcache_service.services.ensure import EnsureService
+from prismcache_service.services.jobs import JobLimits, JobService
+from prismcache_service.services.lastused import LastUsed
+from prismcache_service.services.observer import NoObserver, Observer
+from prismcache_service.services.space import Bounds, SpaceService, StoredFile
+from prismcache_service.storage.cache import CropCache, CropName
+from prismcache_service.storage.jobstore import JobStore
+
+_log = logging.getLogger(__name__)
+_HOUSEKEEPING_S = 3600.0
+
+
+class Factory:
+    """The services on one cache folder, wired together.
+
+    Parameters
+    ----------
+    settings
+        Cache folder, bucket and pipeline.
+    store
+        What survives; closed by whoever made it.
+    bounds, limits, lease_seconds
+        What the service promises; unbounded when embedded.
+    shown_root
+        What clients call the cache folder, where that differs.
+    observer
+        Counts what happens.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        *,
+        bounds: Bounds | None = None,
+        limits: JobLimits | None = None,
+        lease_seconds: float = 300.0,
+        shown_root: Path | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        observer = observer or NoObserver()
+        self.settings = settings
+        self.store = store
+        self.cache = CropCache(settings.root, shown_root)
+        self.engine: Engine = LocalEngine(settings)
+        self.catalog = CatalogService(settings)
+        self.last_used = LastUsed(store)
+        self.space = SpaceService(
+            self.cache, bounds or Bounds(), self._protected, self.last_used.all, on_evicted=_evicted(observer)
+        )
+        self.ensure = EnsureService(self.cache, self.engine, None if bounds is None else self._room)
+        self.jobs = JobService(
+            self.ensure,
+            self.catalog,
+            store,
+            self.last_used,
+            at_once=settings.workers,
+            limits=limits or JobLimits(),
+            observer=observer,
+        )
+        self.crops = CropService(
+            self.cache, self.catalog, self.ensure, store, self.space, self.last_used, lease_seconds=lease_seconds
+        )
+
+    async def aclose(self) -> None:
+        """Stop working, keeping in the store what is unfinished."""
+        await self.jobs.aclose()
+        await self.engine.aclose()
+        with contextlib.suppress(PrismError):
+            await self.last_used.flush()
+
+    async def status(self) -> ServiceStatus:
+        """What the service is doing."""
+        jobs, (queued, running) = self.jobs.count(), self.jobs.count_crops()
+        return ServiceStatus(
+            version=version("prismcache"),
+            engine=self.engine.name,
+            workers=self.settings.workers,
+            jobs_queued=jobs[State.QUEUED],
+            jobs_running=jobs[State.RUNNING],
+            crops_queued=queued,
+            crops_running=running,
+            usage=await self.crops.usage(),
+        )
+
+    async def readiness(self) -> dict[str, str]:
+        """Each part's state: "ok", or what is wrong with it. Without its source a service still serves what it has."""
+        checks = {
+            "storage": asyncio.to_thread(self.cache.check_writable),
+            "store": self.store.check(),
+            "engine": self.engine.check(),
+            "source": self.catalog.check(),
+        }
+        results = await asyncio.gather(*checks.values(), return_exceptions=True)
+        return {name: "ok" if result is None else str(result) for name, result in zip(checks, results, strict=True)}
+
+    async def _protected(self) -> Collection[tuple[Split, int]]:
+        leases = await self.store.leases(datetime.now(UTC))
+        leased = {(lease.split, crop) for lease in leases for crop in lease.crops}
+        return self.jobs.protected() | leased | await self.store.pins()
+
+    @asynccontextmanager
+    async def _room(self, name: CropName) -> AsyncIterator[None]:
+        size = await self.catalog.file_bytes_bound(name.split, name.crop, name.channels)
+        async with self.space.reserved(size):
+            yield
+
+
+@asynccontextmanager
+async def open_factory(config: ServiceConfig, observer: Observer | None = None) -> AsyncIterator[Factory]:
+    """Everything that a service needs, working through unfinished jobs, for the time of the block.
+
+    Raises
+    ------
+    ConfigError
+        If the store cannot be used.
+    StorageError
+        If the cache folder cannot be written.
+    """
+    # Imported here: embedded use needs no database.
+    from prismcache_service.storage.database import database_url
+    from prismcache_service.storage.sqlstore import SqlJobStore
+
+    store = await SqlJobStore.open(database_url(config))
+    try:
+        factory = Factory(
+            config,
+            store,
+            bounds=Bounds(config.max_bytes, config.min_free_bytes, config.low_water),
+            limits=JobLimits(config.max_jobs, config.max_jobs_per_owner, config.max_crops_per_job),
+            lease_seconds=config.lease_seconds,
+            shown_root=config.advertised_root,
+            observer=observer,
+        )
+        await asyncio.to_thread(factory.cache.check_writable)
+        await asyncio.to_thread(factory.cache.sweep)
+        await factory.jobs.start()
+        housekeeping = [
+            asyncio.create_task(factory.last_used.flush_for_ever()),
+            asyncio.create_task(_forget_for_ever(factory, timedelta(days=config.keep_jobs_days))),
+        ]
+        try:
+            yield factory
+        finally:
+            for task in housekeeping:
+                task.cancel()
+            await asyncio.gather(*housekeeping, return_exceptions=True)
+            await factory.aclose()
+    finally:
+        await store.aclose()
+
+
+async def _forget_for_ever(factory: Factory, older_than: timedelta) -> None:
+    while True:
+        with contextlib.suppress(PrismError):
+            await factory.jobs.forget(older_than)
+        await asyncio.sleep(_HOUSEKEEPING_S)
+
+
+def _evicted(observer: Observer) -> Callable[[StoredFile], None]:
+    def tell(file: StoredFile) -> None:
+        _log.info("evicted %s, %d bytes, last used %s", file.name.folder, file.size, file.last_used)
+        observer.evicted(1, file.size)
+
+    return tell

@@ -1,0 +1,76 @@
+"""What to answer to a conditional request, or one for a part: RFC 9110, sections 13 and 14. Pure.
+
+The only validator is a strong ETag, the file's SHA-256. A date says nothing about content, so none is sent, and one in
+``If-Range`` never matches.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+
+_RANGES = re.compile(r"bytes=(.*)", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"(\d{0,18})-(\d{0,18})", re.ASCII)
+_ETAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which bytes of the file to send, [`start`, `stop`), with which status; `reason` if it is a refusal."""
+
+    status: HTTPStatus
+    start: int = 0
+    stop: int = 0
+    reason: str = ""
+
+
+def decide(headers: Headers, *, is_get: bool, size: int, etag: str) -> Part:
+    """The part of a file of `size` bytes, whose ETag is `etag` (with quotes), that a request asks for.
+
+    Parameters
+    ----------
+    headers
+        The request's.
+    is_get
+        False for HEAD, which knows no ranges.
+    """
+    if "if-match" in headers and not _matches(headers.getlist("if-match"), etag, weak=False):
+        return Part(HTTPStatus.PRECONDITION_FAILED, reason="the file is another one than If-Match names")
+    if "if-none-match" in headers and _matches(headers.getlist("if-none-match"), etag, weak=True):
+        return Part(HTTPStatus.NOT_MODIFIED)
+    wanted = headers.getlist("range")
+    whole = Part(HTTPStatus.OK, 0, size)
+    if not is_get or not wanted or headers.get("if-range", etag).strip() != etag:
+        return whole
+    specs = _RANGES.fullmatch(", ".join(wanted).strip())
+    return _part(specs[1], size) if specs else whole
+
+
+def _part(specs: str, size: int) -> Part:
+    several = [spec.strip() for spec in specs.split(",") if spec.strip()]
+    parsed = [_RANGE.fullmatch(spec) for spec in several]
+    if not parsed or not all(match and match[0] != "-" and _ascends(match) for match in parsed):
+        return Part(HTTPStatus.OK, 0, size)  # what is malformed is to be ignored
+    if len(several) > 1:
+        return Part(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, reason="ask for one range at a time")
+    first, last = several[0].split("-")
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= size:
+        return Part(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, reason=f"the file has {size} bytes")
+    return Part(HTTPStatus.PARTIAL_CONTENT, start, stop)
+
+
+def _ascends(match: re.Match[str]) -> bool:
+    return not (match[1] and match[2]) or int(match[1]) <= int(match[2])
+
+
+def _matches(values: list[str], etag: str, *, weak: bool) -> bool:
+    """Whether an ETag is among those of ``If-Match`` (strong comparison) or ``If-None-Match`` (weak)."""
+    text = ", ".join(values)
+    if text.strip() == "*":
+        return True
+    return any(found[2] == etag and (weak or not found[1]) for found in _ETAG.finditer(text))

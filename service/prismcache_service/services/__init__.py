@@ -1,0 +1,1 @@
+"""The rules: who waits, who fetches, what is known of the bucket."""
