@@ -1,0 +1,90 @@
+"""Fixtures for all tests: buckets as published, S3 servers, faulty proxies, and an environment of their own.
+
+What they need is imported when they are asked for: the torch tests run without zarr and aiohttp.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.faults import FaultProxy
+    from tests.support.s3 import S3Server
+
+_FOREIGN = ("PRISMCACHE_", "AWS_", "RCLONE_")
+_PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No settings, credentials or caches of whoever runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(_FOREIGN) or name.upper() in _PROXIES:
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    for name, folder in (
+        ("CACHE", ".cache"),
+        ("CONFIG", ".config"),
+        ("DATA", ".local/share"),
+        ("STATE", ".local/state"),
+    ):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(home / folder))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def bucket_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a bucket of `standard_specs`, shared by all tests: to be read only."""
+    from tests.support.bucket import make_bucket, standard_specs
+
+    return make_bucket(tmp_path_factory.mktemp("s3"), standard_specs())
+
+
+@pytest.fixture
+def own_bucket_dir(bucket_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the shared bucket that the test may change."""
+    return shutil.copytree(bucket_dir, tmp_path / "s3")
+
+
+@pytest.fixture(scope="session")
+def s3_server(bucket_dir: Path) -> Iterator[S3Server]:
+    """A real S3 server over `bucket_dir`."""
+    from tests.support.s3 import S3Server
+
+    with S3Server(bucket_dir) as server:
+        yield server
+
+
+@pytest.fixture
+def fault_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """A proxy without rules in front of `s3_server`."""
+    from tests.support.faults import FaultProxy
+
+    with FaultProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def serve_s3() -> Iterator[Callable[[Path], S3Server]]:
+    """Start an S3 server over a folder of the test's own; ended with the test."""
+    from tests.support.s3 import S3Server
+
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(S3Server(folder))
+
+
+@pytest.fixture
+def serve_faulty_s3(serve_s3: Callable[[Path], S3Server]) -> Iterator[Callable[[Path], FaultProxy]]:
+    """Start an S3 server over a folder of the test's own, and a proxy in front of it; ended with the test."""
+    from tests.support.faults import FaultProxy
+
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(FaultProxy(serve_s3(folder).endpoint))

@@ -1,0 +1,42 @@
+"""Crop files that are published in a cache folder through the product's own cache, of any size, without a bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
+from prismcache.schema import CropFile
+from prismcache_service.storage.cache import CropCache, CropName
+
+
+def store_crop(cache: CropCache, name: CropName, size: int = 1000, *, token: str = "") -> CropFile:
+    """Publish a file of `size` bytes that begins as HDF5 and holds nothing; the same bytes for the same name."""
+    cache.prepare(name.split)
+    token = token or uuid.uuid4().hex
+    content = (HDF5_SIGNATURE + name.lease.encode()).ljust(size, b".")
+    temporary = cache.temporary(name, token)
+    temporary.write_bytes(content)
+    sources = SourceList(source_fingerprint="f", objects=())
+    return cache.publish(name, temporary, _manifest(name, content), sources, token)
+
+
+def _manifest(name: CropName, content: bytes) -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        split=name.split,
+        crop=name.crop,
+        channels=name.channels or (0, 1, 2),
+        complete=name.channels is None,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        stamp=FileStamp(size=len(content), mtime_ns=0, ctime_ns=0),
+        source="s3://bucket",
+        endpoint="http://s3",
+        source_fingerprint="f",
+        missing_chunks=0,
+        recipe="test",
+        prismcache_version="0",
+        libraries={},
+        created_at="2025-01-01T00:00:00+00:00",
+    )
