@@ -1,0 +1,1 @@
+"""Benchmarks: figures with ratios, never timed tests."""

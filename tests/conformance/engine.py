@@ -1,0 +1,401 @@
+"""What every `Engine` does; subclass `EngineConformance` for each implementation.
+
+The crops are fetched through a fault proxy, which holds answers back so that whatever happens to a worker happens in
+the middle of a crop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from prismcache.errors import (
+    MissingChunksError,
+    SourceDeniedError,
+    UnknownChannelError,
+    UnknownCropError,
+    WorkerError,
+)
+from prismcache.schema import CropFile, Split
+from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
+from prismcache_service.pipeline.progress import Progress
+from prismcache_service.storage.cache import CropCache, CropName
+from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
+from tests.support.faults import FaultProxy, Rule, Stall, Status
+from tests.support.labs import running_lab
+from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.processes import Watched
+
+SPECS = [many_objects_spec(crop) for crop in range(3)]
+SPEC = SPECS[0]
+LATE = object_key(SPEC, "raw/5.1.1.1")
+"""An object that is needed after many others."""
+
+
+def ignore(progress: Progress) -> None:
+    """Nobody watches."""
+
+
+class EngineConformance(ABC):
+    """The tests."""
+
+    workers = 2
+
+    @abstractmethod
+    def open(self, lab: Lab, *, silence: float = 60.0) -> AbstractAsyncContextManager[Engine]:
+        """An engine of `workers` workers for this lab; a worker without a sign of life for `silence` s is hung."""
+
+    @abstractmethod
+    def running(self) -> list[Watched]:
+        """The engine's worker processes that run now."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bucket_lab(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+        """A bucket with three crops behind a proxy."""
+        with running_lab(tmp_path_factory.mktemp("engine"), SPECS) as lab:
+            yield lab
+
+    @pytest.fixture
+    def lab(self, bucket_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+        """The bucket without faults, and a cache folder of the test's own."""
+        bucket_lab.proxy.clear()
+        lab = Lab(bucket_lab.bucket_dir, bucket_lab.proxy, tmp_path / "root")
+        CropCache(lab.root).prepare(Split.INSTANCE)
+        yield lab
+        assert self.running() == []
+
+    # Making
+
+    def test_a_crop_is_made_and_published_with_progress_that_only_grows(self, lab: Lab) -> None:
+        seen: list[Progress] = []
+
+        async def main() -> CropFile:
+            async with self.open(lab) as engine:
+                return await engine.run(task(0), seen.append)
+
+        file = asyncio.run(main())
+        assert file.path == str(lab.cached(SPEC))
+        assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
+        assert (seen[0].objects_done, seen[0].bytes_done) == (0, 0)
+        assert (seen[-1].objects_done, seen[-1].bytes_done) == (seen[-1].objects_total, seen[-1].bytes_total)
+        assert seen[0].objects_total == len(set(lab.fetched(SPEC)) - METADATA)
+        for before, after in itertools.pairwise(seen):
+            assert after.objects_done >= before.objects_done
+            assert after.bytes_done >= before.bytes_done
+            assert (after.objects_total, after.bytes_total) == (before.objects_total, before.bytes_total)
+
+    def test_progress_comes_while_the_crop_is_made(self, lab: Lab) -> None:
+        async def main() -> None:
+            stall = Stall()
+            lab.proxy.add(stall, key=LATE)
+            seen = Watch()
+            async with self.open(lab) as engine:
+                making = asyncio.create_task(engine.run(task(0), seen))
+                await seen.until(lambda progress: progress.objects_done > 0)
+                assert not making.done()
+                stall.release()
+                await making
+
+        asyncio.run(main())
+
+    def test_a_subset_of_channels_is_a_file_of_its_own(self, lab: Lab) -> None:
+        async def main() -> CropFile:
+            async with self.open(lab) as engine:
+                return await engine.run(task(0, (4, 1)), ignore)
+
+        file = asyncio.run(main())
+        assert (file.path, file.channels) == (str(lab.cached(SPEC, "01_04")), (1, 4))
+        assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC), (1, 4))
+        assert not [key for key in lab.fetched(SPEC) if key.startswith(("raw/0.", "raw/5."))]
+
+    def test_every_object_is_fetched_once(self, lab: Lab) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                await engine.run(task(0), ignore)
+
+        asyncio.run(main())
+        assert set(lab.fetched(SPEC).values()) == {1}
+
+    def test_one_engine_makes_crop_after_crop(self, lab: Lab) -> None:
+        async def main() -> list[CropFile]:
+            async with self.open(lab) as engine:
+                return [await engine.run(task(crop), ignore) for crop in (0, 1, 2)]
+
+        files = asyncio.run(main())
+        for spec, file in zip(SPECS, files, strict=True):
+            assert_crop_file_equals_oracle(Path(file.path), lab.source(spec))
+
+    # Failing
+
+    @pytest.mark.parametrize(
+        ("wanted", "error", "named"),
+        [
+            (CropName(Split.INSTANCE, 99), UnknownCropError, "crop 99"),
+            (CropName(Split.INSTANCE, 0, (77,)), UnknownChannelError, "not 77"),
+        ],
+        ids=["crop", "channel"],
+    )
+    def test_what_does_not_exist_is_a_typed_error_and_leaves_nothing(self, lab: Lab, wanted, error, named) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                with pytest.raises(error, match=named):
+                    await engine.run(CropTask(wanted, uuid4().hex), ignore)
+                assert files_below(lab.root) == []
+                await engine.run(task(0), ignore)
+
+        asyncio.run(main())
+
+    def test_a_failure_in_the_middle_is_typed_leaves_nothing_and_costs_the_next_crop_nothing(self, lab: Lab) -> None:
+        async def main() -> None:
+            lab.proxy.add(Status(403), key=LATE)
+            async with self.open(lab) as engine:
+                with pytest.raises(SourceDeniedError, match=r"raw/5\.1\.1\.1") as caught:
+                    await engine.run(task(0), ignore)
+                assert caught.value.remedy
+                assert files_below(lab.root) == []
+                await engine.run(task(1), ignore)
+
+        asyncio.run(main())
+
+    def test_strict_reaches_the_work(self, lab: Lab) -> None:
+        gone = lab.source(SPECS[2]) / "raw" / "5.1.1.1"
+        content = gone.read_bytes()
+        gone.unlink()
+
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                with pytest.raises(MissingChunksError, match="1 chunks are absent"):
+                    await engine.run(dataclasses.replace(task(2), strict=True), ignore)
+                assert (await engine.run(task(2), ignore)).missing_chunks == 1
+
+        try:
+            asyncio.run(main())
+        finally:
+            gone.write_bytes(content)
+
+    # Cancelling
+
+    def test_cancelling_stops_the_work_and_leaves_nothing(self, lab: Lab) -> None:
+        async def main() -> None:
+            stall = Stall()
+            lab.proxy.add(stall, key=LATE)
+            async with self.open(lab) as engine:
+                making = asyncio.create_task(engine.run(task(0), ignore))
+                await requested(lab.proxy, LATE)
+                making.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await making
+                assert files_below(lab.root) == []
+                stall.release()
+                file = await engine.run(task(0), ignore)
+                assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 6, 10, 20, 50])
+    def test_cancelling_at_the_very_beginning_leaves_no_process(self, lab: Lab, turns: int) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                making = asyncio.create_task(engine.run(task(0), ignore))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                making.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await making
+                assert self.running() == []
+                assert files_below(lab.root) == []
+
+        asyncio.run(main())
+
+    def test_cancelling_what_waits_its_turn_leaves_the_others_alone(self, lab: Lab) -> None:
+        async def main() -> None:
+            stall = Stall()
+            lab.proxy.add(stall, key=RAW)
+            async with self.open(lab) as engine:
+                making = [asyncio.create_task(engine.run(task(crop), ignore)) for crop in range(self.workers)]
+                for crop in range(self.workers):
+                    await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
+                waiting = asyncio.create_task(engine.run(task(2), ignore))
+                await asyncio.sleep(0)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+                stall.release()
+                await asyncio.gather(*making)
+
+        asyncio.run(main())
+        assert len(published(lab.root)) == self.workers
+
+    # As many as there are workers
+
+    def test_no_more_crops_are_made_at_once_than_there_are_workers(self, lab: Lab) -> None:
+        active: set[int] = set()
+        most: list[int] = []
+
+        async def main() -> None:
+            async with self.open(lab) as engine:
+
+                async def make(crop: int) -> None:
+                    def report(progress: Progress) -> None:
+                        active.add(crop)
+                        most.append(len(active))
+
+                    await engine.run(task(crop), report)
+                    active.discard(crop)
+
+                stall = Stall()
+                lab.proxy.add(stall, key=RAW)
+                making = [asyncio.create_task(make(crop)) for crop in range(3)]
+                for crop in range(self.workers):
+                    await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
+                assert len(self.running()) <= self.workers
+                stall.release()
+                await asyncio.gather(*making)
+
+        asyncio.run(main())
+        assert max(most) == self.workers
+
+    # Workers that die
+
+    def test_a_killed_worker_costs_one_retry(self, lab: Lab) -> None:
+        async def main() -> CropFile:
+            rule = lab.proxy.add(Stall(), key=LATE, times=1)
+            async with self.open(lab) as engine:
+                making = asyncio.create_task(engine.run(task(0), ignore))
+                await hit(lab.proxy, rule, 1)
+                self.kill_all()
+                return await making
+
+        file = asyncio.run(main())
+        assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
+        assert lab.fetched(SPEC)["raw/5.1.1.1"] == 2
+        assert [name for name in files_below(lab.root) if name.endswith(".tmp")] == []
+
+    def test_a_crop_that_kills_its_worker_three_times_fails_alone(self, lab: Lab) -> None:
+        async def main() -> None:
+            rule = lab.proxy.add(Stall(), key=LATE)
+            async with self.open(lab) as engine:
+                making = asyncio.create_task(engine.run(task(0), ignore))
+                for strike in range(1, MAX_STRIKES + 1):
+                    await hit(lab.proxy, rule, strike)
+                    self.kill_all()
+                with pytest.raises(WorkerError, match=rf"instance/crop_0\.zarr.*{MAX_STRIKES} worker.*SIGKILL"):
+                    await making
+                assert files_below(lab.root) == []
+                file = await engine.run(task(1), ignore)
+                assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
+
+        asyncio.run(main())
+
+    @pytest.mark.slow
+    def test_a_worker_that_hangs_is_replaced(self, lab: Lab) -> None:
+        async def main() -> CropFile:
+            rule = lab.proxy.add(Stall(), key=LATE, times=1)
+            async with self.open(lab, silence=5.0) as engine:
+                making = asyncio.create_task(engine.run(task(0), ignore))
+                await hit(lab.proxy, rule, 1)
+                stopped = self.running()
+                for process in stopped:
+                    os.kill(process.pid, signal.SIGSTOP)
+                file = await making
+                assert not any(process.is_running for process in stopped)
+                return file
+
+        file = asyncio.run(main())
+        assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
+
+    def test_an_idle_worker_that_died_costs_nothing_but_a_new_one(self, lab: Lab) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                await engine.run(task(0), ignore)
+                self.kill_all()
+                file = await engine.run(task(1), ignore)
+                assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
+
+        asyncio.run(main())
+
+    # Ending
+
+    def test_closing_ends_every_worker(self, lab: Lab) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                await asyncio.gather(*(engine.run(task(crop), ignore) for crop in (0, 1)))
+                await engine.aclose()
+                assert self.running() == []
+                await engine.aclose()
+
+        asyncio.run(main())
+
+    def test_an_engine_that_made_nothing_has_nothing_to_close(self, lab: Lab) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                await engine.check()
+
+        asyncio.run(main())
+        assert files_below(lab.root) == []
+
+    def kill_all(self) -> None:
+        """SIGKILL every worker, and wait until they are gone."""
+        found = self.running()
+        assert found
+        for process in found:
+            process.kill()
+        for process in found:
+            process.wait()
+
+
+METADATA = {f"{array}/{name}" for array in ("raw", "labels") for name in (".zarray", ".zattrs")}
+
+
+def RAW(key: str) -> bool:  # noqa: N802 - reads as the constant that it stands for
+    """Whether a key is that of a chunk of raw."""
+    return "/raw/" in key and not key.rpartition("/")[2].startswith(".")
+
+
+class Watch:
+    """A progress callback to wait on."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._last = Progress()
+
+    def __call__(self, progress: Progress) -> None:
+        self._last = progress
+        self._changed.set()
+
+    async def until(self, condition: Callable[[Progress], bool]) -> None:
+        while not condition(self._last):
+            self._changed.clear()
+            await self._changed.wait()
+
+
+def task(crop: int, channels: tuple[int, ...] | None = None) -> CropTask:
+    """An order for a crop under a token of its own."""
+    return CropTask(CropName(Split.INSTANCE, crop, None if channels is None else tuple(sorted(channels))), uuid4().hex)
+
+
+async def requested(proxy: FaultProxy, key: str) -> None:
+    """Wait until an object whose key begins with `key` has been asked for."""
+
+    def has_come(proxy: FaultProxy) -> bool:
+        return any(
+            seen.key.startswith(key) and not seen.key.endswith((".zarray", ".zattrs")) for seen in proxy.requests
+        )
+
+    await asyncio.to_thread(proxy.wait_until, has_come, 60.0)
+
+
+async def hit(proxy: FaultProxy, rule: Rule, times: int) -> None:
+    """Wait until a rule has decided that often."""
+    await asyncio.to_thread(proxy.wait_until, lambda _: rule.hits >= times, 60.0)

@@ -1,0 +1,145 @@
+"""What every `Source` does; subclass `SourceConformance` for each implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from prismcache.errors import SourceCorruptError
+from prismcache.layout import SourceObject
+from prismcache_service.pipeline.source import Source, fingerprint
+from tests.support.bucket import standard_specs
+from tests.support.crops import crop_folder, small_spec
+
+T = TypeVar("T")
+FOLDER = "instance/crop_0.zarr"
+KEY = "raw/1.2.3.1"
+
+
+class SourceConformance(ABC):
+    """The tests; `own_bucket_dir` is what the source shows, and each test may change it."""
+
+    @abstractmethod
+    def open(self, bucket_dir: Path) -> AbstractAsyncContextManager[Source]:
+        """The source over the published prefix of the bucket in `bucket_dir`."""
+
+    @pytest.fixture
+    def crop_dir(self, own_bucket_dir: Path) -> Path:
+        """The zarr folder of instance crop 0."""
+        return crop_folder(own_bucket_dir, small_spec())
+
+    @pytest.fixture
+    def ask(self, own_bucket_dir: Path) -> Callable[[Callable[[Source], Awaitable[T]]], T]:
+        """Run one coroutine function with the open source."""
+
+        def run(question: Callable[[Source], Awaitable[T]]) -> T:
+            async def main() -> T:
+                async with self.open(own_bucket_dir) as source:
+                    return await question(source)
+
+            return asyncio.run(main())
+
+        return run
+
+    def test_a_listing_has_every_object_with_its_size_and_a_bare_etag(self, ask, crop_dir: Path) -> None:
+        listed = ask(lambda source: source.list_objects(FOLDER))
+        files = {path.relative_to(crop_dir).as_posix(): path for path in crop_dir.rglob("*") if path.is_file()}
+        assert set(listed) == set(files)
+        for key, item in listed.items():
+            content = files[key].read_bytes()
+            assert (item.key, item.size) == (key, len(content))
+            assert item.etag == hashlib.md5(content).hexdigest()
+
+    def test_a_folder_that_is_not_there_lists_nothing(self, ask) -> None:
+        assert ask(lambda source: source.list_objects("instance/crop_999.zarr")) == {}
+        assert ask(lambda source: source.list_folders("no-such-split")) == []
+
+    def test_a_folder_is_no_other_that_begins_alike(self, ask, crop_dir: Path) -> None:
+        other = crop_dir.with_name("crop_0.zarr.bak")
+        other.mkdir()
+        (other / "object").write_text("x")
+        assert "object" not in ask(lambda source: source.list_objects(FOLDER))
+        assert ask(lambda source: source.list_objects("instance/crop_0")) == {}
+
+    def test_folders_are_listed_by_name(self, ask, crop_dir: Path) -> None:
+        (crop_dir.parent / "README").write_text("no folder")
+        expected = [f"crop_{spec.crop}.zarr" for spec in standard_specs() if spec.split == "instance"]
+        assert sorted(ask(lambda source: source.list_folders("instance"))) == sorted(expected)
+
+    def test_an_object_comes_whole_into_the_buffer_given(self, ask, crop_dir: Path) -> None:
+        content = (crop_dir / KEY).read_bytes()
+        buffer = bytearray(b"x" * (len(content) + 50))
+
+        async def read(source: Source) -> tuple[bytes, int]:
+            item = (await source.list_objects(FOLDER))[KEY]
+            view = await source.read(FOLDER, item, buffer)
+            return bytes(view), len(view)
+
+        assert ask(read) == (content, len(content))
+        assert buffer == content + b"x" * 50
+
+    def test_an_empty_object_is_an_object(self, ask, crop_dir: Path) -> None:
+        (crop_dir / "raw" / "empty").write_bytes(b"")
+
+        async def read(source: Source) -> bytes:
+            item = (await source.list_objects(FOLDER))["raw/empty"]
+            return bytes(await source.read(FOLDER, item, bytearray()))
+
+        assert ask(read) == b""
+
+    def test_many_are_read_at_once_into_buffers_of_their_own(self, ask, crop_dir: Path) -> None:
+        async def read(source: Source) -> dict[str, str]:
+            listed = await source.list_objects(FOLDER)
+
+            async def digest(item: SourceObject) -> tuple[str, str]:
+                view = await source.read(FOLDER, item, bytearray(item.size))
+                return item.key, hashlib.md5(view).hexdigest()
+
+            return dict(await asyncio.gather(*(digest(item) for item in listed.values())))
+
+        found = ask(read)
+        assert found == {key: hashlib.md5((crop_dir / key).read_bytes()).hexdigest() for key in found}
+        assert len(found) > 100
+
+    @pytest.mark.parametrize("change", ["deleted", "shorter", "longer", "flipped", "emptied"])
+    def test_an_object_that_is_not_as_listed_is_never_data(self, ask, crop_dir: Path, change: str) -> None:
+        path = crop_dir / KEY
+        content = path.read_bytes()
+        flipped = content[:-1] + bytes([content[-1] ^ 1])
+        bodies = {"shorter": content[:-1], "longer": content + b"\0", "flipped": flipped, "emptied": b""}
+
+        async def read(source: Source) -> object:
+            item = (await source.list_objects(FOLDER))[KEY]
+            if change == "deleted":
+                path.unlink()
+            else:
+                path.write_bytes(bodies[change])
+            return await source.read(FOLDER, item, bytearray(item.size))
+
+        with pytest.raises(SourceCorruptError, match=KEY.replace(".", r"\.")):
+            ask(read)
+
+    def test_the_fingerprint_of_a_listing_changes_with_any_object(self, ask, crop_dir: Path) -> None:
+        def listed() -> str:
+            return fingerprint(ask(lambda source: source.list_objects(FOLDER)).values())
+
+        before = listed()
+        assert listed() == before
+        (crop_dir / KEY).write_bytes((crop_dir / KEY).read_bytes()[::-1])
+        assert listed() != before
+
+    def test_it_says_where_it_is(self, ask) -> None:
+        async def names(source: Source) -> tuple[str, str]:
+            return source.url, source.endpoint
+
+        url, endpoint = ask(names)
+        assert "://" in url
+        assert not url.endswith("/")
+        assert endpoint

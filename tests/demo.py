@@ -1,0 +1,66 @@
+"""`make demo`: the main job on a stand-in for the real bucket, with the commands that a user types."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.bucket import demo_bucket
+from tests.support.s3 import S3Server
+
+_FOLDER = Path("build/demo")
+_READ = """\
+import h5py
+with h5py.File("{path}", locking=False) as crop:
+    raw, labels, ids = crop["raw/ch_00"], crop["labels"], crop["labels_ids"]
+    print("raw/ch_00 ", raw.shape, raw.dtype, "| labels", labels.shape, labels.dtype, "| ids", len(ids) - 1)
+    print("offset    ", raw.attrs["offset"], "nm | voxel", raw.attrs["voxel_size"], "nm |", raw.attrs["axis_names"])
+    label = labels[()].max()
+    print("label", label, "is", ids[label], "in the bucket")
+"""
+
+
+def main() -> None:
+    """Make the bucket, serve it, and get crops from it."""
+    cache = _FOLDER / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    bucket = demo_bucket(_FOLDER / "bucket")
+    with S3Server(bucket) as server:
+        _say(
+            "A stand-in for the real bucket (s3://e11bio-prism, which is the default) is served by rclone on this",
+            f"machine: small crops in the published layout, at {server.endpoint}.",
+        )
+        environment = os.environ | {"PRISMCACHE_S3_ENDPOINT_URL": server.endpoint, "PRISMCACHE_ROOT": str(cache)}
+        _say("The first time, the crops are fetched, verified, aligned and relabelled:")
+        paths = _prismcache("ensure instance 0 5", environment)
+        _say("The second time, they are there:")
+        _prismcache("ensure instance 0 5", environment)
+        _prismcache("ls", environment)
+        _prismcache("verify", environment)
+    _say("What training code reads (as torch_em's own loader would):")
+    _python(_READ.format(path=paths.split()[0]), environment)
+
+
+def _say(*lines: str) -> None:
+    print("", *lines, sep="\n", flush=True)
+
+
+def _prismcache(arguments: str, environment: dict[str, str]) -> str:
+    print(f"$ prismcache {arguments}", flush=True)
+    command = [sys.executable, "-m", "prismcache", *shlex.split(arguments)]
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(output, end="", flush=True)
+    return output
+
+
+def _python(code: str, environment: dict[str, str]) -> None:
+    print("".join(f">>> {line}\n" for line in code.splitlines()), end="", flush=True)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()

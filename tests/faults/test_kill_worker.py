@@ -1,0 +1,127 @@
+"""Workers die at many moments: the crop is made by another one; one that kills every worker fails, alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prismcache import PrismClient, Verdict, WorkerError
+from tests.support.cache_root import Lab, Outcomes, many_objects_spec, published, quarantined, tiny_spec, unfinished
+from tests.support.faults import Before
+from tests.support.labs import running_lab
+from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.processes import Crash, workers_of
+
+OBJECTS = 108
+POINTS = (0, 1, 4, 20, 50, 80, 104, 107)
+CHANGES = 40
+SPECS = [many_objects_spec(crop) for crop in range(len(POINTS))]
+TINY = [tiny_spec(crop) for crop in range(100, 102)]
+
+
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("workers"), [*SPECS, *TINY]) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(module_lab: Lab) -> Iterator[Lab]:
+    module_lab.proxy.clear()
+    yield module_lab
+    module_lab.proxy.clear()
+
+
+@pytest.fixture(scope="module")
+def client(module_lab: Lab) -> Iterator[PrismClient]:
+    with PrismClient(settings=module_lab.settings(s3_concurrency=4)) as client:
+        yield client
+
+
+def _kill_workers() -> None:
+    for worker in workers_of(os.getpid()):
+        worker.kill()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_while_fetching(lab: Lab, client: PrismClient, point: int) -> None:
+    crop = POINTS.index(point)
+    spec = SPECS[crop]
+    rule = lab.proxy.add(Before(_kill_workers), key=spec.prefix, skip=point, times=1)
+    client.ensure("instance", crop, progress=False)
+    assert rule.hits == 1
+    assert_crop_file_equals_oracle(lab.cached(spec), lab.source(spec))
+    assert sum(lab.fetched(spec).values()) <= 2 * OBJECTS
+    assert unfinished(lab.root) == []
+
+
+def test_an_idle_worker_that_was_killed_is_replaced(lab: Lab, client: PrismClient) -> None:
+    client.ensure("instance", 0, progress=False)
+    client.remove("instance", 0)
+    for worker in workers_of(os.getpid()):
+        worker.kill()
+        worker.wait()
+    client.ensure("instance", 0, progress=False)
+    assert_crop_file_equals_oracle(lab.cached(SPECS[0]), lab.source(SPECS[0]))
+
+
+def test_a_crop_that_kills_every_worker_fails_alone(lab: Lab, tmp_path: Path) -> None:
+    own = Lab(lab.bucket_dir, lab.proxy, tmp_path / "root")
+    bad, good = TINY
+    rule = lab.proxy.add(Before(lambda: _kill_the_worker_of(outcomes, bad.crop)), key=f"{bad.prefix}/labels/1.1.1")
+    outcomes = Outcomes()
+    with PrismClient(settings=own.settings(workers=1)) as client:
+        with pytest.raises(WorkerError, match=rf"crop_{bad.crop}.zarr ended 3 worker processes.*SIGKILL"):
+            client.ensure("instance", [bad.crop, good.crop], progress=outcomes)
+        assert rule.hits == 3
+        assert outcomes.code(good.crop) == "done"
+        assert published(own.root) == [f"instance/crop_{good.crop}.h5"]
+        assert unfinished(own.root) == []
+        lab.proxy.clear()
+        client.ensure("instance", bad.crop, progress=False)
+    assert_crop_file_equals_oracle(own.cached(bad), own.source(bad))
+
+
+def _kill_the_worker_of(outcomes: Outcomes, crop: int) -> None:
+    assert not outcomes.job or outcomes.is_running(crop)
+    _kill_workers()
+
+
+@pytest.fixture
+def crash(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crash:
+    """Crashes of workers that make files in ``tmp_path / "root"``."""
+    crash = Crash(tmp_path / "crash", tmp_path / "root", "worker")
+    for name, value in crash.environment.items():
+        monkeypatch.setenv(name, value)
+    return crash
+
+
+def test_killed_at_every_change_that_a_worker_makes(lab: Lab, tmp_path: Path, crash: Crash) -> None:
+    """The whole publication: temporary file, manifest, renames. Each step in turn is the worker's last one."""
+    own, spec = Lab(lab.bucket_dir, lab.proxy, tmp_path / "root"), TINY[0]
+    with PrismClient(settings=own.settings()) as client:
+        client.ensure("instance", spec.crop, progress=False)
+        steps = crash.log
+        assert any(step.startswith("os.rename instance/") for step in steps)
+        assert 8 < len(steps) < CHANGES
+        for at, step in enumerate(steps, start=1):
+            client.remove("instance", spec.crop)
+            crash.before(at)
+            client.ensure("instance", spec.crop, progress=False)
+            assert crash.happened(at), step
+            assert [result.verdict for result in client.verify()] == [Verdict.OK]
+            assert_crop_file_equals_oracle(own.cached(spec), own.source(spec))
+            assert published(own.root) == [f"instance/crop_{spec.crop}.h5"], step
+            assert unfinished(own.root) == quarantined(own.root) == [], step
+
+
+def test_a_crop_whose_workers_all_die_while_publishing(lab: Lab, tmp_path: Path, crash: Crash) -> None:
+    """Three workers, each killed just before the file gets its name: what they leave is gone with the error."""
+    own = Lab(lab.bucket_dir, lab.proxy, tmp_path / "root")
+    crash.before("os.rename instance/.")
+    with PrismClient(settings=own.settings()) as client, pytest.raises(WorkerError, match="3 worker processes"):
+        client.ensure("instance", TINY[0].crop, progress=False)
+    assert published(own.root) == unfinished(own.root) == quarantined(own.root) == []

@@ -1,0 +1,129 @@
+"""Workers die or hang under the service: it answers throughout, jobs complete, and a deadly crop fails alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from prismcache.schema import State
+from tests.support.cache_root import Lab, published, tiny_spec, unfinished
+from tests.support.faults import Before, Stall
+from tests.support.labs import running_lab
+from tests.support.processes import Watched, workers_of
+from tests.support.service import Service, service_config
+from tests.support.service_jobs import Desk, are_right, codes
+
+SPECS = [tiny_spec(crop) for crop in range(2)]
+SILENCE_S = 4
+# The real service, but for how long a worker may be silent: a minute would be long for a test.
+IMPATIENT = f"""
+from prismcache_service.engine.local import LocalEngine
+LocalEngine.__init__.__kwdefaults__["silence"] = {SILENCE_S}
+from prismcache_service.server import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("lab"), SPECS) as running:
+        yield running
+
+
+@pytest.fixture
+def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    module_lab.proxy.clear()
+    yield Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
+    module_lab.proxy.clear()
+
+
+@pytest.fixture
+def service(lab: Lab, tmp_path: Path) -> Iterator[Service]:
+    config = service_config(lab.settings(workers=1, s3_concurrency=4), tmp_path / "state", min_free_bytes=0)
+    with Service(config, command=(sys.executable, "-c", IMPATIENT)) as running, always_healthy(running):
+        yield running
+
+
+@contextmanager
+def always_healthy(service: Service) -> Iterator[None]:
+    """Ask for the service's health all the time; each answer must come within a second."""
+    slowest, failures, ended = [0.0], list[object](), threading.Event()
+
+    def ask() -> None:
+        with service.client(timeout=5) as http:
+            while not ended.wait(0.02):
+                began = time.monotonic()
+                try:
+                    assert http.get("/healthz").status_code == 200
+                except Exception as error:  # noqa: BLE001 - told by the test
+                    failures.append(error)
+                slowest[0] = max(slowest[0], time.monotonic() - began)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        asking.join()
+    assert failures == []
+    assert 0 < slowest[0] < 1
+
+
+def the_worker(service: Service) -> Watched:
+    [worker] = workers_of(service.pid)
+    return worker
+
+
+def test_a_worker_that_is_killed_costs_one_retry(service: Service, lab: Lab) -> None:
+    rule = lab.proxy.add(Before(lambda: the_worker(service).kill()), key=f"{SPECS[0].prefix}/labels/1", times=1)
+    with Desk(service) as desk:
+        assert are_right(desk.ended(desk.submit(0, 1).id))
+    assert rule.hits == 1
+    assert unfinished(lab.root) == []
+
+
+def test_a_worker_that_hangs_is_replaced(service: Service, lab: Lab) -> None:
+    stall = Stall()
+    rule = lab.proxy.add(stall, key="labels/0.0.0", times=1)
+    with Desk(service) as desk:
+        job = desk.submit(0, 1)
+        lab.proxy.wait_until(lambda proxy: rule.hits > 0, timeout=30)
+        worker = the_worker(service)
+        os.kill(worker.pid, signal.SIGSTOP)
+        stall.release()
+        assert are_right(desk.ended(job.id))
+    assert not worker.is_running
+    assert unfinished(lab.root) == []
+
+
+def test_an_idle_worker_that_was_killed_is_replaced(service: Service, lab: Lab) -> None:
+    with Desk(service) as desk:
+        desk.ended(desk.submit(0).id)
+        worker = the_worker(service)
+        worker.kill()
+        worker.wait()
+        assert are_right(desk.ended(desk.submit(1).id))
+
+
+def test_a_crop_that_kills_its_worker_three_times_fails_alone(service: Service, lab: Lab) -> None:
+    rule = lab.proxy.add(Before(lambda: the_worker(service).kill()), key=f"{SPECS[0].prefix}/labels/1.0.0")
+    with Desk(service) as desk:
+        job = desk.ended(desk.submit(0, 1).id)
+        assert codes(job) == ["worker_failed", "done"]
+        assert job.state is State.FAILED
+        assert job.crops[0].problem is not None
+        assert "3 worker processes" in job.crops[0].problem.detail
+        assert rule.hits == 3
+        assert published(lab.root) == ["instance/crop_1.h5"]
+        assert unfinished(lab.root) == []
+        lab.proxy.clear()
+        assert are_right(desk.ended(desk.submit(0).id))

@@ -1,0 +1,25 @@
+"""A service tells paths as its lab's machines see them, and still finds its own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prismcache import PrismClient
+from prismcache.config import Settings
+from tests.support.s3 import S3Server
+from tests.support.service import Service, service_config
+
+
+def test_paths_are_told_as_others_call_the_folder(s3_server: S3Server, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    settings = Settings.load({}, root=tmp_path / "cache", s3_endpoint_url=s3_server.endpoint)
+    config = service_config(settings, tmp_path / "state", advertised_root=mount)
+    with Service(config) as service, service.client() as http:
+        mount.symlink_to(tmp_path / "cache")
+        with PrismClient(root=mount, url=service.url) as client:
+            assert client.ensure("instance", [5], progress=False) == [str(mount / "instance" / "crop_5.h5")]
+        told = str(mount / "instance" / "crop_5.h5")
+        assert http.get("/v1/crops/instance/5").json()["files"][0]["path"] == told
+        assert http.get("/v1/jobs").json()["jobs"][0]["crops"][0]["file"]["path"] == told
+        body = http.get("/v1/crops/instance/5/file").content
+    assert body == (tmp_path / "cache" / "instance" / "crop_5.h5").read_bytes()

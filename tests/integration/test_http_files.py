@@ -1,0 +1,183 @@
+"""Files over HTTP, checked byte for byte: ranges, conditions, digests, and what is no published file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from prismcache.schema import Job
+from tests.support.cache_root import Lab, tiny_spec
+from tests.support.labs import running_lab
+from tests.support.processes import eventually
+from tests.support.service import Service, service_config
+
+SPEC = tiny_spec(0)
+URL = "/v1/crops/instance/0/file"
+
+
+@dataclass
+class Site:
+    """A service with one cached crop, whose bytes are `content`."""
+
+    lab: Lab
+    service: Service
+    http: httpx2.Client
+    path: Path
+    content: bytes
+
+    @property
+    def etag(self) -> str:
+        return f'"{hashlib.sha256(self.content).hexdigest()}"'
+
+
+def _ensure(http: httpx2.Client, **request: object) -> Path:
+    job = Job.model_validate(http.post("/v1/jobs", json={"split": "instance", "crops": [0]} | request).json())
+    while not job.state.is_final:
+        job = Job.model_validate(http.get(f"/v1/jobs/{job.id}?wait=20&revision={job.revision}").json())
+    assert job.crops[0].file is not None
+    return Path(job.crops[0].file.path)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("http_files")
+    with running_lab(folder, [SPEC]) as lab:
+        config = service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0)
+        with Service(config) as service, service.client() as http:
+            path = _ensure(http)
+            yield Site(lab, service, http, path, path.read_bytes())
+
+
+def test_the_whole_file_with_its_digests(site: Site) -> None:
+    answer = site.http.get(URL)
+
+    digest = hashlib.sha256(site.content)
+    assert (answer.status_code, answer.content) == (200, site.content)
+    assert answer.headers["etag"] == f'"{digest.hexdigest()}"'
+    assert answer.headers["x-prismcache-sha256"] == digest.hexdigest()
+    assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+    assert answer.headers["content-disposition"] == 'attachment; filename="crop_0.h5"'
+    assert answer.headers["content-type"] == "application/x-hdf5"
+    assert answer.headers["accept-ranges"] == "bytes"
+
+
+def test_head_tells_the_same_without_the_file(site: Site) -> None:
+    get, head = site.http.get(URL), site.http.head(URL, headers={"Range": "bytes=0-0"})
+
+    changing = {"date", "x-request-id"}
+    assert (head.status_code, head.content) == (200, b"")
+    assert {k: v for k, v in head.headers.items() if k not in changing} == {
+        k: v for k, v in get.headers.items() if k not in changing
+    }
+
+
+def test_every_kind_of_range_gives_those_bytes(site: Site) -> None:
+    size = len(site.content)
+    edges = [0, 1, 2, 511, 4096, size // 2, size - 2, size - 1]
+    wanted = {f"bytes={a}-{b}": (a, b + 1) for a in edges for b in edges if a <= b}
+    wanted |= {f"bytes={a}-": (a, size) for a in edges} | {f"bytes=-{n}": (size - n, size) for n in edges if n}
+    wanted |= {f"bytes=5-{size + 9}": (5, size), f"bytes=-{size + 9}": (0, size)}
+
+    for text, (start, stop) in wanted.items():
+        answer = site.http.get(URL, headers={"Range": text})
+        assert (answer.status_code, answer.content) == (206, site.content[start:stop]), text
+        assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
+        assert answer.headers["etag"] == site.etag
+
+
+@pytest.mark.parametrize("text", ["bytes={size}-", "bytes=-0", "bytes=0-0,2-2", "bytes=0-,0-,0-,0-"])
+def test_ranges_outside_the_file_and_several_at_once_are_refused(site: Site, text: str) -> None:
+    size = len(site.content)
+
+    answer = site.http.get(URL, headers={"Range": text.format(size=size)})
+
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == f"bytes */{size}"
+    assert answer.json()["status"] == 416
+
+
+@pytest.mark.parametrize("text", ["bytes=5-4", "chunks=0-1", "bytes=", "bytes=a-"])
+def test_a_range_that_is_none_is_ignored(site: Site, text: str) -> None:
+    answer = site.http.get(URL, headers={"Range": text})
+
+    assert (answer.status_code, answer.content) == (200, site.content)
+
+
+def test_if_range_sends_the_rest_of_the_same_file_or_all_of_another(site: Site) -> None:
+    same = site.http.get(URL, headers={"Range": "bytes=100-", "If-Range": site.etag})
+    other = site.http.get(URL, headers={"Range": "bytes=100-", "If-Range": '"other"'})
+
+    assert (same.status_code, same.content) == (206, site.content[100:])
+    assert (other.status_code, other.content) == (200, site.content)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_conditions(site: Site, method: str) -> None:
+    unchanged = site.http.request(method, URL, headers={"If-None-Match": f'"x", W/{site.etag}'})
+    changed = site.http.request(method, URL, headers={"If-None-Match": '"x"'})
+    refused = site.http.request(method, URL, headers={"If-Match": '"x"'})
+
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", site.etag)
+    assert changed.status_code == 200
+    assert refused.status_code == 412
+
+
+def test_a_subset_of_channels_is_a_file_of_its_own_or_the_fuller_one(site: Site) -> None:
+    assert site.http.get(URL, params={"channels": "0-1"}).headers["etag"] == site.etag
+    assert site.http.get(URL, params={"channels": "0,9"}).json()["code"] == "not_cached"
+
+    site.http.delete("/v1/crops/instance/0").raise_for_status()
+    subset = _ensure(site.http, channels=[0, 1])
+    answer = site.http.get(URL, params={"channels": "0-1"})
+    assert answer.content == subset.read_bytes() != site.content
+    assert answer.headers["content-disposition"] == f'attachment; filename="{subset.name}"'
+    assert site.http.get(URL).json()["code"] == "not_cached"
+
+    assert _ensure(site.http).read_bytes() == site.content
+
+
+@pytest.mark.parametrize("damage", ["link", "folder", "truncated", "flipped"])
+def test_what_is_not_the_published_file_is_not_sent(site: Site, damage: str, tmp_path: Path) -> None:
+    aside = site.path.rename(site.path.with_name("aside"))
+    if damage == "link":
+        site.path.symlink_to("/etc/hostname")
+    elif damage == "folder":
+        site.path.mkdir()
+    elif damage == "truncated":
+        site.path.write_bytes(site.content[:-1])
+    else:
+        site.path.write_bytes(site.content[:-1] + bytes([site.content[-1] ^ 1]))
+
+    try:
+        answer = site.http.get(URL)
+    finally:
+        if damage == "folder":
+            site.path.rmdir()
+        aside.replace(site.path)
+
+    assert answer.json()["code"] == "not_cached"
+    assert site.http.get(URL).content == site.content
+
+
+def test_no_descriptor_stays_open(site: Site) -> None:
+    def open_files() -> list[str]:
+        folder = Path(f"/proc/{site.service.pid}/fd")
+        found = [str(link.readlink()) for link in folder.iterdir() if os.path.lexists(link)]
+        return [name for name in found if re.search(r"crop_\d+.*\.h5", name)]
+
+    for headers in ({}, {"Range": "bytes=0-0"}, {"Range": "bytes=-0"}, {"If-Match": '"x"'}, {"If-None-Match": "*"}):
+        site.http.get(URL, headers=headers)
+        site.http.head(URL, headers=headers)
+    with site.http.stream("GET", URL):
+        pass
+
+    # A client has its answer a moment before the file is closed; one that leaves early is noticed a little later.
+    eventually(lambda: not open_files(), "every file is closed", deadline=5)

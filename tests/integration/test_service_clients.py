@@ -1,0 +1,142 @@
+"""A real service and many who want the same: one making, one file; who leaves, and who cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prismcache.aio import AsyncPrismClient
+from prismcache.schema import State
+from tests.support.cache_root import Lab, many_objects_spec, published, tiny_spec, unfinished
+from tests.support.faults import Stall
+from tests.support.labs import running_lab
+from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.processes import eventually, workers_of
+from tests.support.service import Service, service_config
+from tests.support.service_jobs import Desk, are_right
+
+CLIENTS = 200
+SPEC = many_objects_spec(0)
+OTHER = tiny_spec(1)
+
+
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("lab"), [SPEC, OTHER]) as running:
+        yield running
+
+
+@pytest.fixture
+def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    module_lab.proxy.clear()
+    yield Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
+    module_lab.proxy.clear()
+
+
+@pytest.fixture
+def service(lab: Lab, tmp_path: Path) -> Iterator[Service]:
+    config = service_config(lab.settings(workers=2, s3_concurrency=8), tmp_path / "state", min_free_bytes=0)
+    with Service(config) as running:
+        yield running
+
+
+@pytest.fixture
+def desk(service: Service, lab: Lab) -> Iterator[Desk]:
+    """A connection; the service has read the catalog, and what was fetched for it is forgotten."""
+    with Desk(service) as open_desk:
+        open_desk.read_catalog()
+        lab.proxy.clear()
+        yield open_desk
+
+
+def chunk_is_asked_for(lab: Lab) -> None:
+    lab.proxy.wait_until(lambda proxy: any("/labels/0" in seen.key for seen in proxy.requests), timeout=30)
+
+
+def test_200_clients_get_one_path_and_every_object_is_fetched_once(service: Service, desk: Desk, lab: Lab) -> None:
+    # The clients live in one process: 200 interpreters on two cores would take their time to start, one after another,
+    # and so would hardly ask at once. Each has a connection pool, a submission and a long poll of its own, as in a
+    # process of its own; the service and the workers are other processes.
+    async def main() -> list[str]:
+        clients = [AsyncPrismClient(lab.root, url=service.url) for _ in range(CLIENTS)]
+        try:
+            found = await asyncio.gather(*(client.ensure("instance", 0, progress=False) for client in clients))
+        finally:
+            await asyncio.gather(*(client.aclose() for client in clients))
+        return [path for paths in found for path in paths]
+
+    stall = Stall()
+    lab.proxy.add(stall, key="labels/0.0.0", times=1)
+
+    async def released() -> list[str]:
+        running = asyncio.create_task(main())
+        await asyncio.to_thread(chunk_is_asked_for, lab)
+        await asyncio.to_thread(_until_all_asked, desk)
+        stall.release()
+        return await running
+
+    paths = asyncio.run(released())
+    assert paths == [str(lab.cached(SPEC))] * CLIENTS
+    fetched = lab.fetched(SPEC)
+    assert len(fetched) > 100
+    assert set(fetched.values()) == {1}
+    assert_crop_file_equals_oracle(lab.cached(SPEC), lab.source(SPEC))
+    assert "Traceback" not in service.log
+
+
+def _until_all_asked(desk: Desk) -> None:
+    def requests() -> float:
+        text = desk.http.get("/metrics").text
+        lines = [line for line in text.splitlines() if line.startswith("prismcache_crop_misses_total")]
+        return float(lines[0].split()[-1]) if lines else 0
+
+    eventually(lambda: requests() >= CLIENTS, "every client has asked")
+
+
+def test_a_job_goes_on_when_its_client_hangs_up(service: Service, desk: Desk, lab: Lab) -> None:
+    stall = Stall()
+    lab.proxy.add(stall, key="labels/0.0.0")
+    with Desk(service) as other:
+        job = other.submit(0)
+        with other.http.stream("GET", f"/v1/jobs/{job.id}/events") as stream:
+            next(stream.iter_bytes())
+    chunk_is_asked_for(lab)
+    stall.release()
+    assert are_right(desk.ended(job.id))
+
+
+def test_cancelling_stops_the_worker_within_a_second_and_leaves_nothing(service: Service, desk: Desk, lab: Lab) -> None:
+    stall = Stall()
+    lab.proxy.add(stall, key="labels/0.0.0")
+    job = desk.submit(0)
+    chunk_is_asked_for(lab)
+    [worker] = workers_of(service.pid)
+    began = time.monotonic()
+    assert desk.cancel(job.id).state is State.CANCELLED
+    eventually(lambda: not worker.is_running, "the worker ends", 1)
+    assert time.monotonic() - began < 1
+    lab.proxy.wait_until(lambda proxy: proxy.in_flight == 0)
+    assert published(lab.root) == unfinished(lab.root) == []
+    status = desk.status()
+    assert (status.jobs_running, status.crops_running, status.usage.reserved_bytes) == (0, 0, 0)
+    stall.release()
+    lab.proxy.clear()
+    assert are_right(desk.ended(desk.submit(0).id))
+
+
+def test_cancelling_leaves_alone_what_another_job_wants(service: Service, desk: Desk, lab: Lab) -> None:
+    stall = Stall()
+    lab.proxy.add(stall, key="labels/0.0.0")
+    mine, theirs = desk.submit(0, 1), desk.submit(0)
+    assert mine.id != theirs.id
+    chunk_is_asked_for(lab)
+    workers = workers_of(service.pid)
+    assert desk.cancel(mine.id).state is State.CANCELLED
+    stall.release()
+    assert are_right(desk.ended(theirs.id))
+    assert any(worker.is_running for worker in workers)
+    assert set(lab.fetched(SPEC).values()) == {1}

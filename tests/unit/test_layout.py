@@ -1,0 +1,101 @@
+"""The file contract's names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prismcache import layout
+from prismcache.layout import (
+    crop_file_name,
+    crop_path,
+    format_channels,
+    manifest_path,
+    parse_channels,
+    parse_crop_file_name,
+    raw_dataset,
+    sources_path,
+)
+from prismcache.schema import Split
+
+CHANNELS = st.sets(st.integers(0, 9999), min_size=1, max_size=40) | st.sets(st.integers(0, 20), min_size=1)
+CROPS = st.integers(0, 999_999)
+
+
+@pytest.mark.parametrize(
+    ("channels", "text"),
+    [
+        ((0,), "00"),
+        ((0, 1), "00-01"),
+        ((0, 1, 2, 5), "00-02_05"),
+        ((5, 2, 1, 0, 1), "00-02_05"),
+        ((9, 10, 11), "09-11"),
+        ((99, 100, 101, 9999), "99-101_9999"),
+        ((0, 2, 4), "00_02_04"),
+    ],
+)
+def test_channels_are_written_as_runs(channels: tuple[int, ...], text: str) -> None:
+    assert format_channels(channels) == text
+    assert parse_channels(text) == tuple(sorted(set(channels)))
+
+
+@given(CHANNELS)
+def test_channels_come_back_from_their_name(channels: set[int]) -> None:
+    assert parse_channels(format_channels(channels)) == tuple(sorted(channels))
+
+
+@given(st.text("0123456789_-", max_size=12) | st.text(max_size=6))
+def test_only_what_is_written_is_read(text: str) -> None:
+    try:
+        found = parse_channels(text)
+    except ValueError:
+        return
+    assert format_channels(found) == text
+
+
+@given(CROPS, st.none() | CHANNELS.map(lambda found: tuple(sorted(found))))
+def test_a_file_name_tells_crop_and_channels(crop: int, channels: tuple[int, ...] | None) -> None:
+    assert parse_crop_file_name(crop_file_name(crop, channels)) == (crop, channels)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "crop_.h5", "crop_00.h5", "crop_-1.h5", "crop_1000000.h5", "crop_1.hdf5", "crop_1.h5 ", "crop_1.h5\n",
+        ".crop_1.h5.tmp", ".crop_1.h5.0a.tmp", "crop_1.json", "xcrop_1.h5", "crop_1.ch.h5", "crop_1.ch0.h5",
+        "crop_1.ch01-00.h5", "crop_1.ch00_01.h5", "crop_1.ch00-00.h5", "crop_1.ch00_00.h5", "crop_1.ch-1.h5",
+        "crop_1.ch00__02.h5", "crop_1.ch00-.h5", "crop_1.sources.h5", "crop_\u0661.h5", "crop_1.ch\u0660\u0660.h5",
+    ],
+)  # fmt: skip
+def test_other_names_are_no_crops(name: str) -> None:
+    assert parse_crop_file_name(name) is None
+
+
+def test_a_name_with_an_endless_run_of_channels_is_no_crop_and_costs_nothing() -> None:
+    assert parse_crop_file_name("crop_1.ch00-9999999999.h5") is None
+
+
+@pytest.mark.parametrize(("channel", "name"), [(0, "raw/ch_00"), (17, "raw/ch_17"), (123, "raw/ch_123")])
+def test_datasets_are_named_as_the_reference_names_them(channel: int, name: str) -> None:
+    assert raw_dataset(channel) == name
+
+
+def test_paths_are_those_of_the_reference_and_beside_them() -> None:
+    assert str(crop_path(Split.INSTANCE, 0)) == "instance/crop_0.h5"
+    assert str(crop_path(Split.SEMANTIC, 12, (0, 1, 5))) == "semantic/crop_12.ch00-01_05.h5"
+    assert str(manifest_path(Split.INSTANCE, 0)) == ".prismcache/manifests/instance/crop_0.json"
+    assert str(manifest_path(Split.INSTANCE, 0, (3,))) == ".prismcache/manifests/instance/crop_0.ch03.json"
+    assert str(sources_path(Split.INSTANCE, 0, (3,))) == ".prismcache/manifests/instance/crop_0.ch03.sources.json"
+
+
+@given(st.lists(st.tuples(st.sampled_from(Split), CROPS, st.none() | CHANNELS.map(tuple)), unique_by=str))
+def test_no_two_files_share_a_path(names: list) -> None:
+    distinct = {(split, crop, None if channels is None else frozenset(channels)) for split, crop, channels in names}
+    for path in (crop_path, manifest_path, sources_path):
+        assert len({path(*name) for name in names}) == len(distinct)
+
+
+def test_the_docstring_lists_every_object_of_a_file() -> None:
+    for word in ("raw/ch_NN", layout.LABELS, layout.LABELS_IDS, *("offset", "resolution", "voxel_size", "axis_names")):
+        assert f"``{word}``" in (layout.__doc__ or "")

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+
+from tests.support.codecs import ArrayLayout, Compressor
+from tests.support.crops import (
+    RESOLUTION,
+    CropSpec,
+    channel_count_specs,
+    crop_folder,
+    full_size_spec,
+    layout_variants,
+    set_attributes,
+    small_spec,
+    write_crop,
+)
+from tests.support.oracle import absent_objects, reference_crop
+from tests.support.voxels import LARGE_TILE, SEMANTIC_CLASSES, LabelVoxels, RawVoxels
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """MD5 of every file, by path below `folder`."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def crop(bucket_dir: Path) -> Path:
+    return crop_folder(bucket_dir, small_spec())
+
+
+def test_full_size_spec_is_the_published_crop() -> None:
+    spec = full_size_spec()
+    assert spec.raw_array_shape == (18, 300, 650, 650)
+    assert spec.labels_shape == (200, 500, 500)
+    assert spec.shift == (50, 75, 75)
+    assert spec.raw.chunk_shape(spec.raw_array_shape) == (3, 38, 163, 163)
+    assert spec.labels.chunk_shape(spec.labels_shape) == (25, 63, 125)
+    assert sum(key.startswith("raw/") for key in spec.keys) == 768
+    assert sum(key.startswith("labels/") for key in spec.keys) == 256
+    assert "raw/5.7.3.3" in spec.keys
+
+
+def test_a_full_size_chunk_is_as_large_as_a_published_one() -> None:
+    voxels = RawVoxels((0, 0), LARGE_TILE).block(range(3), (0, 0, 0), (38, 163, 163))
+    assert 2_000_000 < len(numcodecs.Blosc("lz4", 5, 1).encode(voxels)) < 3_100_000
+    assert 0.55 < len(zlib.compress(voxels.tobytes(), 1)) / voxels.nbytes < 0.85
+
+
+def test_a_full_size_crop_repeats_no_chunk() -> None:
+    voxels = RawVoxels((0, 0), LARGE_TILE)
+    corners = [(z, y, x) for z in (0, 38, 76, 228) for y in (0, 163, 326, 489) for x in (0, 163, 326, 489)]
+    blocks = [voxels.block(range(1), (z, y, x), (z + 4, y + 8, x + 161)).tobytes() for z, y, x in corners]
+    channels = [voxels.block(range(c, c + 1), (0, 0, 0), (4, 8, 161)).tobytes() for c in range(1, 18)]
+    assert len(set(blocks + channels)) == len(blocks) + len(channels)
+
+
+def test_layout_is_the_published_one(crop: Path) -> None:
+    assert {path.name for path in crop.iterdir()} == {".zgroup", "raw", "labels"}
+    for name, dtype in (("raw", "|u1"), ("labels", "<u8")):
+        metadata = json.loads((crop / name / ".zarray").read_text())
+        assert metadata["zarr_format"] == 2
+        assert metadata["dimension_separator"] == "."
+        assert metadata["dtype"] == dtype
+        assert metadata["order"] == "C"
+        assert metadata["filters"] is None
+        compressor = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}
+        assert metadata["compressor"] == compressor
+    assert json.loads((crop / "raw/.zattrs").read_text())["resolution"] == list(RESOLUTION)
+    assert list(json.loads((crop / "labels/.zattrs").read_text())) == ["offset"]
+
+
+def test_every_chunk_is_an_object(crop: Path) -> None:
+    metadata = {".zgroup", "raw/.zarray", "raw/.zattrs", "labels/.zarray", "labels/.zattrs"}
+    assert set(_files(crop)) == {*small_spec().keys, *metadata}
+    grid = small_spec().raw.object_grid(small_spec().raw_array_shape)
+    assert min(grid) > 1
+
+
+def test_labels_lie_on_a_voxel_of_raw_within_raw(crop: Path) -> None:
+    spec = small_spec()
+    distance = np.array(spec.labels_world_offset) - spec.raw_offset
+    assert not (distance % spec.resolution).any()
+    assert all(s > 0 for s in spec.shift)
+    assert all(s + n < m for s, n, m in zip(spec.shift, spec.labels_shape, spec.raw_shape, strict=True))
+
+
+def test_channel_counts() -> None:
+    assert [spec.channels for spec in channel_count_specs()] == [18, 12, 10, 11]
+
+
+def test_equal_specs_give_equal_bytes_and_another_seed_other_voxels(tmp_path: Path) -> None:
+    spec = small_spec(channels=2)
+    first = _files(write_crop(tmp_path / "a", spec))
+    assert _files(write_crop(tmp_path / "b", spec)) == first
+    other = _files(write_crop(tmp_path / "a", dataclasses.replace(spec, seed=1)))
+    assert other.keys() == first.keys()
+    assert all(other[key] != first[key] for key in spec.keys if key.startswith("raw/"))
+
+
+def test_instance_ids_are_arbitrary_and_large(crop: Path) -> None:
+    ids = np.unique(np.asarray(zarr.open_array(crop / "labels", mode="r")[:]))
+    assert ids[0] == 0
+    assert (ids[1:] < 10_000).any()
+    assert ((ids >= 2**40) & (ids < 2**42)).any()
+    assert ids[-1] > 2**64 - 2000
+    assert len(ids) > 15
+
+
+def test_labels_run_some_ten_voxels_along_x(crop: Path) -> None:
+    labels = np.asarray(zarr.open_array(crop / "labels", mode="r")[:])
+    assert 8 < 1 / (np.diff(labels, axis=2) != 0).mean() < 30
+
+
+def test_semantic_labels_are_class_ids(bucket_dir: Path) -> None:
+    labels = zarr.open_array(crop_folder(bucket_dir, small_spec("semantic")) / "labels", mode="r")[:]
+    assert set(np.unique(np.asarray(labels)).tolist()) <= {0, *SEMANTIC_CLASSES}
+
+
+def test_semantic_crop_0_shows_the_tissue_of_instance_crop_2(tmp_path: Path) -> None:
+    shapes = {"raw_shape": (30, 90, 90), "labels_shape": (18, 50, 50), "channels": 2}
+    crops = [write_crop(tmp_path, CropSpec(split, n, **shapes)) for split, n in (("instance", 2), ("semantic", 0))]
+    raw = [np.asarray(zarr.open_array(crop / "raw", mode="r")[:]) for crop in crops]
+    np.testing.assert_array_equal(raw[0], raw[1])
+
+
+@pytest.mark.parametrize(("name", "spec"), layout_variants().items(), ids=layout_variants().keys())
+def test_every_layout_holds_the_same_crop(name: str, spec: CropSpec, tmp_path: Path, crop: Path) -> None:
+    folder = write_crop(tmp_path, spec)
+    assert set(spec.keys) <= set(_files(folder))
+    found, plain = reference_crop(folder), reference_crop(crop)
+    np.testing.assert_array_equal(found.raw, plain.raw[: spec.channels])
+    if spec.labels.dtype != "|u1":  # 255 ids are too few for all segments
+        np.testing.assert_array_equal(found.labels > 0, plain.labels > 0)
+    assert (found.offset, found.resolution, found.shift) == (plain.offset, plain.resolution, plain.shift)
+    assert found.source_labels.dtype.newbyteorder("=") == np.dtype(spec.labels.dtype).newbyteorder("=")
+    assert absent_objects(folder) == 0
+
+
+def test_consolidated_metadata_is_beside_the_arrays_own(tmp_path: Path) -> None:
+    folder = write_crop(tmp_path, layout_variants()["v2-consolidated"])
+    assert "raw/.zarray" in json.loads((folder / ".zmetadata").read_text())["metadata"]
+
+
+def test_absent_chunks_and_fill_value(tmp_path: Path) -> None:
+    spec = small_spec(channels=3)
+    spec = dataclasses.replace(
+        spec,
+        raw=dataclasses.replace(spec.raw, absent=((0, 1, 1, 1),), fill_value=7),
+        labels=dataclasses.replace(spec.labels, absent=((0, 0, 0), (1, 1, 1))),
+    )
+    folder = write_crop(tmp_path, spec)
+    assert not (folder / "raw/0.1.1.1").exists()
+    assert absent_objects(folder) == 3
+    assert "raw/0.1.1.1" not in spec.keys
+    assert "labels/1.1.1" not in spec.keys
+    raw = np.asarray(zarr.open_array(folder / "raw", mode="r")[:])
+    assert (raw[0:3, 9:18, 28:56, 36:72] == 7).all()
+
+
+def test_attributes_can_be_missing_or_anything(tmp_path: Path) -> None:
+    spec = small_spec(channels=1).with_layout(attributes=())
+    folder = write_crop(tmp_path, spec)
+    assert not (folder / "raw/.zattrs").exists()
+    assert not (folder / "labels/.zattrs").exists()
+    set_attributes(folder, "raw", {"offset": [float("nan"), 0, 0]})
+    assert "NaN" in (folder / "raw/.zattrs").read_text()
+
+
+def test_regions_of_labels_fit_together() -> None:
+    voxels = LabelVoxels((3, 0), LARGE_TILE, np.dtype("<u8"), semantic=False)
+    whole = voxels.block((40, 300, 0), (60, 340, 400))
+    part = voxels.block((45, 310, 290), (55, 335, 350))
+    np.testing.assert_array_equal(whole[5:15, 10:35, 290:350], part)
+
+
+def test_big_endian_labels_are_stored_so(tmp_path: Path) -> None:
+    for name in ("v2-labels->u8", "v3-labels->u8"):
+        spec = layout_variants()[name].with_layout(compressor=Compressor("none"))
+        folder = write_crop(tmp_path, spec)
+        stored = np.frombuffer((folder / "labels" / spec.labels.object_keys(spec.labels_shape)[0]).read_bytes(), ">u8")
+        plain = np.asarray(zarr.open_array(folder / "labels", mode="r")[:7, :25, :30])
+        np.testing.assert_array_equal(stored.reshape(plain.shape), plain)
+
+
+def test_zarr_v3_knows_no_zlib() -> None:
+    with pytest.raises(ValueError, match="zlib"):
+        ArrayLayout(zarr_format=3, compressor=Compressor("zlib")).creation((10, 10, 10))

@@ -1,0 +1,145 @@
+"""The in-memory service for users' tests: its files are real, and it does what it is told."""
+
+from __future__ import annotations
+
+import h5py
+import httpx2
+import numpy as np
+import pytest
+
+from prismcache import AsyncPrismClient, PrismClient, RequestError, SourceUnreachableError
+from prismcache.config import Settings
+from prismcache.schema import Verdict
+from prismcache.testing import InMemoryService
+
+
+@pytest.fixture
+def service():
+    with InMemoryService() as running:
+        yield running
+
+
+def test_given_arrays_are_what_is_read():
+    raw = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    labels = np.zeros((3, 4, 5), np.int64)
+    labels[1], labels[2] = 7, 2**40
+    with InMemoryService({("semantic", 4): {"raw": raw, "labels": labels}}) as service, service.client() as client:
+        [path] = client.ensure("semantic", progress=False)
+        [subset] = client.ensure("semantic", 4, channels=1, progress=False)
+        assert subset == path
+        with h5py.File(path) as file:
+            assert sorted(file["raw"]) == ["ch_00", "ch_01"]
+            np.testing.assert_array_equal(file["raw/ch_01"][:], raw[1])
+            np.testing.assert_array_equal(file["labels_ids"][:], [0, 7, 2**40])
+            np.testing.assert_array_equal(file["labels_ids"][:][file["labels"][:]], labels)
+            assert file["labels"].dtype == np.uint32
+            assert tuple(file["raw/ch_00"].attrs["voxel_size"]) == (400, 168, 168)
+            assert file.attrs["num_channels"] == 2
+
+
+def test_a_subset_holds_only_its_channels(service):
+    with service.client() as client:
+        [path] = client.ensure("instance", 0, channels=[2, 0], progress=False)
+    assert path.endswith("crop_0.ch00_02.h5")
+    with h5py.File(path) as file:
+        assert sorted(file["raw"]) == ["ch_00", "ch_02"]
+
+
+def test_made_up_crops_are_always_the_same_and_differ():
+    digests = []
+    for _ in range(2):
+        with InMemoryService() as service, service.client() as client:
+            digests.append([file.sha256 for file in client.ensure_files("instance", progress=False)])
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 3
+
+
+@pytest.mark.parametrize(
+    "given", [3, {"raw": np.zeros((1, 2, 2, 2))}, {"raw": np.zeros((1, 2, 2, 2)), "labels": np.zeros((2, 2, 3))}]
+)
+def test_arrays_that_do_not_fit_are_refused(given):
+    with (
+        InMemoryService({("instance", 0): given}) as service,
+        service.client() as client,
+        pytest.raises(RequestError, match="instance/0"),
+    ):
+        client.ensure("instance", 0, progress=False)
+
+
+def test_progress_can_be_held(service):
+    states = []
+
+    def see(job) -> None:
+        states.append((job.state.value, sum(crop.state.is_final for crop in job.crops)))
+        service.resume()
+
+    service.hold()
+    with service.client() as client:
+        client.ensure("instance", progress=see)
+    assert states == [("running", 0), ("running", 1), ("running", 2), ("done", 3)]
+
+
+def test_failures_come_as_told(service):
+    service.fail("instance", 1, SourceUnreachableError("the bucket is away"))
+    with service.client() as client:
+        with pytest.raises(SourceUnreachableError, match="the bucket is away"):
+            client.ensure("instance", progress=False)
+        service.fail("instance", 1, None)
+        assert len(client.ensure("instance", progress=False)) == 3
+
+
+def test_it_is_found_by_url_alone(service, monkeypatch):
+    monkeypatch.setenv("PRISMCACHE_URL", service.url)
+    with PrismClient() as client:
+        [path] = client.ensure("semantic", 2, progress=False)
+    assert "prismcache" in path
+    assert str(service.root) not in path
+    assert service.requests[0] == "POST /v1/jobs"
+
+
+def test_clients_of_both_kinds(service):
+    assert isinstance(service.async_client(), AsyncPrismClient)
+    with service.client(mounted=False) as client:
+        assert client.settings.mount is None
+        assert client.settings == Settings.load({}, **service.settings(mounted=False))
+
+
+def test_what_was_damaged_is_found_and_made_again(service, tmp_path):
+    service.cache("instance", 1)
+    path = service.cache("instance", 0)
+    path.write_bytes(b"x")
+    with service.client() as client:
+        assert [result.verdict for result in client.verify("instance")] == [Verdict.OK, Verdict.CORRUPT]
+        assert client.verify("instance", 0, repair=True)[0].verdict is Verdict.REPAIRED
+        assert client.verify("instance", 0)[0].verdict is Verdict.OK
+        path.unlink()
+        assert client.ensure("instance", 0, progress=False) == [str(path)]
+        assert path.exists()
+
+
+def test_a_root_may_be_given(tmp_path):
+    with InMemoryService(root=tmp_path / "lab") as service:
+        path = service.cache("instance", 0)
+        assert path.is_relative_to(tmp_path / "lab")
+    assert path.exists()
+
+
+def test_plain_http_works_too(service):
+    with httpx2.Client(transport=service.transport, base_url=service.url) as http:
+        assert http.get("/healthz").json() == {"status": "ok"}
+        assert http.post("/v1/jobs", json={"split": "instance", "crops": [True]}).status_code == 422
+        assert http.post("/v1/jobs", json={"split": "instance", "colour": 1}).json()["code"] == "invalid_request"
+        assert http.get("/v1/nothing").status_code == 422
+        made = http.post("/v1/jobs", json={"split": "instance", "crops": [0]})
+        assert (made.status_code, made.headers["location"]) == (202, f"/v1/jobs/{made.json()['id']}")
+        assert http.get("/v1/crops/instance/0/file").json()["code"] == "not_cached"
+        service.cache("instance", 0)
+        head = http.head("/v1/crops/instance/0/file")
+        size = int(head.headers["content-length"])
+        assert (head.status_code, head.content) == (200, b"")
+        part = http.get("/v1/crops/instance/0/file", headers={"Range": "bytes=100-", "If-Range": head.headers["etag"]})
+        assert (part.status_code, len(part.content)) == (206, size - 100)
+        stale = http.get("/v1/crops/instance/0/file", headers={"Range": "bytes=100-", "If-Range": '"x"'})
+        assert (stale.status_code, len(stale.content)) == (200, size)
+        beyond = http.get("/v1/crops/instance/0/file", headers={"Range": f"bytes={size}-"})
+        assert beyond.status_code == 416
