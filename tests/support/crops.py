@@ -55,6 +55,8 @@ class CropSpec:
         How the arrays are stored.
     consolidated
         Whether the crop has consolidated metadata beside each array's own.
+    largest_id
+        Bound of the instance ids; None for ids of every size.
     seed
         Another seed gives other voxels and ids.
     """
@@ -70,6 +72,7 @@ class CropSpec:
     raw: ArrayLayout = ArrayLayout(dtype="|u1", chunks=(3, 9, 28, 36), attributes=("offset", "resolution"))
     labels: ArrayLayout = ArrayLayout(dtype="<u8", chunks=(7, 25, 30))
     consolidated: bool = False
+    largest_id: int | None = None
     seed: int = 0
 
     @property
@@ -148,9 +151,13 @@ def channel_count_specs() -> list[CropSpec]:
 
 
 def full_size_spec(crop: int = 0, **changes: Any) -> CropSpec:
-    """A crop of the size of instance crop 0: 768 and 256 chunk objects, about 2 GB."""
+    """A crop of the size of instance crop 0: 768 and 256 chunk objects, about 2 GB.
+
+    Its ids are ones that the reference program survives: it allocates a table up to the largest.
+    """
     spec = CropSpec(
         crop=crop,
+        largest_id=1_000_000,
         raw_shape=(300, 650, 650),
         labels_shape=(200, 500, 500),
         raw=ArrayLayout(dtype="|u1", attributes=("offset", "resolution")),
@@ -224,7 +231,7 @@ def write_crop(bucket_dir: Path, spec: CropSpec) -> Path:
     seed = (spec.tissue, spec.seed)
     semantic = spec.split == "semantic"
     raw = RawVoxels(seed, tile_for(spec.raw_shape))
-    labels = LabelVoxels(seed, tile_for(spec.labels_shape), np.dtype(spec.labels.dtype), semantic)
+    labels = LabelVoxels(seed, tile_for(spec.labels_shape), np.dtype(spec.labels.dtype), semantic, spec.largest_id)
     _write_raw(_create(folder, "raw", spec.raw_array_shape, spec.raw, _attributes(spec, spec.raw_offset)), spec, raw)
     array = _create(folder, "labels", spec.labels_shape, spec.labels, _attributes(spec, spec.labels_world_offset))
     for start, stop in _rows(spec.labels_shape[0], spec.labels.object_shape(spec.labels_shape)[0]):

@@ -35,6 +35,8 @@ class S3Server:
     dir_cache_seconds
         For how long listings (and with them the objects' MD5) may be kept. 0, the default, shows every change at once
         but hashes every object anew in each listing that names it.
+    credentials
+        Access key and secret that requests must be signed with; None serves anybody.
 
     Attributes
     ----------
@@ -42,8 +44,11 @@ class S3Server:
         URL without a slash at its end, e.g. ``http://127.0.0.1:40123``.
     """
 
-    def __init__(self, folder: Path, *, dir_cache_seconds: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, dir_cache_seconds: int = 0, credentials: tuple[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self._credentials = credentials
         self._dir_cache_seconds = dir_cache_seconds
         self._process: subprocess.Popen[str] | None = None
         self._log: list[str] = []
@@ -107,9 +112,10 @@ class S3Server:
 
     def _command(self) -> list[str]:
         # An empty --config keeps rclone from reading (or making) the user's configuration.
+        signed = [] if self._credentials is None else [f"--auth-key={','.join(self._credentials)}"]
         return [
             find_rclone(), "--config=", "serve", "s3", "--addr=127.0.0.1:0", "--vfs-cache-mode=off", "--no-modtime",
-            f"--dir-cache-time={self._dir_cache_seconds}s", "--poll-interval=0", "--read-only", str(self.folder),
+            f"--dir-cache-time={self._dir_cache_seconds}s", "--poll-interval=0", "--read-only", *signed, str(self.folder),
         ]  # fmt: skip
 
     def _read_log(self, stream: IO[str], listening: threading.Event) -> None:

@@ -68,12 +68,15 @@ class LabelVoxels:
         Integer dtype of the labels, in any byte order.
     semantic
         Class ids (`SEMANTIC_CLASSES`) instead of arbitrary instance ids.
+    largest_id
+        Bound of the instance ids; None for all that `dtype` holds.
     """
 
     seed: tuple[int, ...]
     tile: Shape3
     dtype: np.dtype[np.generic]
     semantic: bool
+    largest_id: int | None = None
 
     def block(self, start: Sequence[int], stop: Sequence[int]) -> npt.NDArray[np.generic]:
         """Labels within the half-open box `start`…`stop` (Z, Y, X)."""
@@ -90,7 +93,8 @@ class LabelVoxels:
         if self.semantic:
             ids = random.choice(np.array(SEMANTIC_CLASSES, np.uint64), segments)
         else:
-            ids = _instance_ids(random, segments, int(np.iinfo(self.dtype).max))  # type: ignore[type-var]
+            largest = self.largest_id or int(np.iinfo(self.dtype).max)  # type: ignore[type-var]
+            ids = _instance_ids(random, segments, largest)
         return np.concatenate([np.zeros(1, np.uint64), ids]).astype(self.dtype)
 
 

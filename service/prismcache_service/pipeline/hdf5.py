@@ -95,8 +95,8 @@ class Sink(io.RawIOBase):
             done += os.write(self.fd, view[done:])
         self._unflushed += done
         if self._unflushed >= _FLUSH_BYTES:
+            start_writeback(self.fd, self._size - self._unflushed)
             self._unflushed = 0
-            start_writeback(self.fd)
 
     def _attempt(self, operation: Any) -> None:
         if self.error is None:
@@ -106,9 +106,13 @@ class Sink(io.RawIOBase):
                 self.error = error
 
 
-def start_writeback(fd: int) -> None:
-    """Have the system begin to write a file's pages to the disk."""
-    getattr(os, "fdatasync", os.fsync)(fd)
+def start_writeback(fd: int, start: int) -> None:
+    """Have the system begin to write a file's pages from `start` on to the disk, without waiting for it.
+
+    Linux does so when told that they will not be needed soon; other systems begin when it suits them.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, start, 0, os.POSIX_FADV_DONTNEED)
 
 
 class CropWriter:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from aiolimiter import AsyncLimiter
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -31,6 +30,7 @@ from prismcache.errors import (
     SourceUnreachableError,
 )
 from prismcache.layout import SourceObject
+from prismcache_service.pipeline.s3_bodies import CONNECT_TIMEOUT_S, MAX_STALL_S, BodyReader, open_bodies
 from prismcache_service.pipeline.source import Source, check_digest, plain_md5
 
 T = TypeVar("T")
@@ -39,9 +39,6 @@ T = TypeVar("T")
 # contact, where an unreachable endpoint should be reported in seconds.
 _READ_ATTEMPTS = 16
 _LIST_ATTEMPTS = 5
-_CONNECT_TIMEOUT_S = 5.0
-_MAX_STALL_S = 15.0
-_MIN_BYTES_PER_S = 1024
 _PERMANENT = frozenset({400, 405, 409, 411, 413, 416, 501})
 _CONNECTION_ERRORS = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
@@ -61,20 +58,20 @@ class S3Source(Source):
     ----------
     client
         An aiobotocore S3 client that makes one attempt a request.
+    bodies
+        Fetches what the client would sign for.
     settings
         Bucket, prefix, concurrency and deadlines.
     executor
         Threads for digests, so that the event loop never hashes.
     """
 
-    def __init__(self, client: Any, settings: Settings, executor: Executor) -> None:
+    def __init__(self, client: Any, bodies: BodyReader, settings: Settings, executor: Executor) -> None:
         self._client = client
+        self._bodies = bodies
         self._settings = settings
         self._executor = executor
         self._in_flight = asyncio.Semaphore(settings.s3_concurrency)
-        # The limit is shared out evenly: every worker process has a source of its own.
-        limit = settings.s3_bandwidth_limit
-        self._pace = None if limit is None else AsyncLimiter(limit / settings.workers, 1.0)
 
     @property
     def url(self) -> str:
@@ -140,40 +137,13 @@ class S3Source(Source):
 
     async def _read_body(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
         # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
-        condition = {} if plain_md5(item.etag) or not item.etag else {"IfMatch": f'"{item.etag}"'}
-        answer = await self._client.get_object(
-            Bucket=self._settings.s3_bucket, Key=self._key(folder, item.key), **condition
-        )
-        response: aiohttp.ClientResponse = answer["Body"].raw_stream
-        try:
-            length = await self._fill(response.content, item, into)
-        except BaseException:
-            response.close()  # a connection with an unread rest cannot be used again
-            raise
+        condition = None if plain_md5(item.etag) or not item.etag else f'"{item.etag}"'
+        length = await self._bodies.read(self._key(folder, item.key), item.size, into, if_match=condition)
         if length != item.size:
             raise _RetryableError(
                 SourceCorruptError(f"object {item.key!r} came with {length} bytes, its listing says {item.size}")
             )
         return memoryview(into)[:length]
-
-    async def _fill(self, stream: aiohttp.StreamReader, item: SourceObject, into: bytearray) -> int:
-        """Copy the body into `into`; stops after one byte too many. Gives up on a stream slower than 1 KiB/s."""
-        window = min(_MAX_STALL_S, self._settings.s3_object_timeout / 4)
-        loop = asyncio.get_running_loop()
-        filled, mark, mark_at = 0, 0, loop.time()
-        while piece := await stream.readany():
-            end = filled + len(piece)
-            if end > item.size:
-                return end
-            into[filled:end] = piece
-            filled = end
-            if self._pace is not None:
-                await self._pace.acquire(min(len(piece), self._pace.max_rate))
-            if (elapsed := loop.time() - mark_at) > window:
-                if filled - mark < _MIN_BYTES_PER_S * elapsed:
-                    raise TimeoutError(f"less than {_MIN_BYTES_PER_S} bytes/s for {elapsed:.0f} s")
-                mark, mark_at = filled, loop.time()
-        return filled
 
     async def _retrying(self, attempt: Callable[[], Awaitable[T]], what: str, attempts: int) -> T:
         """`attempt` until it succeeds, fails for good, or attempts or the object's time run out."""
@@ -240,24 +210,25 @@ async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Sou
     """
     plain = (settings.s3_endpoint_url or "").startswith("http://")
     config = AioConfig(
-        signature_version=UNSIGNED if settings.s3_anonymous else None,
+        signature_version=UNSIGNED if settings.s3_anonymous else "s3v4",  # its default for URLs is the old "s3"
         retries={"total_max_attempts": 1},
-        max_pool_connections=settings.s3_concurrency + 2,  # a listing never waits behind bodies
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=min(_MAX_STALL_S, settings.s3_object_timeout / 2),
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=min(MAX_STALL_S, settings.s3_object_timeout / 2),
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",  # ours are length and digest of every object
         s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
     )
     try:
-        context = get_session().create_client(
+        session = get_session()
+        context = session.create_client(
             "s3",
             region_name=settings.s3_region,
             endpoint_url=settings.s3_endpoint_url,
             config=config,
             verify=False if plain else None,
         )
-        async with context as client:
-            yield S3Source(client, settings, executor)
+        ca_bundle = session.get_config_variable("ca_bundle")
+        async with context as client, open_bodies(client, settings, ca_bundle) as bodies:
+            yield S3Source(client, bodies, settings, executor)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"the S3 settings are unusable: {error}") from error

@@ -12,6 +12,7 @@ waits for always holds, or is next to get, what it needs.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit
 from prismcache_service.pipeline.relabel import Ids, id_table, relabel, unique_ids
 from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
+
+_ENCODING_TASKS = 6  # shares of a block that are deflated side by side; each costs the event loop a round trip
 
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -230,12 +233,12 @@ class CropStream:
         loop = asyncio.get_running_loop()
         for block in (*self._labels, *self._raw):
             await block.filled.wait()
-            rows = [self._in_thread(_encode, block, *place) for place in _chunk_rows(block)]
-            encoded = await asyncio.gather(*rows)
+            shares = _shares(_chunk_rows(block), _ENCODING_TASKS)
+            encoded = await asyncio.gather(*(self._in_thread(_encode_rows, block, share) for share in shares))
             self._buffers.put_nowait(block.close())
             if written is not None:
                 await written  # the block before this one was written while this one was deflated
-            written = loop.run_in_executor(self._hdf5_thread, _write, writer, encoded)
+            written = loop.run_in_executor(self._hdf5_thread, _write, writer, list(itertools.chain(*encoded)))
         if written is not None:
             await written
 
@@ -278,6 +281,16 @@ def _chunk_rows(block: _Block) -> list[tuple[int, int]]:
     """(channel, Y) of each row of HDF5 chunks in a block, counted within it, in canonical order."""
     channels, _, height, _ = block.box.shape
     return [(c, y) for c in range(channels) for y in range(0, height, block.array.chunk[1])]
+
+
+def _shares(rows: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Rows in at most `count` runs of nearly equal length, in order."""
+    size = -(-len(rows) // count)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _encode_rows(block: _Block, rows: Sequence[tuple[int, int]]) -> list[tuple[str, list[Any]]]:
+    return [_encode(block, *row) for row in rows]
 
 
 def _encode(block: _Block, channel: int, y: int) -> tuple[str, list[Any]]:
