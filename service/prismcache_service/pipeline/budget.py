@@ -11,7 +11,6 @@ from prismcache.errors import MemoryLimitError
 from prismcache_service.pipeline.plan import ArrayPlan, CropPlan
 
 _SPARE_BLOCKS = 3  # blocks beyond the needed ones, so that filling goes on while full ones are deflated
-_ENCODED_BLOCKS = 2  # deflated blocks that wait for, or are in, the writer; labels deflate to next to nothing
 _SLACK_BYTES = 24 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
 _MIN_SLOTS = 2
 
@@ -45,7 +44,8 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     block_bytes = max(a.block_bytes for a in arrays)
     needed_blocks = max(a.open_blocks for a in arrays)
     slot_bytes = max([item.size for item in plan.fetched()], default=0) or 1
-    fixed = used + _SLACK_BYTES + threads * _decode_bytes(arrays) + _ENCODED_BLOCKS * plan.raw.block_bytes
+    # What is deflated and waits for the writer comes to one block at most.
+    fixed = used + _SLACK_BYTES + threads * _decode_bytes(arrays) + plan.raw.block_bytes
     least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_bytes
     if least > limit:
         raise MemoryLimitError(

@@ -12,9 +12,9 @@ waits for always holds, or is next to get, what it needs.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +31,7 @@ from prismcache_service.pipeline.relabel import Ids, id_table, relabel, unique_i
 from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
 
-_ENCODING_TASKS = 6  # shares of a block that are deflated side by side; each costs the event loop a round trip
+_SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -99,12 +99,8 @@ class CropStream:
         self._source, self._crop, self._plan = source, crop, plan
         self._executor, self._hdf5_thread, self._spool = executor, hdf5_thread, spool
         self._on_fetched = on_fetched
-        self._slots: asyncio.Queue[bytearray] = asyncio.Queue()
-        self._buffers: asyncio.Queue[bytearray] = asyncio.Queue()
-        for _ in range(budget.slots):
-            self._slots.put_nowait(bytearray(budget.slot_bytes))
-        for _ in range(budget.blocks):
-            self._buffers.put_nowait(bytearray(budget.block_bytes))
+        self._slots = _pool(budget.slots, budget.slot_bytes)
+        self._buffers = _pool(budget.blocks, budget.block_bytes)
         self._labels, self._raw = _blocks(plan.labels), _blocks(plan.raw)
         # Set once a raw object that will be visited again is in the spool.
         self._spooled = {visit.key: asyncio.Event() for visit in plan.raw.visits if visit.again}
@@ -145,7 +141,7 @@ class CropStream:
         writer = await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, open_writer, table)
         try:
             group.create_task(self._fill_labels(table))
-            await self._write_blocks(writer)
+            await self._write_blocks(group, writer)
         except BaseException:
             self._hdf5_thread.submit(writer.__exit__, None, None, None)
             raise
@@ -228,19 +224,42 @@ class CropStream:
         except DecodeError as error:
             raise SourceCorruptError(f"{self._crop.folder}: object {visit.key!r} {error}") from error
 
-    async def _write_blocks(self, writer: CropWriter) -> None:
-        written: asyncio.Future[None] | None = None
-        loop = asyncio.get_running_loop()
+    async def _write_blocks(self, group: asyncio.TaskGroup, writer: CropWriter) -> None:
+        encoded: asyncio.Queue[_Encoded] = asyncio.Queue()
+        room = asyncio.Semaphore(_SHARES)
+        encoding = group.create_task(self._encode_blocks(encoded, room))
+        for _ in range(sum(len(_shares(block)) for block in (*self._labels, *self._raw))):
+            share = await encoded.get()
+            rows = await share.rows
+            if share.block is not None:
+                self._buffers.put_nowait(share.block.close())
+            await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, _write, writer, rows)
+            room.release()
+        await encoding
+
+    async def _encode_blocks(self, encoded: asyncio.Queue[_Encoded], room: asyncio.Semaphore) -> None:
         for block in (*self._labels, *self._raw):
             await block.filled.wait()
-            shares = _shares(_chunk_rows(block), _ENCODING_TASKS)
-            encoded = await asyncio.gather(*(self._in_thread(_encode_rows, block, share) for share in shares))
-            self._buffers.put_nowait(block.close())
-            if written is not None:
-                await written  # the block before this one was written while this one was deflated
-            written = loop.run_in_executor(self._hdf5_thread, _write, writer, list(itertools.chain(*encoded)))
-        if written is not None:
-            await written
+            shares = _shares(block)
+            for number, share in enumerate(shares):
+                await room.acquire()
+                rows = asyncio.ensure_future(self._in_thread(_encode_rows, block, share))
+                encoded.put_nowait(_Encoded(rows, block if number == len(shares) - 1 else None))
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Rows of chunks on their way through deflate, in canonical order; `block` is set on its last ones."""
+
+    rows: asyncio.Future[list[tuple[str, list[Any]]]]
+    block: _Block | None
+
+
+def _pool(count: int, size: int) -> asyncio.Queue[bytearray]:
+    pool: asyncio.Queue[bytearray] = asyncio.Queue()
+    for _ in range(count):
+        pool.put_nowait(bytearray(size))
+    return pool
 
 
 def _blocks(array: ArrayPlan) -> list[_Block]:
@@ -283,9 +302,10 @@ def _chunk_rows(block: _Block) -> list[tuple[int, int]]:
     return [(c, y) for c in range(channels) for y in range(0, height, block.array.chunk[1])]
 
 
-def _shares(rows: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Rows in at most `count` runs of nearly equal length, in order."""
-    size = -(-len(rows) // count)
+def _shares(block: _Block) -> list[list[tuple[int, int]]]:
+    """A block's chunk rows in at most `_SHARES` runs of nearly equal length, in order."""
+    rows = _chunk_rows(block)
+    size = -(-len(rows) // _SHARES)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
