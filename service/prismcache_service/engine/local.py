@@ -23,6 +23,7 @@ from prismcache_service.pipeline.progress import Progress
 from prismcache_service.storage.cache import CropCache
 
 _SILENCE_S = 60.0
+_GRACE_S = 2.0  # for an idle worker to end by itself; a service has 5 s in all to shut down
 _LAST_WORDS = 20  # lines of standard error that an error message may quote
 _MAX_LINE = 1 << 20
 _WORKER_ENVIRONMENT = {
@@ -32,8 +33,8 @@ _WORKER_ENVIRONMENT = {
     # Fewer arenas keep glibc's resident memory near what is used. It would give freed buffers back to the system, and
     # touching fresh pages for each piece of a body and each stream of ISA-L costs half a CPU second a crop.
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 
 
@@ -77,8 +78,8 @@ class LocalEngine(Engine):
         require_service_extra()
 
     async def aclose(self) -> None:
-        while self._idle:
-            await self._idle.pop().stop()
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(worker.stop() for worker in idle))
 
     async def _run_once(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
         worker = self._idle.pop() if self._idle else await _WorkerProcess.start(self._settings, self._silence)
@@ -181,10 +182,12 @@ class _WorkerProcess:
         await self._listening
 
     async def stop(self) -> None:
-        """End an idle process: it ends with its input."""
+        """End an idle process: it ends with its input, or is killed where it does not, being stopped or hung."""
         self._stdin.close()
-        await self._process.wait()
-        await self._listening
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_S):
+                await self._process.wait()
+        await self.kill()
 
 
 def _pipes(process: Process) -> tuple[StreamWriter, StreamReader, StreamReader]:
