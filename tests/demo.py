@@ -1,4 +1,7 @@
-"""`make demo`: the main job on a stand-in for the real bucket, with the commands that a user types."""
+"""`make demo`: the whole road from a bucket to a gradient, with the commands that a user types.
+
+The bucket is a stand-in for the real one. Crops are fetched embedded, then by a service, then trained on.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from prismcache.config import Settings
 from tests.support.bucket import demo_bucket
 from tests.support.s3 import S3Server
+from tests.support.service import Service, service_config
 
 _FOLDER = Path("build/demo")
 _READ = """\
@@ -41,8 +46,24 @@ def main() -> None:
         _prismcache("ensure instance 0 5", environment)
         _prismcache("ls", environment)
         _prismcache("verify", environment)
-    _say("What training code reads (as torch_em's own loader would):")
-    _python(_READ.format(path=paths.split()[0]), environment)
+        _say("What training code reads (as torch_em's own loader would):")
+        _python(_READ.format(path=paths.split()[0]), environment)
+        _train(server.endpoint)
+
+
+def _train(endpoint: str) -> None:
+    """Start a service on a folder of its own, and train on what it fetches."""
+    lab = _FOLDER / "lab"
+    shutil.rmtree(lab, ignore_errors=True)
+    settings = Settings.load({}, root=(lab / "prism").absolute(), s3_endpoint_url=endpoint)
+    with Service(service_config(settings, (lab / "state").absolute())) as service:
+        _say(f"For a whole lab, one service fetches: `prismcache serve` now runs at {service.url}.")
+        environment = os.environ | {"PRISMCACHE_URL": service.url, "PRISMCACHE_ROOT": str(settings.root)}
+        _prismcache("ensure instance 0 1", environment)
+        _prismcache("status", environment)
+        picture = _FOLDER / "prediction.png"
+        _say("A tiny 3-D U-Net trains on its crops (tests/demo_training.py):")
+        subprocess.run([sys.executable, "-m", "tests.demo_training", str(picture)], env=environment, check=True)
 
 
 def _say(*lines: str) -> None:

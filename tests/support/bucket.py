@@ -34,7 +34,7 @@ def standard_specs() -> list[CropSpec]:
 
 def demo_specs(*, full: bool = False) -> list[CropSpec]:
     """Crops of the demonstration's bucket, some ten MB each; with `full`, instance crop 0 has its real size."""
-    specs = [_demo_spec("instance", crop) for crop in (0, 2, 5, 12, 13)]
+    specs = [_demo_spec("instance", crop) for crop in (0, 1, 2, 5, 12, 13)]
     specs += [_demo_spec("semantic", crop) for crop in (0, 1, 5)]
     return [full_size_spec(), *specs[1:]] if full else specs
 
@@ -71,6 +71,7 @@ def _demo_spec(split: Literal["instance", "semantic"], crop: int) -> CropSpec:
         channels=published_channels(crop),
         raw_shape=(44, 200 + 8 * (crop % 3), 208),
         labels_shape=(32, 140, 144),
+        stained=True,
         raw=ArrayLayout(dtype="|u1", attributes=("offset", "resolution")),
         labels=ArrayLayout(dtype="<u8"),
     )

@@ -57,6 +57,8 @@ class CropSpec:
         Whether the crop has consolidated metadata beside each array's own.
     largest_id
         Bound of the instance ids; None for ids of every size.
+    stained
+        Whether raw shows where the labels are, bright segments on a dim ground; else it knows nothing of them.
     seed
         Another seed gives other voxels and ids.
     """
@@ -73,6 +75,7 @@ class CropSpec:
     labels: ArrayLayout = ArrayLayout(dtype="<u8", chunks=(7, 25, 30))
     consolidated: bool = False
     largest_id: int | None = None
+    stained: bool = False
     seed: int = 0
 
     @property
@@ -232,7 +235,8 @@ def write_crop(bucket_dir: Path, spec: CropSpec) -> Path:
     semantic = spec.split == "semantic"
     raw = RawVoxels(seed, tile_for(spec.raw_shape))
     labels = LabelVoxels(seed, tile_for(spec.labels_shape), np.dtype(spec.labels.dtype), semantic, spec.largest_id)
-    _write_raw(_create(folder, "raw", spec.raw_array_shape, spec.raw, _attributes(spec, spec.raw_offset)), spec, raw)
+    array = _create(folder, "raw", spec.raw_array_shape, spec.raw, _attributes(spec, spec.raw_offset))
+    _write_raw(array, spec, raw, labels if spec.stained else None)
     array = _create(folder, "labels", spec.labels_shape, spec.labels, _attributes(spec, spec.labels_world_offset))
     for start, stop in _rows(spec.labels_shape[0], spec.labels.object_shape(spec.labels_shape)[0]):
         array[start:stop] = labels.block((start, 0, 0), (stop, *spec.labels_shape[1:]))
@@ -265,11 +269,18 @@ def _create(
     return array
 
 
-def _write_raw(array: zarr.Array[Any], spec: CropSpec, voxels: RawVoxels) -> None:
+def _write_raw(array: zarr.Array[Any], spec: CropSpec, voxels: RawVoxels, stain: LabelVoxels | None) -> None:
     channels, rows, _, _ = spec.raw.object_shape(spec.raw_array_shape)
     for first, last in _rows(spec.channels, channels):
         for start, stop in _rows(spec.raw_shape[0], rows):
-            array[first:last, start:stop] = voxels.block(range(first, last), (start, 0, 0), (stop, *spec.raw_shape[1:]))
+            low, high = (start, 0, 0), (stop, *spec.raw_shape[1:])
+            block = voxels.block(range(first, last), low, high)
+            if stain is not None:
+                # A period further on, where only the ids differ: periods before the first cannot be asked for.
+                ahead = [period - by for period, by in zip(stain.tile, spec.shift, strict=True)]
+                moved = [[at + by for at, by in zip(corner, ahead, strict=True)] for corner in (low, high)]
+                block = np.where(stain.block(*moved) == 0, block // 4, block // 2 + 16)
+            array[first:last, start:stop] = block
 
 
 def _rows(extent: int, size: int) -> Iterator[tuple[int, int]]:
