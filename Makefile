@@ -1,30 +1,32 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch bench-crop bench-service constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-compose bench-crop bench-service bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
+ADAPTERS_VENV ?= .venv-adapters
 # More for pytest, e.g. make test ARGS="-k publish".
 ARGS ?=
 
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 TORCH_READY = $(TORCH_VENV)/.ready
+ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
 # -qq: errors only.
 PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install -qq
 
 help: ## List the targets
 	@echo 'make TARGET, with one of'
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## Show the main job on a stand-in for the bucket
-	@$(BIN)/python -m tests.demo
+demo: $(TORCH_READY) ## Show the main job on a stand-in for the bucket: from S3 to a U-Net that learns
+	@$(TORCH_VENV)/bin/python -m tests.demo
 
 test: $(READY) ## Run all tests but torch's, with branch coverage
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -50,11 +52,23 @@ test-all: ## Run the tests on every supported Python (PYTHONS="3.11 3.12 3.13")
 test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environment of their own
 	$(TORCH_VENV)/bin/python -m pytest tests/torch $(ARGS)
 
+test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real engine
+	$(BIN)/python -m pytest tests/compose $(ARGS)
+
+test-adapters: $(READY) $(ADAPTERS_READY) ## Run the tests with gunpowder, funlib, MONAI, napari and zarr 2, in an environment of their own
+	PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
+
 bench-crop: $(READY) ## Time a full-size crop: seconds, CPU, memory, bytes
 	@$(BIN)/python -m tests.bench.crop
 
+bench-patches: $(TORCH_READY) ## Count training patches a second: ours, torch_em's, the limit
+	@$(TORCH_VENV)/bin/python -m tests.bench.patches $(ARGS)
+
 bench-service: $(READY) ## Measure the service while two crops are made: latency, warm ensure
 	@$(BIN)/python -m tests.bench.service
+
+bench-cluster: $(READY) ## Measure one and two Dask workers, and model up to 64
+	@$(BIN)/python -m tests.bench.cluster
 
 constraints: ## Resolve constraints.txt anew, on every supported Python
 	@set --; for version in $(PYTHONS); do \
@@ -82,4 +96,13 @@ $(TORCH_READY): pyproject.toml constraints.txt
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torchvision==0.28.0 torch-em==0.10.9 s3fs==2026.9.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) --no-deps torchvision==0.15.2
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
+	@touch $@
+
+# The light client without constraints.txt, since gunpowder wants zarr 2: the tests' crops are made in $(VENV).
+$(ADAPTERS_READY): pyproject.toml
+	@sh .ci/venv $(PYTHON) $(ADAPTERS_VENV)
+	@echo 'installing gunpowder, MONAI, napari and prismcache into $(ADAPTERS_VENV)'
+	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
+	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) -e . gunpowder==1.4.4 funlib.persistence==0.6.0 monai==1.6.1 napari==0.9.2 \
+		ome-zarr-models==0.1.10 pydantic-zarr==0.7.0 zarr==2.18.7 pytest==9.2.0 pytest-timeout==2.4.0
 	@touch $@

@@ -44,9 +44,7 @@ class S3Server:
         URL without a slash at its end, e.g. ``http://127.0.0.1:40123``.
     """
 
-    def __init__(
-        self, folder: Path, *, dir_cache_seconds: int = 0, credentials: tuple[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, dir_cache_seconds: int = 0, credentials: tuple[str, str] | None = None) -> None:
         self.folder = folder
         self._credentials = credentials
         self._dir_cache_seconds = dir_cache_seconds
