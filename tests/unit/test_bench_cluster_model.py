@@ -1,0 +1,28 @@
+"""The model behind `make bench-cluster` gives what can be reckoned by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.cluster_model import Resource, simulate
+
+
+def test_one_worker_takes_its_slowest_need_and_the_fixed_time() -> None:
+    resources = {"core": Resource(8, alone=1), "link": Resource(600, alone=100, total=1000)}
+    assert simulate(1, resources, fixed=2).throughput == pytest.approx(1 / 10)
+
+
+@pytest.mark.parametrize(("workers", "throughput", "full"), [(4, 0.4, "workers"), (100, 1000 / 600, "link")])
+def test_throughput_grows_with_the_workers_until_something_shared_is_full(workers, throughput, full) -> None:
+    resources = {"core": Resource(8, alone=1), "link": Resource(600, alone=100, total=1000)}
+    found = simulate(workers, resources, fixed=2)
+    assert found.throughput == pytest.approx(throughput, rel=0.05)
+    assert found.bottleneck == full
+    assert found.load["link"] == pytest.approx(found.throughput * 0.6)
+
+
+def test_the_narrowest_of_several_shared_resources_is_named() -> None:
+    resources = {"storage": Resource(10, total=10), "scheduler": Resource(1, total=0.5)}
+    found = simulate(8, resources, fixed=1)
+    assert found.throughput == pytest.approx(0.5, rel=0.05)
+    assert found.bottleneck == "scheduler"
