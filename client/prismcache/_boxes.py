@@ -1,0 +1,53 @@
+"""Boxes of voxels: three half-open ranges (Z, Y, X), in voxels or in world units. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from prismcache.errors import RequestError
+
+Shape3 = tuple[int, int, int]
+Slices3 = tuple[slice, slice, slice]
+Box = Sequence[slice]
+"""Ranges of Z, Y and X; ``slice(None)`` is all."""
+
+_EDGE = 1e-6  # voxels; what rounding may do to a border that is given in nm
+
+
+def voxel_box(box: Box, shape: Shape3, offset: Shape3 = (0, 0, 0), voxel_size: Shape3 = (1, 1, 1)) -> Slices3:
+    """The ranges of voxels that a box meets.
+
+    Parameters
+    ----------
+    box
+        Half-open ranges of Z, Y and X in world units; a missing start or stop is the crop's border.
+    shape
+        Of the crop, (Z, Y, X) in voxels.
+    offset, voxel_size
+        World position of the first voxel and size of each, (Z, Y, X).
+
+    Raises
+    ------
+    RequestError
+        If the box has not three ranges without step, is empty, or leaves the crop.
+
+    Examples
+    --------
+    >>> voxel_box([slice(800, 2000), slice(None), slice(0, 200)], (10, 5, 5), (400, 0, 0), (400, 168, 168))
+    (slice(1, 4, None), slice(0, 5, None), slice(0, 2, None))
+    """
+    if [type(part) for part in box] != [slice] * 3 or any(part.step not in {None, 1} for part in box):
+        raise RequestError(f"a box is three slices (Z, Y, X) without steps, not {box!r}")
+    found = []
+    for axis, part, extent, origin, size in zip("zyx", box, shape, offset, voxel_size, strict=True):
+        start = 0 if part.start is None else math.floor((part.start - origin) / size + _EDGE)
+        stop = extent if part.stop is None else math.ceil((part.stop - origin) / size - _EDGE)
+        if not 0 <= start < stop <= extent:
+            first, last = origin, origin + extent * size
+            raise RequestError(
+                f"along {axis} the box [{part.start}, {part.stop}) is empty or leaves the crop's [{first}, {last})"
+            )
+        found.append(slice(start, stop))
+    z, y, x = found
+    return z, y, x
