@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from prismcache.aio import AsyncPrismClient
     from prismcache.client import PrismClient
     from prismcache.config import Settings
+    from prismcache.crop import Crop
     from prismcache.errors import (
+        ClassNumbersWarning,
         ConfigError,
         CropCorruptError,
         CropInUseError,
         CropNotCachedError,
+        EngineUnavailableError,
         EnsureTimeoutError,
         ForbiddenError,
         InvalidSourceError,
@@ -71,13 +74,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncPrismClient",
+    "ClassNumbersWarning",
     "ConfigError",
+    "Crop",
     "CropCorruptError",
     "CropFile",
     "CropInUseError",
     "CropInfo",
     "CropNotCachedError",
     "CropProgress",
+    "EngineUnavailableError",
     "EnsureTimeoutError",
     "ForbiddenError",
     "InvalidSourceError",
@@ -120,7 +126,7 @@ __all__ = [
     "errors",
 ]
 
-_HOMES = {"AsyncPrismClient": "aio", "PrismClient": "client", "Settings": "config"}
+_HOMES = {"AsyncPrismClient": "aio", "Crop": "crop", "PrismClient": "client", "Settings": "config"}
 _SCHEMA = frozenset(
     {"CropFile", "CropInfo", "CropProgress", "Job", "Problem", "Split", "State", "Verdict", "VerifyResult"}
 )

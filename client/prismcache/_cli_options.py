@@ -63,6 +63,10 @@ SERVE_OPTIONS: dict[str, Any] = {
     "host": Annotated[str | None, _setting("--host", "Address to listen on")],
     "port": Annotated[int | None, _setting("--port", "Port to listen on; 0 takes a free one")],
     **{name: option for name, option in SETTINGS_OPTIONS.items() if name != "url"},
+    "engine": Annotated[str | None, _setting("--engine", "local: crops are made here; dask: on a Dask cluster")],
+    "dask_scheduler": Annotated[
+        str | None, _setting("--dask-scheduler", "Its scheduler, as tcp://host:8786, or a scheduler file")
+    ],
     "advertised_root": Annotated[Path | None, _setting("--advertised-root", "The cache folder as others call it")],
     "max_bytes": Annotated[str | None, _setting("--max-bytes", "Most that the cache may hold, as 500GB or 2TiB")],
     "min_free_bytes": Annotated[str | None, _setting("--min-free-bytes", "What stays free on the disk")],

@@ -29,7 +29,7 @@ with_service = with_options(SERVICE_OPTIONS)
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (jobs, watch, cancel, pin, unpin, evict, status):
+    for command in (jobs, watch, cancel, pin, unpin, evict, clear_quarantine, status):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -112,6 +112,20 @@ def evict(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, 
     else:
         for file in removed:
             typer.echo(file.path)
+
+
+@with_service
+def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
+    """Delete what the service has found wrong and set aside, before its time."""
+    cleared = _ask(settings, lambda api: api.clear_quarantine())
+    if as_json:
+        from prismcache._cli_output import print_json
+
+        print_json(cleared)
+    else:
+        from prismcache._units import format_bytes
+
+        typer.echo(f"deleted {cleared.files} files, {format_bytes(cleared.bytes)}", err=True)
 
 
 @with_service

@@ -66,6 +66,7 @@ def print_status(status: ServiceStatus) -> None:
         "crops": f"{status.crops_running} running, {status.crops_queued} queued",
         "cache": f"{usage.files} files, {format_bytes(usage.used_bytes)}, {bound}",
         "reserved": format_bytes(usage.reserved_bytes),
+        "quarantine": f"{usage.quarantine_files} files, {format_bytes(usage.quarantine_bytes)}",
         "disk": f"{format_bytes(usage.free_bytes)} free of {format_bytes(usage.total_bytes)}, "
         f"of which {format_bytes(usage.min_free_bytes)} stay free",
     }

@@ -47,11 +47,11 @@ def warn_of_missing_chunks(file: CropFile) -> None:
     warnings.warn(
         f"crop {file.split.value}/{file.crop}: {chunks} absent from the bucket and hold the fill value",
         MissingChunksWarning,
-        stacklevel=_frames_inside(),
+        stacklevel=frames_inside(),
     )
 
 
-def _frames_inside() -> int:
+def frames_inside() -> int:
     """How many frames up the first one outside of this package is, for a `warnings.warn` in the calling one."""
     frame: FrameType | None = inspect.currentframe()
     count = 0

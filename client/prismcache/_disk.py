@@ -23,18 +23,18 @@ class StoppedError(Exception):
 
 
 @contextmanager
-def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Translate what the system says of `path`."""
+def disk_errors(path: str | os.PathLike[str], place: str = "PRISMCACHE_DOWNLOADS") -> Iterator[None]:
+    """Translate what the system says of `path`; `place` is what the remedy says to put elsewhere."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         said = f"{os.fspath(path)}: {reason}"
         if error.errno in _FULL:
-            remedy = "Free space, or point PRISMCACHE_DOWNLOADS at a larger disk."
+            remedy = f"Free space, or point {place} at a larger disk."
             raise NoSpaceError(said, remedy=remedy) from error
         if error.errno in _DENIED:
-            remedy = "Point PRISMCACHE_DOWNLOADS at a folder you may write, or have its permissions changed."
+            remedy = f"Point {place} at a folder you may write, or have its permissions changed."
             raise StorageUnwritableError(said, remedy=remedy) from error
         raise StorageError(said) from error
 

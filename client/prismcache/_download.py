@@ -24,6 +24,7 @@ from prismcache._part import Part, require_space
 from prismcache._retry import Attempts, Refusal
 from prismcache._units import format_bytes
 from prismcache._verified import VerifiedFiles
+from prismcache.backend import ReceivedBytes
 from prismcache.errors import CropCorruptError, ServiceUnreachableError, SourceChangedError
 from prismcache.layout import parse_crop_file_name
 from prismcache.schema import CropFile
@@ -59,7 +60,9 @@ class Downloader:
         self._connection = connection
         self._verified = verified
 
-    async def fetch(self, file: CropFile, target: Path, is_there: Callable[[], Awaitable[bool]]) -> None:
+    async def fetch(
+        self, file: CropFile, target: Path, is_there: Callable[[], Awaitable[bool]], report: ReceivedBytes
+    ) -> None:
         """Have `file` at `target`.
 
         Parameters
@@ -70,6 +73,8 @@ class Downloader:
             Where it goes; its name is `prismcache.layout.crop_file_name`'s.
         is_there
             Asked whether another process has put it there meanwhile.
+        report
+            Hears how many bytes are here, those that an earlier process left included.
 
         Raises
         ------
@@ -91,20 +96,25 @@ class Downloader:
                     continue
                 try:
                     if not await is_there():
-                        await self._download(file, target, claim)
+                        await self._download(file, target, claim, report)
                     return
                 except FileNotFoundError:
                     _log.debug("%s was taken over by another process", target)
                 finally:
                     claim.release()
 
-    async def _download(self, file: CropFile, target: Path, claim: Claim) -> None:
+    async def _download(self, file: CropFile, target: Path, claim: Claim, report: ReceivedBytes) -> None:
         await to_thread.run_sync(require_space, file, target.parent)
         _log.info("downloading %s/%s, %s", file.split.value, file.crop, format_bytes(file.size))
         with Part(file, target) as part:
             await to_thread.run_sync(part.take_over)
+
+            def came() -> None:
+                claim.renew()
+                report(part.size)
+
             for _ in range(TRIES):
-                await self._complete(file, part, _channels_of(target), claim)
+                await self._complete(file, part, _channels_of(target), came)
                 if part.is_right:
                     status = await to_thread.run_sync(part.publish)
                     self._verified.remember(target, stamp_of(status), file.sha256)
@@ -117,18 +127,18 @@ class Downloader:
             remedy="Have `prismcache verify --repair` run on the service; something on the way may damage data, too.",
         )
 
-    async def _complete(self, file: CropFile, part: Part, channels: str | None, claim: Claim) -> None:
+    async def _complete(self, file: CropFile, part: Part, channels: str | None, came: Callable[[], None]) -> None:
         """Have as many bytes come as the file has, resuming after each break."""
         path = f"/v1/crops/{file.split.value}/{file.crop}/file"
         params = None if channels is None else {"channels": channels}
         attempts = Attempts()
         while part.size < file.size:
             before = part.size
-            claim.renew()
+            came()
             try:
                 async with self._connection.stream(path, params=params, headers=_range(file, part.size)) as response:
                     await self._begin(file, part, response)
-                    await _receive(response, part, claim)
+                    await _receive(response, part, came)
                 refusal = Refusal(ServiceUnreachableError("the service ended a download early"), passing=True)
             except StreamRefusedError as refused:
                 refusal = refused.refusal
@@ -153,7 +163,7 @@ class Downloader:
             await to_thread.run_sync(part.restart)
 
 
-async def _receive(response: httpx2.Response, part: Part, claim: Claim) -> None:
+async def _receive(response: httpx2.Response, part: Part, came: Callable[[], None]) -> None:
     """Add what comes to the part, and what came before a break, too."""
     pending = bytearray()
     try:
@@ -162,7 +172,7 @@ async def _receive(response: httpx2.Response, part: Part, claim: Claim) -> None:
             if len(pending) >= CHUNK:
                 full, pending = pending, bytearray()
                 await to_thread.run_sync(part.append, full)
-                claim.renew()
+                came()
     finally:
         part.append(pending)
 

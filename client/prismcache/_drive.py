@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeAlias, TypeVar
 
 import anyio
@@ -22,7 +23,7 @@ from prismcache._ensure import (
 )
 from prismcache.backend import Backend
 from prismcache.errors import EnsureTimeoutError, PrismError
-from prismcache.schema import CropFile, Job
+from prismcache.schema import CropDownload, CropFile, Job, State
 
 Clock: TypeAlias = Callable[[], float]
 Event: TypeAlias = Job | CropFile
@@ -32,6 +33,9 @@ OVERRUN = 5.0
 """Seconds that a backend's call may outlast the caller's deadline before it is cut off. Calls that heed their own
 deadline never need it; with ``timeout=0`` it is the time to find out what is cached."""
 
+TICK = 0.1
+"""Seconds between snapshots of a download."""
+
 CANCEL_GRACE = 10.0
 """Seconds for the backend to take in a cancellation, while the caller is kept waiting."""
 
@@ -39,8 +43,9 @@ CANCEL_GRACE = 10.0
 async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotonic) -> AsyncGenerator[Event, None]:
     """Carry out `plan`, yielding every snapshot of the job and every file as it becomes ready.
 
-    The files carry their path on this machine. Leaving early (an exception, a cancellation, `aclose`) cancels the
-    job; a deadline that passes does not, since a second call may pick up what the first one started.
+    While a file is downloaded, the snapshots show its crop as a `CropDownload`. The files carry their path on this
+    machine. Leaving early (an exception, a cancellation, `aclose`) cancels the job; a deadline that passes does not,
+    since a second call may pick up what the first one started.
 
     Raises
     ------
@@ -56,9 +61,14 @@ async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotoni
             state, ready = advance(state, job, clock())
             yield job
             for file in ready:
-                state, local = await _localize(backend, file, state, clock)
-                if local is not None:
-                    yield local
+                arrival = _Arrival(file)
+                async with aclosing(arrival.watch(backend, state, clock)) as downloads:
+                    async for download in downloads:
+                        yield _with(job, download)
+                if arrival.error is not None:
+                    state = reject(state, file.crop, arrival.error)
+                else:
+                    yield arrival.file
             match decide(state, clock()):
                 case Wait(timeout):
                     job = await _bounded(backend.wait(job, timeout), state, clock)
@@ -75,17 +85,57 @@ async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotoni
             await _cancel(backend, job)
 
 
-async def _localize(
-    backend: Backend, file: CropFile, state: EnsureState, clock: Clock
-) -> tuple[EnsureState, CropFile | None]:
-    """`file` with its path on this machine; one that cannot be had counts as failed, and the others go on."""
-    try:
-        path = await _bounded(backend.local_path(file), state, clock)
-    except EnsureTimeoutError:
-        raise
-    except PrismError as error:
-        return reject(state, file.crop, error), None
-    return state, file.model_copy(update={"path": path})
+class _Arrival:
+    """One file on its way to a path on this machine, which it carries in the end, unless there is an `error`."""
+
+    def __init__(self, file: CropFile) -> None:
+        self.file = file
+        self.error: PrismError | None = None
+        self._received: int | None = None
+
+    async def watch(self, backend: Backend, state: EnsureState, clock: Clock) -> AsyncGenerator[CropDownload, None]:
+        """Have the file come, yielding how far it is if that means a download."""
+        import asyncio  # here, since it takes a tenth of a second that importing prismcache should not
+
+        coming = asyncio.ensure_future(_bounded(backend.local_path(self.file, self._report), state, clock))
+        shown: int | None = None
+        try:
+            while not (await asyncio.wait({coming}, timeout=TICK))[0]:
+                if self._received != shown:
+                    shown = self._received
+                    yield self._download(State.RUNNING)
+            try:
+                self.file = self.file.model_copy(update={"path": coming.result()})
+            except EnsureTimeoutError:
+                raise
+            except PrismError as error:
+                self.error = error
+            if shown is not None:
+                yield self._download(State.FAILED if self.error else State.DONE)
+        finally:
+            coming.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({coming})
+
+    def _report(self, received: int) -> None:
+        self._received = received
+
+    def _download(self, state: State) -> CropDownload:
+        return CropDownload(
+            crop=self.file.crop,
+            state=state,
+            bytes_done=self.file.size if state is State.DONE else self._received or 0,
+            bytes_total=self.file.size,
+            file=self.file if state is State.DONE else None,
+            problem=None if self.error is None else self.error.to_problem(),
+        )
+
+
+def _with(job: Job, download: CropDownload) -> Job:
+    """The snapshot with one crop shown as being downloaded."""
+    return job.model_copy(
+        update={"crops": tuple(download if crop.crop == download.crop else crop for crop in job.crops)}
+    )
 
 
 async def _bounded(call: Awaitable[T], state: EnsureState, clock: Clock) -> T:

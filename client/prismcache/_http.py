@@ -118,6 +118,7 @@ class Connection:
         *,
         body: BaseModel | None = None,
         params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
         read_timeout: float = READ_TIMEOUT,
         patience: Patience | None = None,
     ) -> Answer:
@@ -125,7 +126,7 @@ class Connection:
 
         Parameters
         ----------
-        method, path, body, params
+        method, path, body, params, headers
             The request; `body` is sent as JSON without what is unset.
         read_timeout
             Seconds that the service may take to answer.
@@ -138,7 +139,7 @@ class Connection:
             What the service says is wrong, or `ServiceUnreachableError`.
         """
         content = None if body is None else body.model_dump_json(exclude_defaults=True)
-        headers = None if body is None else {"Content-Type": "application/json"}
+        headers = {**(headers or {}), **({} if body is None else {"Content-Type": "application/json"})}
         attempts = Attempts()
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Progress as bars in a terminal: one for each crop on its way, one for all; each that ended leaves a line."""
+"""Progress as bars in a terminal: one for each crop on its way, one for all in the making; each leaves a line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from prismcache._progress_text import CropClock, amount, end_line, total_of
+from prismcache._progress_text import CropClock, Stage, amount, end_line, stage_of, total_of
 from prismcache._units import format_bytes
-from prismcache.schema import CropProgress, Job, State
+from prismcache.schema import CropDownload, CropProgress, Job, State
 
 
 class BarReporter:
@@ -22,7 +22,8 @@ class BarReporter:
         self._clock = clock
         self._crops = CropClock(clock)
         self._progress: Progress | None = None
-        self._bars: dict[int, TaskID] = {}
+        self._bars: dict[Stage, TaskID] = {}
+        self._made: dict[int, CropProgress] = {}
         self._total: TaskID | None = None
         self._cached: frozenset[int] | None = None
 
@@ -34,9 +35,11 @@ class BarReporter:
         if self._progress is None and not started:
             return
         progress = self._progress = self._progress or self._start()
-        self._update_total(progress, [crop for crop in job.crops if crop.crop not in self._cached])
+        making = [crop for crop in job.crops if not isinstance(crop, CropDownload) and crop.crop not in self._cached]
+        self._made |= {crop.crop: crop for crop in making}
+        self._update_total(progress, list(self._made.values()))
         for crop in started:
-            self._bars[crop.crop] = progress.add_task(
+            self._bars[stage_of(crop)] = progress.add_task(
                 f"{job.split.value}/{crop.crop}",
                 completed=crop.bytes_done,
                 total=crop.bytes_total or None,
@@ -44,10 +47,10 @@ class BarReporter:
             )
         for crop in self._crops.running(job):
             total = crop.bytes_total or None
-            progress.update(self._bars[crop.crop], completed=crop.bytes_done, total=total, amount=amount(crop))
+            progress.update(self._bars[stage_of(crop)], completed=crop.bytes_done, total=total, amount=amount(crop))
         for crop in self._crops.ended_now(job):
-            progress.remove_task(self._bars.pop(crop.crop))
-            line = end_line(job, crop, self._crops.seconds(crop))
+            progress.remove_task(self._bars.pop(stage_of(crop)))
+            line = end_line(job, crop, self._crops)
             progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

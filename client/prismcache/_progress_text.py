@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from prismcache._units import format_bytes, format_duration, format_rate
-from prismcache.schema import CropProgress, Job, State
+from prismcache.schema import CropDownload, CropProgress, Job, State
+
+Stage: TypeAlias = tuple[int, bool]
+"""A crop's number, and whether it is being downloaded (from a service, which has made it)."""
+
+
+def stage_of(crop: CropProgress) -> Stage:
+    """Which part of its way a crop is on: being made and being downloaded are shown one after the other."""
+    return crop.crop, isinstance(crop, CropDownload)
 
 
 @dataclass
 class CropClock:
-    """When each crop was first seen running. Crops never seen so were cached, or never came to their turn."""
+    """When each crop was first seen running, and with how many bytes. Others were cached, or never had their turn."""
 
     clock: Callable[[], float]
-    started: dict[int, float] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)
+    started: dict[Stage, tuple[float, int]] = field(default_factory=dict)
+    ended: set[Stage] = field(default_factory=set)
 
     def started_now(self, job: Job) -> list[CropProgress]:
         """The crops that run, or ended in failure, since the last snapshot."""
         news = [
-            crop for crop in job.crops if crop.state in (State.RUNNING, State.FAILED) and crop.crop not in self.started
+            crop
+            for crop in job.crops
+            if crop.state in (State.RUNNING, State.FAILED) and stage_of(crop) not in self.started
         ]
-        self.started |= {crop.crop: self.clock() for crop in news}
+        self.started |= {stage_of(crop): (self.clock(), crop.bytes_done) for crop in news}
         return news
 
     def ended_now(self, job: Job) -> list[CropProgress]:
@@ -30,9 +41,9 @@ class CropClock:
         news = [
             crop
             for crop in job.crops
-            if crop.state.is_final and crop.crop in self.started and crop.crop not in self.ended
+            if crop.state.is_final and stage_of(crop) in self.started and stage_of(crop) not in self.ended
         ]
-        self.ended |= {crop.crop for crop in news}
+        self.ended |= {stage_of(crop) for crop in news}
         return news
 
     def running(self, job: Job) -> list[CropProgress]:
@@ -41,7 +52,11 @@ class CropClock:
 
     def seconds(self, crop: CropProgress) -> float:
         """How long a crop has been seen running."""
-        return self.clock() - self.started[crop.crop]
+        return self.clock() - self.started[stage_of(crop)][0]
+
+    def gained(self, crop: CropProgress) -> int:
+        """Bytes that came meanwhile."""
+        return crop.bytes_done - self.started[stage_of(crop)][1]
 
 
 def share_done(crop: CropProgress) -> float:
@@ -51,28 +66,33 @@ def share_done(crop: CropProgress) -> float:
 
 def amount(crop: CropProgress) -> str:
     """Bytes and objects fetched, of how many."""
+    if isinstance(crop, CropDownload):
+        return f"{format_bytes(crop.bytes_done)} of {format_bytes(crop.bytes_total)} downloaded"
     if not crop.objects_total:
         return "reading the listing"
     done, total = format_bytes(crop.bytes_done), format_bytes(crop.bytes_total)
     return f"{done} of {total}, {crop.objects_done} of {crop.objects_total} objects"
 
 
-def progress_line(job: Job, crop: CropProgress, seconds: float) -> str:
+def progress_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
     """One crop on its way, as a line without its end."""
-    share = share_done(crop)
+    share, seconds, gained = share_done(crop), clock.seconds(crop), clock.gained(crop)
     line = f"{job.split.value}/{crop.crop}: {share:.0%}, {amount(crop)}"
-    if 0 < share < 1 and seconds > 0:
-        left = format_duration(seconds * (1 - share) / share)
-        line += f", {format_rate(crop.bytes_done, seconds)}, {left} left"
+    if share < 1 and gained > 0 and seconds > 0:
+        left = format_duration(seconds * (crop.bytes_total - crop.bytes_done) / gained)
+        line += f", {format_rate(gained, seconds)}, {left} left"
     return line
 
 
-def end_line(job: Job, crop: CropProgress, seconds: float) -> str:
+def end_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
     """How one crop ended, as a line without its end."""
     name = f"{job.split.value}/{crop.crop}"
     if crop.file is not None and crop.state is State.DONE:
-        rate = format_rate(crop.bytes_done, seconds)
+        seconds = clock.seconds(crop)
+        rate = format_rate(clock.gained(crop), seconds)
         size, took = format_bytes(crop.file.size), format_duration(seconds)
+        if isinstance(crop, CropDownload):
+            return f"{name}: downloaded in {took}, {size} at {rate}"
         return f"{name}: ready in {took}, {format_bytes(crop.bytes_done)} fetched at {rate}, {size} on disk"
     if crop.problem is not None:
         return f"{name}: failed: error[{crop.problem.code}]"  # the reason follows as the error itself

@@ -51,6 +51,7 @@ class _Record:
     request: JobRequest
     job: Job
     events: list[JobEvent] = field(default_factory=list)
+    submitters: set[str] = field(default_factory=set)
 
 
 class Lab:
@@ -84,10 +85,11 @@ class Lab:
         """As after a restart with an empty job store."""
         self._jobs.clear()
 
-    def submit(self, request: JobRequest) -> Job:
+    def submit(self, request: JobRequest, client: str = "") -> Job:
         """A new job, or the active one for the same request; final if all is cached."""
         for record in self._jobs.values():
             if record.request == request and not record.job.state.is_final:
+                record.submitters.add(client)
                 return record.job
         crops = [crop for split, crop in self.published if split is request.split]
         wanted = crops if request.crops is None else list(dict.fromkeys(request.crops))
@@ -103,7 +105,7 @@ class Lab:
             priority=request.priority,
             created_at=datetime.now(UTC),
         )
-        self._jobs[job.id] = record = _Record(request, job)
+        self._jobs[job.id] = record = _Record(request, job, submitters={client})
         self._record(record, "submitted")
         if job.state.is_final:
             self._record(record, "finished")
@@ -129,9 +131,12 @@ class Lab:
         """What was recorded of a job since event `after`."""
         return [event for event in self._find(job_id).events if event.seq > after]
 
-    def cancel(self, job_id: str) -> Job:
-        """Cancel what is not final of a job."""
+    def cancel(self, job_id: str, client: str | None = None) -> Job:
+        """Cancel what is not final of a job, unless it is only one of several clients that wants it no more."""
         record = self._find(job_id)
+        if client is not None and record.submitters - {client}:
+            record.submitters.discard(client)
+            return record.job
         for crop in record.job.crops:
             if not crop.state.is_final:
                 self._change(record, CropProgress(crop=crop.crop, state=State.CANCELLED))

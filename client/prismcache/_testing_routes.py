@@ -11,9 +11,11 @@ import httpx2
 from pydantic import BaseModel
 
 from prismcache._testing_lab import Key, Lab
+from prismcache.api import CLIENT_HEADER
 from prismcache.crops_arg import parse_channels
 from prismcache.errors import PrismError
 from prismcache.schema import (
+    ClearedQuarantine,
     CropPage,
     JobPage,
     JobRequest,
@@ -38,6 +40,10 @@ class Call:
     @property
     def key(self) -> Key:
         return Split(self.match["split"]), int(self.match["crop"])
+
+    @property
+    def client(self) -> str | None:
+        return self.request.headers.get(CLIENT_HEADER)
 
 
 Handler = Callable[[Call], httpx2.Response]
@@ -83,6 +89,11 @@ def _health(_: Call) -> httpx2.Response:
     return httpx2.Response(200, json={"status": "ok"})
 
 
+@_route("DELETE", "/v1/quarantine")
+def _clear_quarantine(_: Call) -> httpx2.Response:
+    return answer_json(ClearedQuarantine(files=0, bytes=0))  # damaged files are written anew in place
+
+
 @_route("GET", "/v1/status")
 def _status(call: Call) -> httpx2.Response:
     files = call.lab.files.values()
@@ -112,7 +123,7 @@ def _status(call: Call) -> httpx2.Response:
 
 @_route("POST", "/v1/jobs")
 def _submit(call: Call) -> httpx2.Response:
-    job = call.lab.submit(JobRequest.model_validate_json(call.request.content))
+    job = call.lab.submit(JobRequest.model_validate_json(call.request.content), call.client or "")
     return answer_json(job, 200 if job.state.is_final else 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
@@ -133,7 +144,7 @@ def _job(call: Call) -> httpx2.Response:
 
 @_route("DELETE", r"/v1/jobs/(?P<id>[^/]+)")
 def _cancel(call: Call) -> httpx2.Response:
-    return answer_json(call.lab.cancel(call.match["id"]))
+    return answer_json(call.lab.cancel(call.match["id"], call.client))
 
 
 @_route("GET", r"/v1/crops(/(?P<split>instance|semantic))?")

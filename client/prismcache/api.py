@@ -15,6 +15,7 @@ from prismcache._http import Connection, Params
 from prismcache._retry import BRIEF, Patience
 from prismcache.config import Settings
 from prismcache.schema import (
+    ClearedQuarantine,
     CropFile,
     CropInfo,
     CropPage,
@@ -34,6 +35,9 @@ from prismcache.schema import (
 
 MAX_WAIT = 20.0
 """Seconds of one long poll."""
+
+CLIENT_HEADER = "Prismcache-Client"
+"""Tells apart who asks for the same with the same token."""
 
 _SLOW = 60.0
 _VERIFYING = 3600.0
@@ -78,9 +82,21 @@ class ServiceApi:
         """Close the connection."""
         await self.connection.aclose()
 
-    async def submit(self, request: JobRequest, *, patience: Patience | None = None) -> Job:
-        """Start or join the work; the same request while its job is active is that job, so asking again is safe."""
-        answer = await self.connection.ask("POST", "/v1/jobs", body=request, read_timeout=_SLOW, patience=patience)
+    async def submit(self, request: JobRequest, *, client: str | None = None, patience: Patience | None = None) -> Job:
+        """Start or join the work; the same request while its job is active is that job, so asking again is safe.
+
+        Parameters
+        ----------
+        request
+            What is wanted.
+        client
+            A name for who asks (letters, digits and ``-``), to be given to `cancel`.
+        patience
+            How long to go on asking.
+        """
+        answer = await self.connection.ask(
+            "POST", "/v1/jobs", body=request, headers=_name(client), read_timeout=_SLOW, patience=patience
+        )
         return answer.read(Job)
 
     async def jobs(
@@ -112,9 +128,10 @@ class ServiceApi:
         """Snapshots and recorded events of a job until it is final, through restarts of the service."""
         return follow(self.connection, f"{_job(job_id)}/events")
 
-    async def cancel(self, job_id: str, *, patience: Patience | None = None) -> Job:
-        """Cancel a job; what another job wants goes on."""
-        return (await self.connection.ask("DELETE", _job(job_id), patience=patience)).read(Job)
+    async def cancel(self, job_id: str, *, client: str | None = None, patience: Patience | None = None) -> Job:
+        """Cancel a job, or with `client` only that one's wish for it; what another job wants goes on."""
+        answer = await self.connection.ask("DELETE", _job(job_id), headers=_name(client), patience=patience)
+        return answer.read(Job)
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         """Every crop that is published or cached."""
@@ -151,9 +168,17 @@ class ServiceApi:
         answer = await self.connection.ask("POST", "/v1/verify", body=request, read_timeout=_VERIFYING)
         return list(answer.read(VerifyReport).results)
 
+    async def clear_quarantine(self) -> ClearedQuarantine:
+        """Delete what the service has found wrong and set aside."""
+        return (await self.connection.ask("DELETE", "/v1/quarantine", read_timeout=_SLOW)).read(ClearedQuarantine)
+
     async def status(self) -> ServiceStatus:
         """What the service is doing."""
         return (await self.connection.ask("GET", "/v1/status")).read(ServiceStatus)
+
+
+def _name(client: str | None) -> dict[str, str]:
+    return {} if client is None else {CLIENT_HEADER: client}
 
 
 def _job(job_id: str) -> str:

@@ -6,12 +6,15 @@ All methods raise `PrismError` classes only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from prismcache._plugins import load_plugin
 from prismcache.config import Settings
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
+
+ReceivedBytes: TypeAlias = Callable[[int], None]
+"""Told on the event loop how many bytes of a file have come so far; fewer than before where it begins anew."""
 
 ENTRY_POINT_GROUP = "prismcache.backends"
 
@@ -28,8 +31,11 @@ class Backend(Protocol):
     async def cancel(self, job: Job) -> None:
         """Stop the job; work that another job wants goes on."""
 
-    async def local_path(self, file: CropFile) -> str:
-        """An absolute path on this machine under which `file` was opened and found to be the one meant."""
+    async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
+        """An absolute path on this machine under which `file` was opened and found to be the one meant.
+
+        `report` hears how many bytes of it are here, where it has to be downloaded.
+        """
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         """Every published crop, ordered by split and id, with what the cache holds of it.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -171,6 +172,34 @@ def remove(
         removed = client.remove(split, wanted)
     _print_files("removed", removed, as_json=as_json)
     typer.echo(f"{files_text(len(removed))} deleted", err=True)
+
+
+@app.command()
+@with_settings
+def export(
+    settings: dict[str, Any],
+    split: SplitArgument,
+    crop: Annotated[int, typer.Argument(metavar="CROP", help="The crop's number")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make, as crop_0.zarr")],
+    *,
+    channels: ChannelsOption = None,
+    label_values: Annotated[
+        str | None, typer.Option(help="consecutive or original (default: original in semantic crops)")
+    ] = None,
+    label_dtype: Annotated[str | None, typer.Option(help="As uint16 (default: uint32, or uint64 for original)")] = None,
+) -> None:
+    """Write a crop as OME-Zarr (NGFF 0.4), fetching it first if need be; print the folder's path."""
+    from prismcache._cli_output import working
+    from prismcache.adapters.zarr import to_zarr
+
+    only = read_channels(channels)
+    with _client(settings) as client, warnings_as_lines():
+        path = client.ensure(split, crop, channels=only)[0]
+        with working("writing the export"):
+            written = to_zarr(
+                path, destination, channels=only, label_values=cast("Any", label_values), label_dtype=label_dtype
+            )
+    typer.echo(written)
 
 
 def _client(settings: dict[str, Any]) -> PrismClient:

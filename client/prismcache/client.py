@@ -124,7 +124,8 @@ class PrismClient:
             0 finds only what is cached.
         progress
             None shows bars if stderr is a terminal, else lines; True bars in any case; False nothing; a callable is
-            given each `Job` snapshot, in this thread.
+            given each `Job` snapshot, in this thread. A crop that a service has, but no mount shows, is in it as a
+            `prismcache.schema.CropDownload` while its file comes.
 
         Returns
         -------

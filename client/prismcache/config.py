@@ -30,6 +30,8 @@ class Settings(BaseModel):
         which is no mount: files of a service are then downloaded.
     downloads
         Where files of a service go that the mount does not show; also notes of which files were found right.
+    decoded
+        Where `prismcache.torch` keeps decoded voxels to map into memory (``cache="mmap"``); on a local disk.
     s3_endpoint_url, s3_bucket, s3_prefix, s3_region
         Where the crops are published; no endpoint means AWS itself.
     s3_anonymous
@@ -44,6 +46,8 @@ class Settings(BaseModel):
         Peak resident memory of the process that makes a crop, in bytes ("400MB", "1GiB").
     workers
         Crops made at the same time, each in a process of its own.
+    keep_quarantine_days
+        How long files that were found wrong are kept aside; where there is a quota they go before, when room is needed.
     decode_threads
         Threads that decode and encode, for one crop; 0 takes one per core.
     """
@@ -56,6 +60,7 @@ class Settings(BaseModel):
     downloads: Annotated[
         Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "downloads")
     ]
+    decoded: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "decoded")]
     s3_endpoint_url: str | None = None
     s3_bucket: str = "e11bio-prism"
     s3_prefix: str = "ls/models/training_data"
@@ -66,6 +71,7 @@ class Settings(BaseModel):
     s3_bandwidth_limit: Annotated[ByteSize, Field(ge=100_000)] | None = None
     memory_limit: Annotated[ByteSize, Field(ge=200_000_000)] = ByteSize(400_000_000)
     workers: Annotated[int, Field(ge=1, le=256)] = 2
+    keep_quarantine_days: Annotated[float, Field(ge=0, le=36_500)] = 7.0
     decode_threads: Annotated[int, Field(ge=0, le=256)] = 0
 
     @property
@@ -73,7 +79,7 @@ class Settings(BaseModel):
         """This machine's view of a service's root: `root` where it was given, else nothing."""
         return self.root if "root" in self.model_fields_set else None
 
-    @field_validator("root", "downloads", mode="after")
+    @field_validator("root", "downloads", "decoded", mode="after")
     @classmethod
     def _absolute_folder(cls, folder: Path) -> Path:
         return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose

@@ -26,6 +26,7 @@
     ├── CropCorruptError            crop_corrupt          a cached file that does not match its manifest
     ├── MemoryLimitError            memory_limit          the limit is too small for the crop's chunks
     ├── WorkerError                 worker_failed         a worker process died or gave up
+    ├── EngineUnavailableError      engine_unavailable    no worker machine can be given the crop
     ├── EnsureTimeoutError          timeout               the caller's time ran out (the work may go on)
     ├── JobCancelledError           cancelled
     ├── UnknownJobError             unknown_job           no such job, or it was forgotten
@@ -178,7 +179,7 @@ class CropInUseError(PrismError):
     default_remedy = "Wait for the training that uses it, or unpin it."
 
 
-class CropNotCachedError(PrismError):
+class CropNotCachedError(PrismError, RuntimeError):  # RuntimeError is what torch_em raises for it
     code, status, title = "not_cached", 404, "The crop is not in the cache"
     default_remedy = "`prismcache ensure` fetches it."
 
@@ -196,6 +197,11 @@ class MemoryLimitError(PrismError):
 class WorkerError(PrismError):
     code, status, title = "worker_failed", 500, "A worker process died"
     default_remedy = "Try again; the log names the signal or the error. Out of memory? Lower PRISMCACHE_MEMORY_LIMIT."
+
+
+class EngineUnavailableError(PrismError):
+    code, status, title = "engine_unavailable", 503, "No worker machine can be given the crop"
+    default_remedy = "See to the Dask scheduler and its workers; the service's /readyz says what is wrong with them."
 
 
 class EnsureTimeoutError(PrismError):
@@ -238,6 +244,10 @@ class UnauthorizedError(ServiceError):
 
 class MissingChunksWarning(UserWarning):
     """A crop holds zarr's fill value where chunks are absent from the bucket."""
+
+
+class ClassNumbersWarning(UserWarning):
+    """The same label number stands for different classes in the semantic crops that are used together."""
 
 
 class ForbiddenError(ServiceError):

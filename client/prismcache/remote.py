@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from prismcache._leases import LeaseKeeper, keeper
 from prismcache._retry import BRIEF, ONCE, Patience
 from prismcache._verified import VerifiedFiles
 from prismcache.api import ServiceApi
+from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
 from prismcache.errors import PrismError, ServiceBusyError, ServiceUnreachableError, UnknownJobError
 from prismcache.resolve import GRACE, Resolver
@@ -35,6 +38,14 @@ if TYPE_CHECKING:
     import httpx2
 
 _log = logging.getLogger("prismcache")
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """One call's wish for a job, under the name by which the service tells it from others for the same."""
+
+    request: JobRequest
+    client: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def create_backend(settings: Settings) -> RemoteBackend:
@@ -80,41 +91,41 @@ class RemoteBackend:
         self._leases = leases or keeper()
         self._holder = object()  # not this backend itself, which the keeper would keep alive
         self._leased: set[tuple[Split, int]] = set()
-        self._requests: dict[str, JobRequest] = {}
+        self._wishes: dict[str, list[_Wish]] = {}
         self._forgotten: set[str] = set()
 
     async def submit(self, request: JobRequest) -> Job:
+        wish = _Wish(request)
         try:
-            job = await self._api.submit(request, patience=ONCE)
+            job = await self._api.submit(request, client=wish.client, patience=ONCE)
         except (ServiceUnreachableError, ServiceBusyError) as error:
             known = await asyncio.to_thread(known_job, request, self._resolver.mount)
             if known is not None:
                 _log.info("%s; what is asked for is cached on %s", error, self._resolver.mount)
                 return known
-            job = await self._api.submit(request)
-        return await self._follow(job, request)
+            job = await self._api.submit(request, client=wish.client)
+        return await self._begin(job, wish)
 
     async def wait(self, job: Job, timeout: float) -> Job:  # noqa: ASYNC109 - the deadline of a long poll
-        request = self._requests.get(job.id)
-        if request is None:  # it was final when it was submitted
+        if job.state.is_final:
             return job
         try:
-            newer = await self._api.wait(job, timeout)
+            return await self._follow(await self._api.wait(job, timeout))
         except UnknownJobError:
-            if job.id in self._forgotten:
+            wish = self._end_wish(job.id)
+            if wish is None or job.id in self._forgotten:
                 raise
-            newer = await self._api.submit(request)
+            newer = await self._api.submit(wish.request, client=wish.client)
             self._forgotten.add(newer.id)
-            del self._requests[job.id]
-        return await self._follow(newer, request)
+            return await self._begin(newer, wish)
 
     async def cancel(self, job: Job) -> None:
-        if self._requests.pop(job.id, None) is not None:
+        if (wish := self._end_wish(job.id)) is not None:
             with suppress(UnknownJobError, ServiceUnreachableError):
-                await self._api.cancel(job.id, patience=BRIEF)
+                await self._api.cancel(job.id, client=wish.client, patience=BRIEF)
 
-    async def local_path(self, file: CropFile) -> str:
-        path = await self._resolver.path(file)
+    async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
+        path = await self._resolver.path(file, report)
         if not self._is_shared(path):
             self._leases.release(self._holder, [(file.split.value, file.crop)])  # its copy here cannot be evicted there
         return str(path)
@@ -140,21 +151,32 @@ class RemoteBackend:
     async def aclose(self) -> None:
         """Cancel unfinished jobs, let go of the leases, close the connection."""
         self._leases.release(self._holder)
-        jobs, self._requests = list(self._requests), {}
+        wishes, self._wishes = [(job, wish.client) for job, all_ in self._wishes.items() for wish in all_], {}
+        ending = (self._api.cancel(job, client=client, patience=ONCE) for job, client in wishes)
         with suppress(PrismError):
-            await asyncio.gather(*(self._api.cancel(job, patience=ONCE) for job in jobs), return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
         await self._api.aclose()
 
     def hand_over(self) -> None:
         """Leave the leases to the process, for a client that was dropped without being closed."""
         self._leases.hand_over(self._holder)
 
-    async def _follow(self, job: Job, request: JobRequest) -> Job:
+    async def _begin(self, job: Job, wish: _Wish) -> Job:
+        self._wishes.setdefault(job.id, []).append(wish)
+        return await self._follow(job)
+
+    def _end_wish(self, job_id: str) -> _Wish | None:
+        """Any of the calls that wait for the same job: they are alike."""
+        wishes = self._wishes.get(job_id, [])
+        wish = wishes.pop() if wishes else None
+        if not wishes:
+            self._wishes.pop(job_id, None)
+        return wish
+
+    async def _follow(self, job: Job) -> Job:
         """Take note of a snapshot, and protect what it says is ready before anybody is told."""
         if job.state.is_final:
-            self._requests.pop(job.id, None)
-        else:
-            self._requests[job.id] = request
+            self._wishes.pop(job.id, None)
         await self._lease(job.split, (crop.crop for crop in job.crops if crop.state is State.DONE))
         return job
 
@@ -182,8 +204,8 @@ class RemoteBackend:
             self._leased.difference_update((split, crop) for crop in wanted)
             await self._lease(split, sorted(wanted.difference(crops)))
 
-    async def _fetch(self, file: CropFile, target: Path) -> None:
-        await self._downloader.fetch(file, target, lambda: self._resolver.is_downloaded(file))
+    async def _fetch(self, file: CropFile, target: Path, report: ReceivedBytes) -> None:
+        await self._downloader.fetch(file, target, lambda: self._resolver.is_downloaded(file), report)
 
     def _is_shared(self, path: Path) -> bool:
         return self._resolver.mount is not None and path.is_relative_to(self._resolver.mount)

@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from prismcache._disk import StoppedError, sha256_of, stamp_of
 from prismcache._verified import VerifiedFiles
+from prismcache.backend import ReceivedBytes
 from prismcache.errors import ServiceError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_crop_file_name
 from prismcache.schema import CropFile
@@ -157,7 +158,7 @@ class Resolver:
     verified
         What was read before.
     fetch
-        Called with a file and its path in `downloads`; must leave the right file there.
+        Called with a file, its path in `downloads` and who hears of its bytes; must leave the right file there.
     grace
         Seconds between further looks for what the mount does not show.
     """
@@ -167,7 +168,7 @@ class Resolver:
         mount: Path | None,
         downloads: Path,
         verified: VerifiedFiles,
-        fetch: Callable[[CropFile, Path], Awaitable[None]],
+        fetch: Callable[[CropFile, Path, ReceivedBytes], Awaitable[None]],
         *,
         grace: tuple[float, ...] = GRACE,
     ) -> None:
@@ -178,8 +179,8 @@ class Resolver:
         self._grace = grace
         self._told = False
 
-    async def path(self, file: CropFile) -> Path:
-        """The absolute path of `file` here.
+    async def path(self, file: CropFile, report: ReceivedBytes) -> Path:
+        """The absolute path of `file` here; `report` hears of its bytes if it has to be fetched.
 
         Raises
         ------
@@ -193,7 +194,7 @@ class Resolver:
                 return self.mount / name
             self._tell(self.mount / name, decision)
         if not await self.is_downloaded(file):
-            await self._fetch(file, self._downloads / name)
+            await self._fetch(file, self._downloads / name, report)
         return self._downloads / name
 
     async def is_downloaded(self, file: CropFile) -> bool:

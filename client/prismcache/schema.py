@@ -98,6 +98,10 @@ class CropProgress(_Answer):
     problem: Problem | None = None
 
 
+class CropDownload(CropProgress):
+    """A crop that the service has, on its way to this machine: bytes are those of the file. Made by clients only."""
+
+
 class Job(_Answer):
     """A snapshot of a job. `revision` grows with each change, so that a waiter can ask for what is newer.
 
@@ -158,7 +162,8 @@ class Lease(_Answer):
 class Usage(_Answer):
     """The cache folder: bytes of published files, bytes promised to crops in the making, and the bounds on them.
 
-    `free_bytes` and `total_bytes` are the file system's; a None bound means none was set.
+    The quarantine is what was found wrong in a crop's place; it counts against `max_bytes`, too, and goes before any
+    crop is evicted. `free_bytes` and `total_bytes` are the file system's; a None bound means none was set.
     """
 
     files: int
@@ -168,6 +173,8 @@ class Usage(_Answer):
     min_free_bytes: int
     free_bytes: int
     total_bytes: int
+    quarantine_files: int = 0
+    quarantine_bytes: int = 0
 
 
 class ServiceStatus(_Answer):
@@ -216,6 +223,13 @@ class RemovedFiles(_Answer):
     """What was deleted from the cache."""
 
     files: tuple[CropFile, ...]
+
+
+class ClearedQuarantine(_Answer):
+    """How much was deleted from the quarantine."""
+
+    files: int
+    bytes: int
 
 
 class VerifyRequest(BaseModel):

@@ -40,6 +40,12 @@ class ServiceConfig(Settings):
         Eviction, once begun, goes on until this share of `max_bytes` is used.
     lease_seconds
         Life of a client's lease.
+    engine
+        Where crops are made: "local" in processes of this machine, "dask" on the workers of a Dask cluster.
+    dask_scheduler
+        Address of its scheduler (``tcp://…``, ``tls://…``) or path of its scheduler file.
+    dask_timeout
+        Seconds that a crop waits while no worker can be given it, before it fails.
     max_jobs, max_jobs_per_owner, max_crops_per_job
         Limits on unfinished jobs and their size.
     rate_limit, failed_auth_limit
@@ -63,6 +69,9 @@ class ServiceConfig(Settings):
     min_free_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(1_000_000_000)
     low_water: Annotated[float, Field(gt=0, le=1)] = 0.9
     lease_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    engine: Literal["local", "dask"] = "local"
+    dask_scheduler: Annotated[str, Field(min_length=1)] | None = None
+    dask_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     max_jobs: Annotated[int, Field(ge=1)] = 10_000
     max_jobs_per_owner: Annotated[int, Field(ge=1)] = 1_000
     max_crops_per_job: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -76,4 +85,10 @@ class ServiceConfig(Settings):
     def _state_is_not_in_the_cache(self) -> ServiceConfig:
         if self.state_folder.is_relative_to(self.root):
             raise ValueError("state_folder must not lie in the cache folder, which is shared storage")
+        return self
+
+    @model_validator(mode="after")
+    def _dask_has_a_scheduler(self) -> ServiceConfig:
+        if self.engine == "dask" and self.dask_scheduler is None:
+            raise ValueError("engine 'dask' needs PRISMCACHE_DASK_SCHEDULER, an address or a scheduler file")
         return self

@@ -7,8 +7,10 @@ neither its memory nor its life depends on them.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Sequence
 
+from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
 from prismcache_service.factory import Factory
@@ -31,9 +33,10 @@ class EmbeddedBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._factory = Factory(settings, MemoryJobStore())
+        self._wishes: dict[str, list[str]] = {}  # by job: a name for each call that wants it
 
     async def submit(self, request: JobRequest) -> Job:
-        submitting = asyncio.create_task(self._factory.jobs.submit(request))
+        submitting = asyncio.create_task(self._submit(request))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
@@ -41,13 +44,26 @@ class EmbeddedBackend:
             await self.cancel(await submitting)
             raise
 
+    async def _submit(self, request: JobRequest) -> Job:
+        wish = uuid.uuid4().hex
+        job = await self._factory.jobs.submit(request, client=wish)
+        if not job.state.is_final:
+            self._wishes.setdefault(job.id, []).append(wish)
+        return job
+
     async def wait(self, job: Job, timeout: float) -> Job:  # noqa: ASYNC109 - the deadline of a long poll
-        return await self._factory.jobs.wait(job.id, job.revision, timeout)
+        return self._follow(await self._factory.jobs.wait(job.id, job.revision, timeout))
 
     async def cancel(self, job: Job) -> None:
-        await self._factory.jobs.cancel(job.id)
+        if wishes := self._wishes.get(job.id):
+            self._follow(await self._factory.jobs.cancel(job.id, wishes.pop()))
 
-    async def local_path(self, file: CropFile) -> str:
+    def _follow(self, job: Job) -> Job:
+        if job.state.is_final:
+            self._wishes.pop(job.id, None)
+        return job
+
+    async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:  # noqa: ARG002 - nothing is downloaded
         return file.path  # it has been opened and compared with its manifest
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:

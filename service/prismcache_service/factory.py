@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 from prismcache.config import Settings
-from prismcache.errors import PrismError
+from prismcache.errors import MissingExtraError, PrismError
 from prismcache.schema import ServiceStatus, Split, State
 from prismcache_service.config import ServiceConfig
 from prismcache_service.engine.base import Engine
@@ -26,9 +26,12 @@ from prismcache_service.services.observer import NoObserver, Observer
 from prismcache_service.services.space import Bounds, SpaceService, StoredFile
 from prismcache_service.storage.cache import CropCache, CropName
 from prismcache_service.storage.jobstore import JobStore
+from prismcache_service.storage.shown_root import check_shown_root
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
+_CHECK_S = 3.0
+_PREPARING_S = 3.0  # that a start waits for the S3 client; credentials may have to be asked for
 
 
 class Factory:
@@ -46,6 +49,8 @@ class Factory:
         What clients call the cache folder, where that differs.
     observer
         Counts what happens.
+    engine
+        Where crops are made, closed with the rest; default: worker processes of this one.
     """
 
     def __init__(
@@ -58,12 +63,13 @@ class Factory:
         lease_seconds: float = 300.0,
         shown_root: Path | None = None,
         observer: Observer | None = None,
+        engine: Engine | None = None,
     ) -> None:
         observer = observer or NoObserver()
         self.settings = settings
         self.store = store
-        self.cache = CropCache(settings.root, shown_root)
-        self.engine: Engine = LocalEngine(settings)
+        self.cache = CropCache(settings.root, shown_root, timedelta(days=settings.keep_quarantine_days))
+        self.engine = engine or LocalEngine(settings)
         self.catalog = CatalogService(settings)
         self.last_used = LastUsed(store)
         self.space = SpaceService(
@@ -87,6 +93,7 @@ class Factory:
         """Stop working, keeping in the store what is unfinished."""
         await self.jobs.aclose()
         await self.engine.aclose()
+        await self.catalog.aclose()
         with contextlib.suppress(PrismError):
             await self.last_used.flush()
 
@@ -112,8 +119,7 @@ class Factory:
             "engine": self.engine.check(),
             "source": self.catalog.check(),
         }
-        results = await asyncio.gather(*checks.values(), return_exceptions=True)
-        return {name: "ok" if result is None else str(result) for name, result in zip(checks, results, strict=True)}
+        return dict(zip(checks, await asyncio.gather(*map(_finding, checks.values())), strict=True))
 
     async def _protected(self) -> Collection[tuple[Split, int]]:
         leases = await self.store.leases(datetime.now(UTC))
@@ -127,6 +133,23 @@ class Factory:
             yield
 
 
+async def _finding(check: Awaitable[None]) -> str:
+    """What a check found. A disk or a bucket that hangs must not keep whoever asks, who has little patience."""
+    try:
+        async with asyncio.timeout(_CHECK_S):
+            await check
+    except TimeoutError:
+        return f"no answer within {_CHECK_S:g} s"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong
+        return str(error)
+    return "ok"
+
+
+async def _sweep(factory: Factory) -> None:
+    for path in await asyncio.to_thread(factory.cache.sweep):
+        _log.info("swept %s", path)
+
+
 @asynccontextmanager
 async def open_factory(config: ServiceConfig, observer: Observer | None = None) -> AsyncIterator[Factory]:
     """Everything that a service needs, working through unfinished jobs, for the time of the block.
@@ -134,7 +157,7 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
     Raises
     ------
     ConfigError
-        If the store cannot be used.
+        If the store cannot be used, or other machines' name for the cache folder is wrong.
     StorageError
         If the cache folder cannot be written.
     """
@@ -152,15 +175,21 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
             lease_seconds=config.lease_seconds,
             shown_root=config.advertised_root,
             observer=observer,
+            engine=engine_of(config),
         )
-        await asyncio.to_thread(factory.cache.check_writable)
-        await asyncio.to_thread(factory.cache.sweep)
-        await factory.jobs.start()
-        housekeeping = [
-            asyncio.create_task(factory.last_used.flush_for_ever()),
-            asyncio.create_task(_forget_for_ever(factory, timedelta(days=config.keep_jobs_days))),
-        ]
+        housekeeping = [asyncio.create_task(factory.catalog.prepare())]
         try:
+            await asyncio.to_thread(factory.cache.check_writable)
+            if config.advertised_root is not None:
+                await asyncio.to_thread(check_shown_root, config.root, config.advertised_root)
+                _log.info("the cache folder %s is told as %s", config.root, config.advertised_root)
+            await _sweep(factory)
+            await asyncio.wait(housekeeping, timeout=_PREPARING_S)
+            await factory.jobs.start()
+            housekeeping += [
+                asyncio.create_task(factory.last_used.flush_for_ever()),
+                asyncio.create_task(_tidy_for_ever(factory, timedelta(days=config.keep_jobs_days))),
+            ]
             yield factory
         finally:
             for task in housekeeping:
@@ -171,10 +200,33 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
         await store.aclose()
 
 
-async def _forget_for_ever(factory: Factory, older_than: timedelta) -> None:
+def engine_of(config: ServiceConfig) -> Engine:
+    """The engine that the settings name, nothing started yet.
+
+    Raises
+    ------
+    MissingExtraError
+        If what it needs is not installed.
+    """
+    if config.engine == "local" or config.dask_scheduler is None:
+        return LocalEngine(config)
+    try:
+        from prismcache_service.engine.dask import DaskEngine
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"engine 'dask' needs {error.name}, which is not installed here",
+            remedy='Run `pip install "prismcache[dask]"`.',
+        ) from None
+    return DaskEngine(config, config.dask_scheduler, timeout=config.dask_timeout)
+
+
+async def _tidy_for_ever(factory: Factory, keep_jobs: timedelta) -> None:
     while True:
-        with contextlib.suppress(PrismError):
-            await factory.jobs.forget(older_than)
+        try:
+            await factory.jobs.forget(keep_jobs)
+            await _sweep(factory)
+        except (PrismError, OSError) as error:
+            _log.warning("tidying up failed, and is tried again in %.0f s: %s", _HOUSEKEEPING_S, error)
         await asyncio.sleep(_HOUSEKEEPING_S)
 
 

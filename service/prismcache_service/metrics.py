@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_fastapi_instrumentator import Instrumentator
 
+from prismcache.errors import error_classes
 from prismcache.schema import ServiceStatus
 from prismcache_service import logs
 
@@ -38,10 +39,16 @@ class Metrics:
         )  # fmt: skip
         self._jobs = self._gauge("jobs", "Unfinished jobs, by state", "state")
         self._crops = self._gauge("crops", "Crops of unfinished jobs, by state", "state")
-        self._bytes = self._gauge("cache_bytes", "Bytes of published files (used) and promised ones (reserved)", "kind")
+        self._bytes = self._gauge(
+            "cache_bytes", "Bytes of published files (used), promised ones (reserved), wrong ones (quarantine)", "kind"
+        )
         self._files = self._gauge("cache_files", "Published files")
         self._limit = self._gauge("cache_max_bytes", "The quota; infinite if there is none")
         self._disk = self._gauge("disk_bytes", "The cache's file system", "kind")
+        # From the start, so that Prometheus sees the first failure rise from 0 to 1.
+        for code in error_classes():
+            self._failures.labels(code)
+            self._problems.labels(code)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=_NAMESPACE, registry=self.registry)
@@ -87,6 +94,7 @@ class Metrics:
         usage = status.usage
         self._bytes.labels("used").set(usage.used_bytes)
         self._bytes.labels("reserved").set(usage.reserved_bytes)
+        self._bytes.labels("quarantine").set(usage.quarantine_bytes)
         self._files.set(usage.files)
         self._limit.set(float("inf") if usage.max_bytes is None else usage.max_bytes)
         self._disk.labels("free").set(usage.free_bytes)

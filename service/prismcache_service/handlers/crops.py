@@ -14,6 +14,7 @@ from prismcache.errors import (
     UnknownLeaseError,
 )
 from prismcache.schema import (
+    ClearedQuarantine,
     CropInfo,
     CropPage,
     Lease,
@@ -156,6 +157,18 @@ async def renew(lease_id: LeasePath, crops: Crops, caller: Requester) -> Lease:
 async def release(lease_id: LeasePath, crops: Crops, caller: Requester) -> None:
     """Only the token that made a lease can give it up; one that has ended already is no error."""
     await crops.release(lease_id, caller.name)
+
+
+@router.delete(
+    "/v1/quarantine",
+    operation_id="clear_quarantine",
+    summary="Delete what was set aside",
+    responses=documented(ForbiddenError),
+    tags=["operation"],
+)
+async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  # noqa: ARG001
+    """Files that were found wrong, or lay in a crop's place unknown. They also go after a week, or for want of room."""
+    return await crops.clear_quarantine()
 
 
 @router.post(

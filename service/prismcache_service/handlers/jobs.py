@@ -24,6 +24,17 @@ MAX_WAIT_S = 60
 PING_S = 15
 _SEND_TIMEOUT_S = 30.0
 
+# Named by `prismcache.api.CLIENT_HEADER`, too.
+Client = Annotated[
+    str | None,
+    Header(
+        alias="Prismcache-Client",
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description="A name that the asking program made up, e.g. a UUID. Programs with the same token that submit the "
+        "same share a job; with their names it stops when the last of them cancels it.",
+    ),
+]
+
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[KnownQuery])
 
 _REQUESTS: dict[str, Any] = {
@@ -53,10 +64,14 @@ _STREAM = (
     },
 )
 async def submit(
-    body: Annotated[JobRequest, Body(openapi_examples=_REQUESTS)], jobs: Jobs, caller: Requester, response: Response
+    body: Annotated[JobRequest, Body(openapi_examples=_REQUESTS)],
+    jobs: Jobs,
+    caller: Requester,
+    response: Response,
+    client: Client = None,
 ) -> Job:
-    """Start a job. While a job of yours for the same is active, that one is answered instead."""
-    job = await jobs.submit(body, caller.name)
+    """Start a job. While a job of yours for the same is active, that one is answered: asking again is safe."""
+    job = await jobs.submit(body, caller.name, client or "")
     if job.state.is_final:
         response.status_code = status.HTTP_200_OK
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -107,12 +122,15 @@ async def get(
     summary="Cancel a job",
     responses=documented(ForbiddenError, UnknownJobError),
 )
-async def cancel(job_id: JobPath, jobs: Jobs, caller: Requester) -> Job:
-    """Stop a job; crops that another job wants are made all the same. Jobs of others need the role `admin`."""
+async def cancel(job_id: JobPath, jobs: Jobs, caller: Requester, client: Client = None) -> Job:
+    """Stop a job; crops that another job wants are made all the same. Jobs of others need the role `admin`.
+
+    With `Prismcache-Client`, only that client wants the job no more: it goes on for others that submitted it.
+    """
     job = await jobs.get(job_id)
     if job.owner != caller.name and not caller.may(Role.ADMIN):
         raise ForbiddenError(f"job {job_id!r} belongs to {job.owner!r}")
-    return await jobs.cancel(job_id)
+    return await jobs.cancel(job_id, client)
 
 
 @router.get(

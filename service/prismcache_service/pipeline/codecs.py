@@ -286,7 +286,8 @@ def _codec_v3(where: str, codecs: tuple[Any, ...], ndim: int, dtype: np.dtype[An
     index = [_name_v3(c) for c in first.index_codecs]
     _refuse_unknown(where, index, frozenset({"bytes", "crc32c"}))
     inner = tuple(int(n) for n in first.chunk_shape)
-    sharding = Sharding(inner, first.index_location.value == "end", "crc32c" in index)
+    location = first.to_dict()["configuration"]["index_location"]  # the attribute is an enum in some releases of zarr
+    sharding = Sharding(inner, location == "end", "crc32c" in index)
     return _chain_v3(where, first.codecs, ndim, dtype, sharding)
 
 

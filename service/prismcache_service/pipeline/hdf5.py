@@ -34,6 +34,7 @@ class Sink(io.RawIOBase):
         self._size = 0
         self._unflushed = 0
         self.error: OSError | None = None
+        self.fd = -1  # a sink whose file cannot be opened is closed all the same
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
 
     def readable(self) -> bool:
@@ -84,7 +85,7 @@ class Sink(io.RawIOBase):
         self.raise_error()
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self.fd >= 0:
             os.close(self.fd)
         super().close()
 

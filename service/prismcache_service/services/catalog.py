@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
 from prismcache.config import Settings
+from prismcache.errors import PrismError
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropInfo, Split
-from prismcache_service.extras import require_service_extra
+from prismcache_service.services.source_thread import SourceThread
 from prismcache_service.storage.cache import file_bytes_bound
-
-if TYPE_CHECKING:
-    from prismcache_service.pipeline.source import Source
-
-T = TypeVar("T")
 
 _CHECK_S = 30.0
 _MAX_AGE = timedelta(days=1)  # of a dataset that has not changed since it was published
@@ -49,6 +43,7 @@ class CatalogService:
         self._path = settings.root / STATE_FOLDER / "catalog.json"
         self._answered_at = float("-inf")
         self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
+        self._source_thread = SourceThread(settings)
         self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
@@ -64,7 +59,7 @@ class CatalogService:
         SourceError
             If the bucket cannot be asked and was never asked before.
         """
-        known = self._recall()
+        known = await asyncio.to_thread(self._recall)
         if known is not None and not refresh and datetime.now(UTC) - known.read_at < _MAX_AGE:
             return known.crops
         if self._reading is None:  # however many want it at once, the bucket is asked by one
@@ -72,9 +67,9 @@ class CatalogService:
             self._reading.add_done_callback(self._has_read)
         return await asyncio.shield(self._reading)
 
-    def recall(self) -> tuple[CropInfo, ...]:
+    async def recall(self) -> tuple[CropInfo, ...]:
         """What was remembered, however old; empty if nothing was."""
-        known = self._recall()
+        known = await asyncio.to_thread(self._recall)
         return () if known is None else known.crops
 
     async def file_bytes_bound(self, split: Split, crop: int, channels: Collection[int] | None) -> int:
@@ -101,8 +96,20 @@ class CatalogService:
             If it does not answer.
         """
         if monotonic() - self._answered_at > _CHECK_S:
-            await self._with_source(lambda source: source.list_folders(Split.INSTANCE.value))
+            await self._source_thread.ask(lambda source: source.list_folders(Split.INSTANCE.value))
             self._answered_at = monotonic()
+
+    async def prepare(self) -> None:
+        """Open the source before anybody waits for it; what keeps it from being opened is for `check` to say."""
+        with contextlib.suppress(PrismError):
+            await self._source_thread.ask(_nothing)
+
+    async def aclose(self) -> None:
+        """Stop asking, and close the source."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._source_thread.aclose()
 
     def _recall(self) -> _Remembered | None:
         try:
@@ -130,14 +137,11 @@ class CatalogService:
             reading.exception()  # who waited knows it; if nobody does any more, it is nobody's
 
     async def _read(self) -> tuple[CropInfo, ...]:
+        # Imported here: the bucket is asked once a day, a warm `ensure` many times.
         published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
-        return await self._with_source(published.read_published)
+        crops: tuple[CropInfo, ...] = await self._source_thread.ask(published.read_published)
+        return crops
 
-    async def _with_source(self, ask: Callable[[Source], Awaitable[T]]) -> T:
-        # Imported here: the bucket is asked once a day, a warm `ensure` many times. In a thread, since it takes half a
-        # second, in which a service answers others.
-        require_service_extra()
-        s3 = await asyncio.to_thread(import_module, "prismcache_service.pipeline.s3")
-        with ThreadPoolExecutor(1) as executor:
-            async with s3.open_s3(self._settings, executor) as source:
-                return await ask(source)
+
+async def _nothing(_: object) -> None:
+    """Ask nothing of a source that only has to be open."""

@@ -17,7 +17,17 @@ from prismcache.errors import (
     UnknownCropError,
     UnknownLeaseError,
 )
-from prismcache.schema import CropFile, CropInfo, Lease, LeaseRequest, Split, Usage, Verdict, VerifyResult
+from prismcache.schema import (
+    ClearedQuarantine,
+    CropFile,
+    CropInfo,
+    Lease,
+    LeaseRequest,
+    Split,
+    Usage,
+    Verdict,
+    VerifyResult,
+)
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.services.catalog import CatalogService
 from prismcache_service.services.ensure import EnsureService
@@ -61,7 +71,7 @@ class CropService:
         try:
             published = await self._catalog.crops(refresh=refresh)
         except SourceError:
-            published = self._catalog.recall()
+            published = await self._catalog.recall()
         cached = await asyncio.to_thread(self._cached, split)
         known = {(info.split, info.crop): info for info in published if split in {None, info.split}}
         for key in cached.keys() - known.keys():
@@ -122,7 +132,7 @@ class CropService:
             results.append(result)
         absent = sorted(set(crops or ()) - {result.crop for result in results})
         if absent:
-            raise CropNotCachedError(f"not in {self._cache.root}: crops {', '.join(map(str, absent))}")
+            raise CropNotCachedError(f"not in {self._cache.shown_root}: crops {', '.join(map(str, absent))}")
         return results
 
     async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
@@ -139,6 +149,12 @@ class CropService:
             if extras.in_use((split, name.crop)):
                 raise CropInUseError(f"crop {split.value}/{name.crop} is pinned or leased")
         return await asyncio.to_thread(self._remove, names)
+
+    async def clear_quarantine(self) -> ClearedQuarantine:
+        """Delete everything that was set aside."""
+        quarantine = self._cache.quarantine
+        gone = await asyncio.to_thread(lambda: quarantine.delete(quarantine.entries()))
+        return ClearedQuarantine(files=len(gone), bytes=sum(entry.size for entry in gone))
 
     async def pin(self, split: Split, crop: int, owner: str = "") -> CropInfo:
         """Keep a crop from eviction until it is unpinned; one that is not cached yet may be pinned too."""
@@ -216,7 +232,7 @@ class CropService:
         verdict, reason = Verdict.OK, ""
         try:
             if manifest is None:
-                raise CropCorruptError(f"{self._cache.path(name)} has no manifest that can be read")
+                raise CropCorruptError(f"{self._cache.shown_path(name)} has no manifest that can be read")
             self._cache.check(name, manifest, full=True)
         except CropCorruptError as error:
             verdict, reason = Verdict.CORRUPT, str(error)
@@ -224,7 +240,7 @@ class CropService:
             split=name.split,
             crop=name.crop,
             channels=manifest.channels if manifest else name.channels or (),
-            path=str(self._cache.path(name)),
+            path=str(self._cache.shown_path(name)),
             verdict=verdict,
             reason=reason,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
-from prismcache.errors import RequestError, ServiceBusyError, UnknownCropError, UnknownJobError
+from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownCropError, UnknownJobError
 from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
 from prismcache_service.services.catalog import CatalogService
 from prismcache_service.services.ensure import EnsureService
@@ -93,8 +93,16 @@ class JobService:
         for job in self._live.values():
             job.abandon()
 
-    async def submit(self, request: JobRequest, owner: str = "") -> Job:
+    async def submit(self, request: JobRequest, owner: str = "", client: str = "") -> Job:
         """Start the work for a request, or join the owner's active job for the same.
+
+        Parameters
+        ----------
+        request, owner
+            What is wanted, and whose job it is.
+        client
+            Which of the owner's clients asks: one that asks again, having had no answer, is counted once. Those that
+            give no name are one.
 
         Returns
         -------
@@ -121,6 +129,7 @@ class JobService:
             state=State.QUEUED,
             crops=tuple(found),
             created_at=datetime.now(UTC),
+            submitters=(client,),
         )
         job = LiveJob(record)
         self._last_used.note(request.split, crops)
@@ -129,9 +138,11 @@ class JobService:
         if job.is_over:
             return self._remember(job)
         async with self._accepting:
-            active = next((live for live in self._live.values() if live.is_for(request, owner)), None)
+            active = next((live for live in self._live.values() if live.can_serve(request, owner)), None)
             if active is not None:
-                active.submitters += 1
+                if client not in active.submitters:
+                    active.submitters.add(client)
+                    await self._store_submitters(active)
                 return active.snapshot()
             self._refuse_excess(owner)
             job.record(await self._store.add_job(record))
@@ -189,10 +200,17 @@ class JobService:
         jobs = tuple(known.snapshot() if (known := self._known(r.id)) else job_of(r) for r in found[:limit])
         return JobPage(jobs=jobs, next_cursor=_cursor(found[limit - 1]) if len(found) > limit else None)
 
-    async def cancel(self, job_id: str) -> Job:
-        """Stop a job, unless others submitted the same request meanwhile: the last of them to cancel stops it.
+    async def cancel(self, job_id: str, client: str | None = None) -> Job:
+        """Stop a job, or end one client's wish for it: the last of those that submitted it to do so stops it.
 
         Crops that another job wants are made all the same. A job that is over stays as it is.
+
+        Parameters
+        ----------
+        job_id
+            The job.
+        client
+            Whose wish ends, as given to `submit`; None stops the job whoever wants it.
 
         Raises
         ------
@@ -202,8 +220,10 @@ class JobService:
         job = self._live.get(job_id)
         if job is None:
             return await self.get(job_id)
-        job.submitters -= 1
-        if job.submitters > 0:
+        if client is not None and job.submitters - {client}:
+            if client in job.submitters:
+                job.submitters.remove(client)
+                await self._store_submitters(job)
             return job.snapshot()
         job.is_cancelled = True
         await self._flights.leave(job_id, [(job.name(crop), job.request.strict) for crop in job.open_crops()])
@@ -327,6 +347,12 @@ class JobService:
             _log.error("job %s: %s could not be stored: %s", job.id, kind, error)
             event = job.unstored(kind, state, crop)
         job.record(event)
+
+    async def _store_submitters(self, job: LiveJob) -> None:
+        try:
+            await self._store.set_submitters(job.id, job.submitters)
+        except PrismError as error:  # matters only after a restart, when one client may then stop the job for another
+            _log.warning("job %s: who wants it could not be stored: %s", job.id, error)
 
     def _remember(self, job: LiveJob) -> Job:
         job.ended_at = monotonic()

@@ -31,7 +31,7 @@ class LiveJob:
         self._event, self._ticks = stored.last_event, 0
         self._changed = asyncio.Event()
         self.recording = asyncio.Lock()
-        self.submitters = 1  # who asked for the same while it was active; a restart forgets all but one
+        self.submitters = set(stored.submitters)
         self.ended_at = 0.0  # monotonic, in s
         self.is_abandoned = self.is_cancelled = False
 
@@ -43,9 +43,9 @@ class LiveJob:
     def is_over(self) -> bool:
         return self.state.is_final
 
-    def is_for(self, request: JobRequest, owner: str) -> bool:
-        """True if this job does what `request` asks."""
-        return (self.request, self.owner) == (request, owner)
+    def can_serve(self, request: JobRequest, owner: str) -> bool:
+        """True if this job does what `request` asks, and is not being stopped."""
+        return (self.request, self.owner) == (request, owner) and not self.is_cancelled
 
     def name(self, crop: int) -> CropName:
         """The file that the job wants of a crop."""

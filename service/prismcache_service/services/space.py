@@ -1,12 +1,14 @@
 """Room in the cache folder: promised before a fetch begins, made by evicting what was not used for longest.
 
-At every moment the published files and the promises together stay within `max_bytes`, and the promises fit the file
-system's free space less `min_free_bytes`. Pinned and leased crops, and those of unfinished jobs, are never evicted.
+At every moment published files, quarantine and promises together stay within `max_bytes`, and the promises fit the file
+system's free space less `min_free_bytes`. The quarantine goes before any crop does. Pinned and leased crops, and those
+of unfinished jobs, are never evicted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +18,9 @@ from datetime import UTC, datetime
 from prismcache.errors import NoSpaceError, QuotaExceededError
 from prismcache.schema import Split, Usage
 from prismcache_service.storage.cache import CropCache, CropName
+from prismcache_service.storage.quarantine import SetAside
+
+_log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _NEVER = datetime.fromtimestamp(0, UTC)
@@ -41,7 +46,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes used by files, promised to crops in the making, and free on the file system."""
+    """Bytes used by files (the quarantine's, too), promised to crops in the making, and free on the file system."""
 
     used: int
     reserved: int
@@ -77,6 +82,39 @@ def choose_victims(
             chosen.append(file)
             gained += file.size
     return chosen if gained >= lacking else []
+
+
+@dataclass(frozen=True)
+class Clearing:
+    """What is to go: from the quarantine, and published files."""
+
+    aside: Sequence[SetAside]
+    files: Sequence[StoredFile]
+
+
+def plan_clearing(
+    aside: Sequence[SetAside],
+    files: Sequence[StoredFile],
+    protected: Collection[tuple[Split, int]],
+    lacking: int,
+    spare: int,
+) -> Clearing | None:
+    """How to gain `lacking` bytes; None if all that may go would not be enough, so that nothing goes in vain.
+
+    Parameters
+    ----------
+    aside
+        The quarantine, oldest first, of which no more goes than is needed. Crops only go after all of it.
+    files, protected, lacking, spare
+        As for `choose_victims`.
+    """
+    gained = 0
+    for count, entry in enumerate(aside, start=1):
+        gained += entry.size
+        if gained >= lacking:
+            return Clearing(aside[:count], ())
+    victims = choose_victims(files, protected, lacking - gained, spare)
+    return Clearing(aside, victims) if victims else None
 
 
 class SpaceService:
@@ -142,33 +180,43 @@ class SpaceService:
                         return
                     await asyncio.sleep(_RETRY_S)
         except TimeoutError:
-            _, room = await self._look()
+            _, _, room = await self._look()
             raise NoSpaceError(
-                f"{self._cache.root} has no room for {size / 1e6:.0f} MB: {room.used / 1e6:.0f} MB are used, "
+                f"{self._cache.shown_root} has no room for {size / 1e6:.0f} MB: {room.used / 1e6:.0f} MB are used, "
                 f"{room.reserved / 1e6:.0f} MB promised, {room.free / 1e6:.0f} MB free on the disk, the rest is in use"
             ) from None
 
     async def _try_reserve(self, size: int) -> bool:
         async with self._deciding:
-            files, room = await self._look()
+            files, aside, room = await self._look()
             lacking = room.lacking(size, self._bounds)
             if lacking > 0:
                 spare = int((self._bounds.max_bytes or 0) * (1 - self._bounds.low_water))
-                victims = choose_victims(files, await self._protected(), lacking, spare)
-                if not victims:
+                clearing = plan_clearing(aside, files, await self._protected(), lacking, spare)
+                if clearing is None or not await self._drop(clearing.aside):
                     return False
-                for victim in victims:
+                for victim in clearing.files:
                     await asyncio.to_thread(self._cache.remove, victim.name)
                     self._on_evicted(victim)
             self._reserved += size
             return True
 
+    async def _drop(self, aside: Sequence[SetAside]) -> bool:
+        """Delete from the quarantine; False if something would not go."""
+        gone = await asyncio.to_thread(self._cache.quarantine.delete, aside)
+        for entry in gone:
+            _log.info("deleted %s, %d bytes, from the quarantine to make room", entry.path.name, entry.size)
+        return len(gone) == len(aside)
+
     async def usage(self) -> Usage:
         """How full the folder is."""
-        files, room = await self._look()
+        files, aside, room = await self._look()
+        set_aside = sum(entry.size for entry in aside)
         return Usage(
             files=len(files),
-            used_bytes=room.used,
+            used_bytes=room.used - set_aside,
+            quarantine_files=len(aside),
+            quarantine_bytes=set_aside,
             reserved_bytes=room.reserved,
             max_bytes=self._bounds.max_bytes,
             min_free_bytes=self._bounds.min_free_bytes,
@@ -176,20 +224,19 @@ class SpaceService:
             total_bytes=shutil.disk_usage(_existing(self._cache)).total,
         )
 
-    async def _look(self) -> tuple[list[StoredFile], Room]:
+    async def _look(self) -> tuple[list[StoredFile], list[SetAside], Room]:
         # Promises first: a file that is published meanwhile is then counted twice rather than not at all.
         reserved = self._reserved
         files = await self._files()
-        return files, await asyncio.to_thread(self._room, files, reserved)
+        aside = await asyncio.to_thread(self._cache.quarantine.entries)
+        used = sum(file.size for file in files) + sum(entry.size for entry in aside)
+        free = await asyncio.to_thread(lambda: shutil.disk_usage(_existing(self._cache)).free)
+        return files, aside, Room(used, reserved, free)
 
     async def _files(self) -> list[StoredFile]:
         used = await self._last_used()
         sizes = await asyncio.to_thread(self._cache.sizes)
         return [StoredFile(name, size, used.get((name.split, name.crop), _NEVER)) for name, size in sizes]
-
-    def _room(self, files: Sequence[StoredFile], reserved: int) -> Room:
-        used = sum(file.size for file in files) + self._cache.quarantined_bytes()
-        return Room(used, reserved, shutil.disk_usage(_existing(self._cache)).free)
 
 
 def _existing(cache: CropCache) -> str:

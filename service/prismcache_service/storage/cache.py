@@ -10,130 +10,55 @@ This module imports neither numpy nor h5py, so that a warm `ensure` stays quick.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import math
-import os
 import stat
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-
-from pydantic import BaseModel
+from datetime import timedelta
+from pathlib import Path
 
 from prismcache.errors import CropCorruptError
-from prismcache.layout import (
-    HDF5_SIGNATURE,
-    STATE_FOLDER,
-    FileStamp,
-    Manifest,
-    SourceList,
-    crop_file_name,
-    crop_path,
-    manifest_path,
-    parse_crop_file_name,
-    sources_path,
-)
+from prismcache.layout import STATE_FOLDER, Manifest, SourceList, parse_crop_file_name
 from prismcache.schema import CropFile, Split
+from prismcache_service.storage import leftovers
 from prismcache_service.storage.errors import storage_error
+from prismcache_service.storage.files import (
+    FILE_MODE,
+    compare,
+    file_sha256,
+    stamp_of,
+    sync_folder,
+    temporary_beside,
+    write_synced,
+)
 from prismcache_service.storage.lease import Leases
+from prismcache_service.storage.places import CropName, Places
+from prismcache_service.storage.quarantine import Quarantine
 
-_HASH_BYTES = 1 << 20
-_TEMPORARY = ".tmp"
-# Not through a link, and without waiting for the other end of a pipe.
-_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
-FILE_MODE = 0o664
-FOLDER_MODE = 0o775
+__all__ = ["FILE_MODE", "CropCache", "CropName", "file_bytes_bound", "file_sha256"]
 
-
-@dataclass(frozen=True)
-class CropName:
-    """Which file: a crop with all its channels (None) or with some."""
-
-    split: Split
-    crop: int
-    channels: tuple[int, ...] | None = None
-
-    @property
-    def folder(self) -> str:
-        """The crop's folder below the source's prefix."""
-        return f"{self.split.value}/crop_{self.crop}.zarr"
-
-    @property
-    def lease(self) -> str:
-        """Name of the lease on making this file."""
-        return f"{self.split.value}-{crop_file_name(self.crop, self.channels)}"
+KEEP_QUARANTINE = timedelta(days=7)
 
 
-class CropCache:
+class CropCache(Places):
     """One cache folder. Nothing is created before something is published.
 
     Parameters
     ----------
-    root
-        The folder, absolute.
-    shown_root
-        What those who are told of files call the folder, where that differs.
+    root, shown_root
+        As for `Places`.
+    keep_quarantine
+        How long what was set aside is kept, if nobody needs the room before.
     """
 
-    def __init__(self, root: Path, shown_root: Path | None = None) -> None:
-        self.root = root
-        self._shown_root = shown_root or root
-        self.leases = Leases(root / STATE_FOLDER / "leases")
-
-    def shown(self, file: CropFile) -> CropFile:
-        """A file with the path that others know it by."""
-        return file.model_copy(update={"path": str(self._shown_root / file.split / PurePath(file.path).name)})
-
-    def local_path(self, file: CropFile) -> Path:
-        """Where a file that was shown lies here."""
-        return self.root / file.split / PurePath(file.path).name
-
-    def path(self, name: CropName) -> Path:
-        """Where the file is published."""
-        return self.root / crop_path(name.split, name.crop, name.channels)
-
-    def temporary(self, name: CropName, token: str) -> Path:
-        """A place for an unfinished file, in the target's folder, that tells whose it is."""
-        return _temporary(self.path(name), token)
-
-    def prepare(self, split: Split) -> None:
-        """Create the folders.
-
-        Raises
-        ------
-        StorageUnwritableError
-            If they cannot be created or written.
-        """
-        state = self.root / STATE_FOLDER
-        for folder in (
-            self.root / split.value,
-            state / "manifests" / split.value,
-            state / "leases",
-            state / "quarantine",
-        ):
-            try:
-                folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage_error(error, folder) from error
-
-    def check_writable(self) -> None:
-        """Create the folders and a file.
-
-        Raises
-        ------
-        StorageError
-            If that fails.
-        """
-        for split in Split:
-            self.prepare(split)
-        probe = _temporary(self.root / STATE_FOLDER / "leases" / "probe", uuid.uuid4().hex)
-        try:
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise storage_error(error, probe) from error
+    def __init__(
+        self, root: Path, shown_root: Path | None = None, keep_quarantine: timedelta = KEEP_QUARANTINE
+    ) -> None:
+        super().__init__(root, shown_root)
+        self.leases = Leases(self.leases_folder)
+        self.quarantine = Quarantine(self.quarantine_folder)
+        self._keep_quarantine = keep_quarantine
 
     def find(self, split: Split, crop: int, channels: Sequence[int] | None) -> CropFile | None:
         """A right file with at least the wanted channels (None: with all), or None. Re-reads files that were touched.
@@ -169,19 +94,17 @@ class CropCache:
             yield from sorted(found, key=lambda name: (name.crop, name.channels or ()))
 
     def sizes(self) -> list[tuple[CropName, int]]:
-        """Every file with a manifest, and its size in bytes."""
-        known = [(name, self.manifest(name)) for name in self.names()]
-        return [(name, manifest.size) for name, manifest in known if manifest is not None]
-
-    def quarantined_bytes(self) -> int:
-        """What the quarantine takes."""
-        folder = self.root / STATE_FOLDER / "quarantine"
-        return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+        """Every file with a manifest that is there, and what it takes in bytes."""
+        found = []
+        for name in self.names():
+            with contextlib.suppress(OSError):
+                found.append((name, self.path(name).lstat().st_size))
+        return found
 
     def manifest(self, name: CropName) -> Manifest | None:
         """A file's manifest; None if there is none that can be read, or it is another file's."""
         try:
-            manifest = Manifest.model_validate_json(self._manifest_path(name).read_bytes())
+            manifest = Manifest.model_validate_json(self.manifest_path(name).read_bytes())
         except (OSError, ValueError):
             return None
         return manifest if _named_by(manifest) == name else None
@@ -192,7 +115,7 @@ class CropCache:
             split=name.split,
             crop=name.crop,
             channels=manifest.channels,
-            path=str(self._shown_root / crop_path(name.split, name.crop, name.channels)),
+            path=str(self.shown_path(name)),
             size=manifest.size,
             sha256=manifest.sha256,
             missing_chunks=manifest.missing_chunks,
@@ -206,31 +129,10 @@ class CropCache:
         CropCorruptError
             If they do not; says why.
         """
-        path = self.path(name)
-        try:
-            fd = os.open(path, _READ_FLAGS)
-        except OSError as error:
-            raise CropCorruptError(f"{path} cannot be opened: {error.strerror}") from None
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise CropCorruptError(f"{path} is no regular file")
-            if status.st_size != manifest.size:
-                raise CropCorruptError(f"{path} has {status.st_size} bytes, its manifest says {manifest.size}")
-            if os.read(fd, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
-                raise CropCorruptError(f"{path} does not begin as an HDF5 file")
-            if not full and stamp_of(status) == manifest.stamp:
-                return
-            if (found := file_sha256(fd)) != manifest.sha256:
-                raise CropCorruptError(f"{path} has SHA-256 {found}, its manifest says {manifest.sha256}")
-        except OSError as error:
-            raise CropCorruptError(f"{path} cannot be read: {error.strerror}") from error
-        finally:
-            os.close(fd)
-        if stamp_of(status) != manifest.stamp:
+        stamp = compare(self.path(name), manifest, self.shown_path(name), full=full)
+        if stamp != manifest.stamp:
             with contextlib.suppress(OSError):  # a reader without write permission re-reads next time
-                stamped = manifest.model_copy(update={"stamp": stamp_of(status)})
-                self._write_manifest(name, stamped, uuid.uuid4().hex)
+                self._write_manifest(name, manifest.model_copy(update={"stamp": stamp}), uuid.uuid4().hex)
 
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:
         """Make a finished, synced temporary file the crop's file; `manifest.stamp` is taken here.
@@ -243,16 +145,16 @@ class CropCache:
         StorageError
             If the disk refuses.
         """
-        target, place = self.path(name), self._manifest_path(name)
-        pending = _temporary(place, token)
+        target, place = self.path(name), self.manifest_path(name)
+        pending = temporary_beside(place, token)
         try:
-            _write_synced(pending, manifest)
-            listed = self.root / sources_path(name.split, name.crop, name.channels)
-            _write_synced(_temporary(listed, token), sources)
-            _temporary(listed, token).replace(listed)
+            write_synced(pending, manifest)
+            listed = self.sources_path(name)
+            write_synced(temporary_beside(listed, token), sources)
+            temporary_beside(listed, token).replace(listed)
             self._clear(name)
             temporary.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             manifest = manifest.model_copy(update={"stamp": stamp_of(target.stat())})
             try:
                 self._write_manifest(name, manifest, f"{token}.stamped")
@@ -277,19 +179,16 @@ class CropCache:
         except FileNotFoundError:
             return stat.S_IFREG
 
-    def _manifest_path(self, name: CropName) -> Path:
-        return self.root / manifest_path(name.split, name.crop, name.channels)
-
     def _write_manifest(self, name: CropName, manifest: Manifest, token: str) -> None:
-        path = self._manifest_path(name)
-        temporary = _temporary(path, token)
-        _write_synced(temporary, manifest)
+        path = self.manifest_path(name)
+        temporary = temporary_beside(path, token)
+        write_synced(temporary, manifest)
         try:
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     def set_aside(self, name: CropName) -> Path | None:
         """Move whatever lies at a file's place to the quarantine; answers where it went, None if nothing was there.
@@ -299,15 +198,7 @@ class CropCache:
         StorageError
             If the system refuses.
         """
-        path = self.path(name)
-        refuge = self.root / STATE_FOLDER / "quarantine" / f"{name.lease}.{uuid.uuid4().hex}"
-        try:
-            path.rename(refuge)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise storage_error(error, path) from error
-        return refuge
+        return self.quarantine.take(self.path(name), name.lease)
 
     def set_aside_wrong(self, split: Split, crop: int, channels: Sequence[int] | None) -> None:
         """Set aside what lies where `find` looked first and is not right; what is right stays."""
@@ -342,8 +233,8 @@ class CropCache:
         StorageError
             If the system refuses.
         """
-        sources = self.root / sources_path(name.split, name.crop, name.channels)
-        for path in (self._manifest_path(name), sources, self.path(name)):
+        sources = self.sources_path(name)
+        for path in (self.manifest_path(name), sources, self.path(name)):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
@@ -352,29 +243,19 @@ class CropCache:
     def sweep(self) -> list[Path]:
         """Delete what ended processes left unfinished, completing publications that lacked only the last step.
 
+        What has been in the quarantine for long enough goes, too.
+
         Returns
         -------
         list of Path
             What was deleted.
         """
-        # Looked for first, and leases second: whoever makes a temporary file has had a lease before.
-        left = [path for folder in self._folders() for path in folder.glob(f".*{_TEMPORARY}")]
-        live = self.leases.sweep()
-        swept = []
-        for path in left:
-            if not live & set(path.name.split(".")) and not self._adopt(path):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    swept.append(path)
-        return swept
+        swept = leftovers.sweep(self.working_folders(), self.leases, self._adopt)
+        return swept + [entry.path for entry in self.quarantine.expire(self._keep_quarantine)]
 
     def discard(self, token: str) -> None:
         """Delete what a worker that died left unfinished under `token`, completing what lacked only the last step."""
-        for folder in self._folders():
-            for path in folder.glob(f".*.{token}*{_TEMPORARY}"):
-                if not self._adopt(path):
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+        leftovers.discard(self.working_folders(), token, self._adopt)
 
     def _adopt(self, pending: Path) -> bool:
         """Complete the publication that a pending manifest belongs to, if its file is in place and right."""
@@ -387,61 +268,16 @@ class CropCache:
             return False
         try:
             self.check(name, manifest, full=True)
-            pending.replace(self._manifest_path(name))
+            pending.replace(self.manifest_path(name))
         except (CropCorruptError, OSError):
             return False
         return True
-
-    def _folders(self) -> Iterator[Path]:
-        for split in Split:
-            yield self.root / split.value
-            yield self.root / STATE_FOLDER / "manifests" / split.value
-        yield self.root / STATE_FOLDER / "leases"
 
 
 def _named_by(manifest: Manifest) -> CropName:
     return CropName(manifest.split, manifest.crop, None if manifest.complete else manifest.channels)
 
 
-def _temporary(target: Path, token: str) -> Path:
-    return target.with_name(f".{target.name}.{token}{_TEMPORARY}")
-
-
-def _write_synced(path: Path, document: BaseModel) -> None:
-    try:
-        with path.open("xb") as file:
-            file.write(document.model_dump_json(indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-
-
 def file_bytes_bound(shape: Sequence[int], channels: int) -> int:
     """More bytes than the file of a crop of (Z, Y, X) voxels can take: deflate of noise adds less than 1 %."""
     return math.prod(shape) * (channels + 4) * 101 // 100 + (4 << 20)
-
-
-def stamp_of(status: os.stat_result) -> FileStamp:
-    """Size and times of a file."""
-    return FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
-
-
-def file_sha256(fd: int) -> str:
-    """SHA-256 (hex) of an open file from its beginning."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_HASH_BYTES)
-    os.lseek(fd, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -16,7 +16,10 @@ from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as stored. `crops` are in the order asked, each once; `last_event` is the `seq` of its latest event."""
+    """A job as stored. `crops` are in the order asked, each once; `last_event` is the `seq` of its latest event.
+
+    `submitters` are the clients that want it, each once, in any order; "" stands for those that give no name.
+    """
 
     id: str
     owner: str
@@ -25,6 +28,7 @@ class JobRecord:
     crops: tuple[CropProgress, ...]
     created_at: datetime
     last_event: int = 0
+    submitters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class JobStore(ABC):
         KeyError
             If there is no such job, or it has no such crop.
         """
+
+    @abstractmethod
+    async def set_submitters(self, job_id: str, submitters: Collection[str]) -> None:
+        """Store who wants a job; nothing happens if there is no such job."""
 
     @abstractmethod
     async def job(self, job_id: str) -> JobRecord | None:
@@ -160,6 +168,10 @@ class MemoryJobStore(JobStore):
         event = JobEvent(seq=self._seq, job=job_id, kind=kind, at=datetime.now(UTC), state=state, crop=crop)
         self._events.setdefault(job_id, []).append(event)
         return event
+
+    async def set_submitters(self, job_id: str, submitters: Collection[str]) -> None:
+        if job_id in self._jobs:
+            self._jobs[job_id] = replace(self._jobs[job_id], submitters=tuple(submitters))
 
     async def job(self, job_id: str) -> JobRecord | None:
         return self._jobs.get(job_id)

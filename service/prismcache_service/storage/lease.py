@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -53,6 +54,7 @@ class Leases:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._changing = threading.Lock()  # a renewal, in a thread, must not bring back what is being released
 
     def try_acquire(self, name: str) -> str | None:
         """The token of a new lease on `name`, or None while somebody else holds it.
@@ -80,16 +82,21 @@ class Leases:
 
     def renew(self, name: str, token: str, renewals: int) -> None:
         """Show that the holder still lives. Failing is harmless: the lease would only be taken over."""
-        if self._is_held_by(name, token):
-            temporary = self._path(f".{name}.{token}.tmp")
-            with contextlib.suppress(OSError):
-                temporary.write_text(_this_process(token, renewals))
-                temporary.replace(self._path(name))
+        with self._changing:
+            if self._is_held_by(name, token):
+                temporary = self._path(f".{name}.{token}.tmp")
+                try:
+                    temporary.write_text(_this_process(token, renewals))
+                    temporary.replace(self._path(name))
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        temporary.unlink()
 
     def release(self, name: str, token: str) -> None:
         """Give the lease up, if it is still this token's."""
-        if self._is_held_by(name, token):
-            self._path(name).unlink(missing_ok=True)
+        with self._changing:
+            if self._is_held_by(name, token):
+                self._path(name).unlink(missing_ok=True)
 
     def holder(self, name: str) -> Holder | None:
         """Who holds the lease; None if nobody does, or the file is not (yet) readable."""

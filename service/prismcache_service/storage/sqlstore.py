@@ -112,6 +112,7 @@ class SqlJobStore(JobStore):
             "state": job.state.value,
             "request": job.request.model_dump_json(),
             "created_at": job.created_at,
+            "submitters": json.dumps(job.submitters),
         }
         crops = [
             {"job_id": job.id, "crop": crop.crop, "position": position, "progress": crop.model_dump_json()}
@@ -135,6 +136,12 @@ class SqlJobStore(JobStore):
                 if not await _count(connection, this.values(progress=crop.model_dump_json())):
                     raise KeyError(crop.crop)
             return await _add_event(connection, key, kind, state, crop)
+
+    @_whole
+    async def set_submitters(self, job_id: str, submitters: Collection[str]) -> None:
+        this = update(jobs).where(jobs.c.id == _text(job_id)).values(submitters=json.dumps(list(submitters)))
+        async with self._writing() as connection:
+            await connection.execute(this)
 
     @_whole
     async def job(self, job_id: str) -> JobRecord | None:
@@ -322,6 +329,7 @@ def _job(row: Row[Any], crops: Iterable[str]) -> JobRecord:
         crops=tuple(CropProgress.model_validate_json(text) for text in crops),
         created_at=row.created_at,
         last_event=row.last_event or 0,
+        submitters=tuple(json.loads(row.submitters)),
     )
 
 

@@ -61,6 +61,7 @@ jobs = Table(
     Column("state", Text, nullable=False),
     Column("request", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("submitters", Text, nullable=False, server_default="[]"),
     Index(None, "created_at", "id"),
     Index(None, "state"),
 )
