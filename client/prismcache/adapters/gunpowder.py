@@ -1,0 +1,61 @@
+"""Crops in gunpowder pipelines, addressed in nanometres. Needs gunpowder, which needs zarr 2 (so: the light client)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+from gunpowder import ArrayKey, ArraySpec, Coordinate, Hdf5Source, Roi
+
+from prismcache.crop import Crop
+from prismcache.errors import RequestError
+from prismcache.layout import LABELS, raw_dataset
+
+
+def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Literal["labels"]]) -> Hdf5Source:
+    """A node that reads a crop's file as it is; only requested boxes are read.
+
+    Labels have consecutive ids. For original ones, or several channels in one array, give gunpowder's `ArraySource`
+    what `prismcache.adapters.funlib` makes.
+
+    Parameters
+    ----------
+    path
+        A crop's file.
+    arrays
+        For each key that the node shall provide, the number of a channel (uint8, interpolatable) or "labels" (uint32).
+
+    Returns
+    -------
+    Hdf5Source
+        Its `array_specs` tell roi and voxel size (nm; Z,Y,X) and dtype of each key, also before the pipeline is built.
+
+    Raises
+    ------
+    RequestError
+        If something is neither a channel nor labels.
+    UnknownChannelError
+        If the file lacks a channel.
+
+    Examples
+    --------
+    >>> raw, labels = gp.ArrayKey("RAW"), gp.ArrayKey("LABELS")
+    >>> source = hdf5_source("/lab/prism/instance/crop_0.h5", {raw: 0, labels: "labels"})
+    >>> source.array_specs[raw].voxel_size
+    (400, 168, 168)
+    """
+    with Crop(path) as crop:
+        box = Roi(crop.offset, Coordinate(crop.shape) * Coordinate(crop.voxel_size))
+        names, specs = {}, {}
+        for key, what in arrays.items():
+            if what != LABELS and not isinstance(what, int):
+                raise RequestError(f"{key} must be a channel's number or {LABELS!r}, not {what!r}")
+            dataset = crop.labels if what == LABELS else crop.channel(int(what))
+            names[key] = LABELS if what == LABELS else raw_dataset(int(what))
+            specs[key] = ArraySpec(box, crop.voxel_size, interpolatable=what != LABELS, dtype=dataset.dtype)
+        file = str(crop.path)
+    with warnings.catch_warnings():  # gunpowder 1.4 says so of a base class, for its version 2
+        warnings.filterwarnings("ignore", "HDF5LikeSource is", DeprecationWarning)
+        return Hdf5Source(file, names, specs)

@@ -1,0 +1,82 @@
+"""Crops as napari layers, with scale, position and names; also napari's own way to open a crop file (``napari.yaml``).
+
+::
+
+    viewer = napari.Viewer()
+    for layer in layers("/lab/prism/instance/crop_0.h5"):
+        viewer.add_layer(napari.layers.Layer.create(*layer))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prismcache._request import Numbers, as_channels
+from prismcache.adapters import labels_of
+from prismcache.crop import CITATION, Crop, LabelValues
+from prismcache.layout import AXIS_NAMES, UNITS, parse_crop_file_name
+
+LayerData = tuple[Any, dict[str, Any], str]
+"""Voxels, keyword arguments of the layer, and its kind."""
+
+_COLORMAPS = ("green", "magenta", "cyan", "yellow", "red", "blue")
+_SHOWN = 3  # channels that can be told apart when they are drawn over one another
+
+
+def layers(
+    path: os.PathLike[str] | str, channels: Numbers | None = None, label_values: LabelValues | None = None
+) -> list[LayerData]:
+    """Layers of a crop: an image for each channel and one of labels, read while they are looked at.
+
+    Parameters
+    ----------
+    path
+        A crop's file.
+    channels
+        Numbers of the channels wanted; None is all of the file's. The first three are visible.
+    label_values
+        "consecutive", "original" or None; see `prismcache.adapters`.
+
+    Returns
+    -------
+    list of tuple
+        (voxels, arguments, kind): (Z, Y, X) uint8 with kind "image", then uint32 or uint64 with kind "labels"; scale
+        and translate in nm.
+
+    Raises
+    ------
+    UnknownChannelError
+        If the file lacks a channel.
+    """
+    crop = Crop(path)
+    name = f"{crop.split.value}/{crop.crop_id}"
+    placed = {
+        "scale": crop.voxel_size,
+        "translate": crop.offset,
+        "units": UNITS,
+        "axis_labels": AXIS_NAMES,
+        "metadata": {"path": str(crop.path), "citation": CITATION},
+    }
+    found: list[LayerData] = []
+    for place, channel in enumerate(as_channels(channels) or crop.channels):
+        look = {
+            "name": f"{name} ch {channel}",
+            "colormap": _COLORMAPS[place % len(_COLORMAPS)],
+            "blending": "additive",
+            "contrast_limits": (0, 255),  # else napari reads the voxels to find them
+            "visible": place < _SHOWN,
+        }
+        found.append((crop.channel(channel), placed | look, "image"))
+    found.append((labels_of(crop, label_values), placed | {"name": f"{name} labels"}, "labels"))
+    return found
+
+
+def reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
+    """What napari asks before it opens files: who reads them; None for any but crops."""
+    paths = [path] if isinstance(path, str) else path
+    if any(parse_crop_file_name(Path(each).name) is None for each in paths):
+        return None
+    return lambda given: [layer for each in ([given] if isinstance(given, str) else given) for layer in layers(each)]
