@@ -1,0 +1,26 @@
+"""Whether the service in this container can work: status 0 if ``/readyz`` says so, else 1 with what it says."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+
+
+def main() -> int:
+    """Ask the service, directly: a proxy that the environment names is of no use on loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("PRISMCACHE_PORT") or 8765), timeout=8)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        sys.stdout.write(answer.read(2000).decode(errors="replace"))
+    except (OSError, http.client.HTTPException) as error:
+        sys.stdout.write(f"no answer: {error}")
+        return 1
+    finally:
+        connection.close()
+    return int(answer.status != http.client.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
