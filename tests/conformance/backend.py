@@ -76,7 +76,7 @@ class BackendSuite:
         async def scene(backend: Backend) -> tuple[Job, Job, str]:
             first = await backend.submit(JobRequest(split=Split.INSTANCE, crops=(0,)))
             last = await final(backend, first)
-            return first, last, await backend.local_path(file_of(last, 0))
+            return first, last, await backend.local_path(file_of(last, 0), lambda received: None)
 
         first, last, path = play(scene)
         file = file_of(last, 0)
@@ -150,6 +150,22 @@ class BackendSuite:
         play(scene)
         stage.resume()
         assert len(ensure("instance", 0)) == 1
+
+    def test_who_cancels_stops_it_for_nobody_else(self, play, stage):
+        stage.hold()
+
+        async def scene(backend: Backend) -> list[Job]:
+            request = JobRequest(split=Split.INSTANCE, crops=(0,))
+            first, second = await backend.submit(request), await backend.submit(request)
+            assert first.id == second.id
+            await backend.cancel(first)
+            one_left = await backend.wait(second, 0.2)
+            await backend.cancel(second)
+            return [one_left, await backend.submit(request)]
+
+        one_left, anew = play(scene)
+        assert not one_left.state.is_final
+        assert anew.id != one_left.id
 
     def test_closing_ends_what_is_under_way(self, play, ensure, stage):
         stage.hold()

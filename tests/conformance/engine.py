@@ -38,6 +38,7 @@ from tests.support.processes import Watched
 
 SPECS = [many_objects_spec(crop) for crop in range(3)]
 SPEC = SPECS[0]
+GAPPY = many_objects_spec(3, raw=dataclasses.replace(SPEC.raw, absent=((5, 1, 1, 1),)))
 LATE = object_key(SPEC, "raw/5.1.1.1")
 """An object that is needed after many others."""
 
@@ -62,8 +63,8 @@ class EngineConformance(ABC):
     @pytest.fixture(scope="class")
     @classmethod
     def bucket_lab(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-        """A bucket with three crops behind a proxy."""
-        with running_lab(tmp_path_factory.mktemp("engine"), SPECS) as lab:
+        """A bucket with these crops behind a proxy."""
+        with running_lab(tmp_path_factory.mktemp("engine"), [*SPECS, GAPPY]) as lab:
             yield lab
 
     @pytest.fixture
@@ -77,7 +78,9 @@ class EngineConformance(ABC):
 
     # Making
 
-    def test_a_crop_is_made_and_published_with_progress_that_only_grows(self, lab: Lab) -> None:
+    def test_a_crop_is_made_and_published_with_progress_that_only_grows_and_nothing_is_fetched_twice(
+        self, lab: Lab
+    ) -> None:
         seen: list[Progress] = []
 
         async def main() -> CropFile:
@@ -90,6 +93,7 @@ class EngineConformance(ABC):
         assert (seen[0].objects_done, seen[0].bytes_done) == (0, 0)
         assert (seen[-1].objects_done, seen[-1].bytes_done) == (seen[-1].objects_total, seen[-1].bytes_total)
         assert seen[0].objects_total == len(set(lab.fetched(SPEC)) - METADATA)
+        assert set(lab.fetched(SPEC).values()) == {1}
         for before, after in itertools.pairwise(seen):
             assert after.objects_done >= before.objects_done
             assert after.bytes_done >= before.bytes_done
@@ -118,14 +122,6 @@ class EngineConformance(ABC):
         assert (file.path, file.channels) == (str(lab.cached(SPEC, "01_04")), (1, 4))
         assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC), (1, 4))
         assert not [key for key in lab.fetched(SPEC) if key.startswith(("raw/0.", "raw/5."))]
-
-    def test_every_object_is_fetched_once(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                await engine.run(task(0), ignore)
-
-        asyncio.run(main())
-        assert set(lab.fetched(SPEC).values()) == {1}
 
     def test_one_engine_makes_crop_after_crop(self, lab: Lab) -> None:
         async def main() -> list[CropFile]:
@@ -169,20 +165,13 @@ class EngineConformance(ABC):
         asyncio.run(main())
 
     def test_strict_reaches_the_work(self, lab: Lab) -> None:
-        gone = lab.source(SPECS[2]) / "raw" / "5.1.1.1"
-        content = gone.read_bytes()
-        gone.unlink()
-
         async def main() -> None:
             async with self.open(lab) as engine:
                 with pytest.raises(MissingChunksError, match="1 chunks are absent"):
-                    await engine.run(dataclasses.replace(task(2), strict=True), ignore)
-                assert (await engine.run(task(2), ignore)).missing_chunks == 1
+                    await engine.run(dataclasses.replace(task(3), strict=True), ignore)
+                assert (await engine.run(task(3), ignore)).missing_chunks == 1
 
-        try:
-            asyncio.run(main())
-        finally:
-            gone.write_bytes(content)
+        asyncio.run(main())
 
     # Cancelling
 
@@ -203,7 +192,7 @@ class EngineConformance(ABC):
 
         asyncio.run(main())
 
-    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 6, 10, 20, 50])
+    @pytest.mark.parametrize("turns", [0, 1, 3, 10, 50])
     def test_cancelling_at_the_very_beginning_leaves_no_process(self, lab: Lab, turns: int) -> None:
         async def main() -> None:
             async with self.open(lab) as engine:
@@ -302,7 +291,7 @@ class EngineConformance(ABC):
     def test_a_worker_that_hangs_is_replaced(self, lab: Lab) -> None:
         async def main() -> CropFile:
             rule = lab.proxy.add(Stall(), key=LATE, times=1)
-            async with self.open(lab, silence=5.0) as engine:
+            async with self.open(lab, silence=10.0) as engine:
                 making = asyncio.create_task(engine.run(task(0), ignore))
                 await hit(lab.proxy, rule, 1)
                 stopped = self.running()

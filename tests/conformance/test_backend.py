@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,17 @@ import pytest
 
 from prismcache.backend import Backend, load_backend
 from prismcache.config import Settings
+from prismcache.schema import State
 from prismcache.testing import InMemoryService
 from tests.conformance.backend import PUBLISHED, BackendSuite, Stage
 from tests.support.cache_root import Lab, tiny_spec
 from tests.support.faults import Rule, Stall
 from tests.support.labs import running_lab
+from tests.support.processes import eventually
 from tests.support.service import Service, service_config
+from tests.support.service_jobs import Desk
+
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 
 @dataclass
@@ -61,17 +66,20 @@ class MemoryStage:
         self.service.resume()
 
 
-@contextmanager
-def small_lab(folder: Path) -> Iterator[Lab]:
-    with running_lab(folder, [tiny_spec(crop, split) for split, crop in PUBLISHED]) as lab:
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    specs = [tiny_spec(crop, split) for split, crop in PUBLISHED]
+    with running_lab(tmp_path_factory.mktemp("backends"), specs) as lab:
         yield lab
 
 
 class TestEmbedded(BackendSuite):
     @pytest.fixture
-    def stage(self, tmp_path) -> Iterator[Stage]:
-        with small_lab(tmp_path) as lab:
-            yield LabStage(lab, lambda: load_backend("embedded", lab.settings()))
+    def stage(self, module_lab, tmp_path) -> Iterator[Stage]:
+        lab = dataclasses.replace(module_lab, root=tmp_path / "root")
+        lab.proxy.clear()
+        yield LabStage(lab, lambda: load_backend("embedded", lab.settings()))
+        lab.proxy.clear()
 
 
 class TestInMemory(BackendSuite):
@@ -82,8 +90,29 @@ class TestInMemory(BackendSuite):
 
 
 class TestService(BackendSuite):
+    """One service for all; each test finds its cache empty and nothing under way."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def service(cls, module_lab, tmp_path_factory) -> Iterator[Service]:
+        with Service(service_config(module_lab.settings(), tmp_path_factory.mktemp("state"))) as service:
+            yield service
+
     @pytest.fixture
-    def stage(self, tmp_path) -> Iterator[Stage]:
-        with small_lab(tmp_path) as lab, Service(service_config(lab.settings(), tmp_path / "state")) as service:
-            settings = Settings.load({}, url=service.url, root=lab.root, downloads=tmp_path / "downloads")
-            yield LabStage(lab, lambda: load_backend("remote", settings))
+    def stage(self, module_lab, service, tmp_path) -> Iterator[Stage]:
+        settings = Settings.load({}, url=service.url, root=module_lab.root, downloads=tmp_path / "downloads")
+        module_lab.proxy.clear()
+        yield LabStage(module_lab, lambda: load_backend("remote", settings))
+        module_lab.proxy.clear()
+        with Desk(service) as desk:
+            clear_away(desk)
+
+
+def clear_away(desk: Desk) -> None:
+    """End every job of a service, and empty its cache."""
+    for job in desk.http.get("/v1/jobs").raise_for_status().json()["jobs"]:
+        if not State(job["state"]).is_final:
+            desk.cancel(job["id"])
+    eventually(lambda: desk.status().crops_running == 0, "nothing is made any more")
+    for split, crop in PUBLISHED:
+        desk.http.delete(f"/v1/crops/{split}/{crop}").raise_for_status()

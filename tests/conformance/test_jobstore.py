@@ -93,6 +93,13 @@ class JobStoreSuite:
         with pytest.raises(KeyError):
             await store.update_job(name, "crop", State.RUNNING)
 
+    async def test_submitters_come_back_and_can_be_set(self, store):
+        await add(store, replace(a_job("j1"), submitters=("", "b")), a_job("j2"))
+        assert (await store.job("j1")).submitters == ("", "b")
+        await store.set_submitters("j1", {"a"})
+        await store.set_submitters("unknown", ["x"])
+        assert [job.submitters for job in await store.unfinished_jobs()] == [("a",), ()]
+
     async def test_an_update_changes_the_state_and_one_crop(self, store):
         await add(store, a_job(crops=(5, 7, 3)), a_job("j2", crops=(7,)))
         done = CropProgress(

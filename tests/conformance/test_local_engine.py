@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from prismcache_service.engine.local import LocalEngine
 from tests.conformance.engine import EngineConformance, ignore, task
 from tests.support.cache_root import Lab
 from tests.support.processes import Watched, environment, eventually, workers_of
+
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 
 class TestLocalEngine(EngineConformance):
@@ -43,6 +46,18 @@ class TestLocalEngine(EngineConformance):
                 await engine.run(task(1), ignore)
                 assert self.running() == first
                 assert len(first) == 1
+
+        asyncio.run(main())
+
+    def test_closing_does_not_wait_for_an_idle_worker_that_is_stopped(self, lab: Lab) -> None:
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                await engine.run(task(0), ignore)
+                [worker] = self.running()
+                os.kill(worker.pid, signal.SIGSTOP)
+                async with asyncio.timeout(10):
+                    await engine.aclose()
+                assert not worker.is_running
 
         asyncio.run(main())
 

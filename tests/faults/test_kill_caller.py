@@ -49,16 +49,23 @@ def _completes(lab: Lab, client: PrismClient, crop: int) -> None:
     assert_crop_file_equals_oracle(lab.cached(SPECS[crop]), lab.source(SPECS[crop]))
 
 
+def _is_not_cached(client: PrismClient, crop: int) -> None:
+    """However often the test has run before."""
+    client.remove("instance", crop)
+
+
 def test_the_points_spread_over_the_whole_crop(lab: Lab, client: PrismClient) -> None:
+    _is_not_cached(client, len(CASES))
     lab.proxy.clear()
     _completes(lab, client, len(CASES))
-    assert sum(lab.fetched(SPECS[len(CASES)]).values()) == OBJECTS
-    assert max(POINTS) == OBJECTS - 1
+    assert len(lab.fetched(SPECS[len(CASES)])) == OBJECTS  # each counted once, also one that had to be asked for again
+    assert 0.8 * OBJECTS < max(POINTS) < OBJECTS
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{s.name}-at-{point}" for s, point in CASES])
 def test_ended_while_fetching(lab: Lab, client: PrismClient, case: int) -> None:
     number, point = CASES[case]
+    _is_not_cached(client, case)
     lab.proxy.clear()
     started: list[Command] = []
     prefix = SPECS[case].prefix + "/"
@@ -83,8 +90,8 @@ def test_ended_while_fetching(lab: Lab, client: PrismClient, case: int) -> None:
 
 def test_ctrl_c_before_anything_was_fetched(lab: Lab, client: PrismClient) -> None:
     """While the listing is awaited."""
+    _is_not_cached(client, 0)
     lab.proxy.clear()
-    client.remove("instance", 0)
     started: list[Command] = []
     lab.proxy.add(Before(lambda: started[0].send(signal.SIGINT)), listing=True, times=1)
     with command(lab.settings(), "ensure", "instance", "0") as ensuring:
@@ -98,7 +105,9 @@ def test_killed_at_every_change_that_the_caller_makes(lab: Lab, client: PrismCli
     """Folders, lease, sweeping: each step in turn is the last one of the process, until it takes no more steps."""
     crash = Crash(tmp_path / "crash", lab.root, "caller")
     crops = range(len(CASES) + 1, len(SPECS))
+    lab.proxy.clear()
     for at, crop in enumerate(crops, start=1):
+        _is_not_cached(client, crop)
         crash.before(at)
         with command(lab.settings(), "ensure", "instance", str(crop), env=crash.environment) as ensuring:
             _note_workers(ensuring)
@@ -111,7 +120,7 @@ def test_killed_at_every_change_that_the_caller_makes(lab: Lab, client: PrismCli
             break
     assert code == 0
     assert at > 5
-    client.remove("instance", crops[0])
+    _is_not_cached(client, crops[0])
     _completes(lab, client, crops[0])  # a hit does not sweep, this does
     assert unfinished(lab.root) == []
 

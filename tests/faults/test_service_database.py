@@ -29,14 +29,6 @@ def garble(database: Path) -> None:
     database.write_bytes(b"no database " * 5000)
 
 
-def empty(database: Path) -> None:
-    database.write_bytes(b"")
-
-
-def truncate(database: Path) -> None:
-    database.write_bytes(database.read_bytes()[:5000])
-
-
 def overwrite_the_middle(database: Path) -> None:
     content = database.read_bytes()
     database.write_bytes(content[:4096] + b"\xff" * 8192 + content[12288:])
@@ -61,8 +53,6 @@ def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         (delete, "stopped"),
         (delete_all_but_its_log, "killed"),
         (garble, "killed"),
-        (empty, "stopped"),
-        (truncate, "killed"),
         (overwrite_the_middle, "stopped"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,

@@ -18,11 +18,11 @@ from tests.support.cache_root import Lab, published, tiny_spec, unfinished
 from tests.support.faults import Before, Stall
 from tests.support.labs import running_lab
 from tests.support.processes import Watched, workers_of
-from tests.support.service import Service, service_config
+from tests.support.service import COMMAND, Service, service_config
 from tests.support.service_jobs import Desk, are_right, codes
 
 SPECS = [tiny_spec(crop) for crop in range(2)]
-SILENCE_S = 4
+SILENCE_S = 10  # longer than a worker takes to start on a machine that is busy
 # The real service, but for how long a worker may be silent: a minute would be long for a test.
 IMPATIENT = f"""
 from prismcache_service.engine.local import LocalEngine
@@ -46,15 +46,15 @@ def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def service(lab: Lab, tmp_path: Path) -> Iterator[Service]:
+def service(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     config = service_config(lab.settings(workers=1, s3_concurrency=4), tmp_path / "state", min_free_bytes=0)
-    with Service(config, command=(sys.executable, "-c", IMPATIENT)) as running, always_healthy(running):
+    with Service(config, command=getattr(request, "param", COMMAND)) as running, always_healthy(running):
         yield running
 
 
 @contextmanager
 def always_healthy(service: Service) -> Iterator[None]:
-    """Ask for the service's health all the time; each answer must come within a second."""
+    """Ask for the service's health all the time; each answer must come soon, also on a machine that is busy."""
     slowest, failures, ended = [0.0], list[object](), threading.Event()
 
     def ask() -> None:
@@ -75,7 +75,7 @@ def always_healthy(service: Service) -> Iterator[None]:
         ended.set()
         asking.join()
     assert failures == []
-    assert 0 < slowest[0] < 1
+    assert 0 < slowest[0] < 4
 
 
 def the_worker(service: Service) -> Watched:
@@ -91,6 +91,7 @@ def test_a_worker_that_is_killed_costs_one_retry(service: Service, lab: Lab) -> 
     assert unfinished(lab.root) == []
 
 
+@pytest.mark.parametrize("service", [(sys.executable, "-c", IMPATIENT)], indirect=True, ids=["impatient"])
 def test_a_worker_that_hangs_is_replaced(service: Service, lab: Lab) -> None:
     stall = Stall()
     rule = lab.proxy.add(stall, key="labels/0.0.0", times=1)

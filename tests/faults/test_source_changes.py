@@ -13,7 +13,7 @@ import pytest
 
 from prismcache import PrismClient, SourceChangedError
 from tests.support.cache_root import Lab, many_objects_spec, published, unfinished
-from tests.support.crops import CropSpec, crop_folder, write_crop
+from tests.support.crops import write_crop
 from tests.support.faults import Before
 from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
@@ -24,19 +24,14 @@ VERSIONS = [dataclasses.replace(many_objects_spec(), seed=seed) for seed in rang
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    with running_lab(tmp_path, VERSIONS[:1]) as lab:
+    with running_lab(tmp_path, VERSIONS[:1], bucket_changes=True) as lab:
         yield lab
 
 
-@pytest.fixture
-def versions(tmp_path: Path) -> list[Path]:
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The crop's folders in three versions, outside of the bucket."""
-    return [crop_folder(_written(tmp_path / f"version-{n}", spec), spec) for n, spec in enumerate(VERSIONS)]
-
-
-def _written(folder: Path, spec: CropSpec) -> Path:
-    write_crop(folder, spec)
-    return folder
+    return [write_crop(tmp_path_factory.mktemp("version"), spec) for spec in VERSIONS]
 
 
 def _replace(lab: Lab, by: Path) -> None:

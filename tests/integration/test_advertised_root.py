@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from prismcache import PrismClient
 from prismcache.config import Settings
 from tests.support.s3 import S3Server
@@ -23,3 +25,26 @@ def test_paths_are_told_as_others_call_the_folder(s3_server: S3Server, tmp_path:
         assert http.get("/v1/jobs").json()["jobs"][0]["crops"][0]["file"]["path"] == told
         body = http.get("/v1/crops/instance/5/file").content
     assert body == (tmp_path / "cache" / "instance" / "crop_5.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"), [("other", "another folder on this machine"), ("lab/prism", "no absolute path")]
+)
+def test_a_name_that_cannot_be_right_is_refused_at_the_start(
+    s3_server: S3Server, tmp_path: Path, shown: str, words: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    root = tmp_path / "cache"
+    path = Path(shown) if "/" in shown else tmp_path / shown
+    settings = Settings.load({}, root=root, s3_endpoint_url=s3_server.endpoint)
+    with pytest.raises(RuntimeError, match=words):
+        Service(service_config(settings, tmp_path / "state", advertised_root=path)).start()
+    assert not [entry for entry in root.iterdir() if entry.is_file()], "no probe is left behind"
+
+
+def test_another_name_of_the_same_folder_is_found_right(s3_server: S3Server, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "mount").symlink_to(tmp_path / "cache")
+    settings = Settings.load({}, root=tmp_path / "cache", s3_endpoint_url=s3_server.endpoint)
+    with Service(service_config(settings, tmp_path / "state", advertised_root=tmp_path / "mount")) as service:
+        assert f"is told as {tmp_path / 'mount'}" in service.log

@@ -22,6 +22,8 @@ from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import run
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 SPECS = [tiny_spec(0), tiny_spec(3, channels=5), tiny_spec(1, "semantic")]
 
 

@@ -65,6 +65,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) ->
         tokens[name] = started.create_token(name, role)
     with started:
         yield started
+        assert started.terminate() == 0
 
 
 @pytest.fixture(scope="module")

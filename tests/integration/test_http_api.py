@@ -60,6 +60,7 @@ def module_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             site = Site(lab, service, http)
             assert site.finish(site.submit(crops=[0])).state is State.DONE
             yield site
+            assert service.terminate() == 0
 
 
 @pytest.fixture
@@ -310,6 +311,12 @@ def test_verify_finds_and_mends_what_is_wrong(site: Site) -> None:
     assert verdicts() == ["ok"]
     assert path.read_bytes() == right
 
+    usage = site.http.get("/v1/status").json()["usage"]
+    assert (usage["quarantine_files"], usage["quarantine_bytes"]) == (1, len(right))
+    assert f'prismcache_cache_bytes{{kind="quarantine"}} {float(len(right))}' in site.http.get("/metrics").text
+    assert site.http.delete("/v1/quarantine").json() == {"files": 1, "bytes": len(right)}
+    assert site.http.delete("/v1/quarantine").json() == {"files": 0, "bytes": 0}
+
 
 def test_status_health_and_readiness(site: Site) -> None:
     status = ServiceStatus.model_validate(site.http.get("/v1/status").json())
@@ -324,6 +331,7 @@ def test_status_health_and_readiness(site: Site) -> None:
 
 def test_metrics_name_routes_and_not_paths(site: Site) -> None:
     site.http.get("/v1/crops/instance/77")
+    assert site.submit(crops=[0]).state is State.DONE  # a hit
 
     text = site.http.get("/metrics").text
 

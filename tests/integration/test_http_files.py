@@ -54,6 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         with Service(config) as service, service.client() as http:
             path = _ensure(http)
             yield Site(lab, service, http, path, path.read_bytes())
+            assert service.terminate() == 0
 
 
 def test_the_whole_file_with_its_digests(site: Site) -> None:
@@ -180,4 +181,4 @@ def test_no_descriptor_stays_open(site: Site) -> None:
         pass
 
     # A client has its answer a moment before the file is closed; one that leaves early is noticed a little later.
-    eventually(lambda: not open_files(), "every file is closed", deadline=5)
+    eventually(lambda: not open_files(), "every file is closed")

@@ -21,6 +21,8 @@ from tests.support.labs import running_lab
 from tests.support.processes import workers_of
 from tests.support.service import Service, service_config
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 SPEC = tiny_spec(0)
 CHUNK = re.compile(r"/labels/\d")
 
@@ -97,7 +99,7 @@ def test_a_download_that_nobody_reads_does_not_hold_up_a_shutdown(lab: Lab, tmp_
         with _open(service, "/v1/crops/instance/0/file"), _open(service, "/healthz"):
             began = time.monotonic()
             assert service.terminate() in {0, 1}
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 10  # and not for as long as the reader stays
 
 
 def test_the_address_stays_over_a_restart_and_clients_may_connect_early(lab: Lab, tmp_path: Path) -> None:

@@ -29,10 +29,12 @@ from prismcache import (
     UnknownSplitError,
 )
 from tests.support.cache_root import Lab, files_below, object_key, published, tiny_spec, traces_of, unfinished
-from tests.support.crops import CropSpec, set_attributes, write_crop
+from tests.support.crops import CropSpec, set_attributes
 from tests.support.faults import FlipBit, Short, Status
 from tests.support.labs import running_lab
 from tests.support.processes import run, workers_of
+
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 SPEC = tiny_spec()
 OFFSET, RESOLUTION = list(SPEC.raw_offset), list(SPEC.resolution)
@@ -174,18 +176,42 @@ CASES = {
     "chunk-of-another-shape": Case(_edit("raw", chunks=[3, 9, 28, 35]), SourceCorruptError, ("raw/0.", "claims")),
     "chunk-not-compressed": Case(_write("raw/0.1.0.1", "x" * 5000), SourceCorruptError, ("raw/0.1.0.1", "27216")),
     "chunk-empty": Case(_write("labels/0.0.1", ""), SourceCorruptError, ("labels/0.0.1", "0 bytes")),
+    # Ids that are none, of which one, in the last chunk, is enough.
+    **{
+        f"negative-ids-{dtype}": Case(
+            lambda folder: zarr.open_array(folder / "labels", mode="r+").set_basic_selection((11, 29, 31), -7),
+            InvalidSourceError,
+            ("labels", "-7"),
+            dataclasses.replace(SPEC, labels=dataclasses.replace(SPEC.labels, dtype=dtype)),
+        )
+        for dtype in ("<i8", ">i4", "<i2", "|i1")
+    },
 }
 CASES = {
     name: dataclasses.replace(case, spec=dataclasses.replace(case.spec, crop=crop))
     for crop, (name, case) in enumerate(CASES.items(), start=1)
 }
+HUGE = {
+    "one-chunk": ([3, 20_000_000, 48, 48], [3, 20_000_000, 48, 48]),  # 138 GB
+    "many-chunks": ([3, 300_000, 3000, 3000], [3, 300_000, 60, 60]),  # 8.1 TB in 2,500 chunks
+    "channels": ([2**31, 20, 48, 48], [2**31, 9, 28, 36]),
+    "overflow": ([3, 20, 48, 2**62], [3, 9, 28, 2**62]),
+}
+HUGE_SPECS = {name: dataclasses.replace(SPEC, crop=crop) for crop, name in enumerate(HUGE, start=900)}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("refusals"), [SPEC, *(case.spec for case in CASES.values())]) as lab:
+    specs = [SPEC, *(case.spec for case in CASES.values()), *HUGE_SPECS.values()]
+    with running_lab(tmp_path_factory.mktemp("refusals"), specs) as lab:
         for case in CASES.values():
             case.damage(lab.source(case.spec))
+        for name, (shape, chunks) in HUGE.items():
+            folder = lab.source(HUGE_SPECS[name])
+            _edit("raw", shape=shape, chunks=chunks)(folder)
+            _edit("labels", shape=shape[1:], chunks=chunks[1:])(folder)
+            for array in ("raw", "labels"):
+                set_attributes(folder, array, {"offset": [0, 0, 0], "resolution": RESOLUTION})
         yield lab
 
 
@@ -196,11 +222,19 @@ def client(lab: Lab) -> Iterator[PrismClient]:
 
 
 @pytest.fixture
-def fresh(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    """The lab with a cache folder of the test's own and no rules or requests at the proxy."""
+def fresh(lab: Lab, client: PrismClient) -> Iterator[Lab]:
+    """The lab with nothing cached, and no rules or requests at the proxy."""
+    client.remove("instance", None)
     lab.proxy.clear()
-    yield dataclasses.replace(lab, root=tmp_path / "root")
+    yield lab
     lab.proxy.clear()
+
+
+@pytest.fixture
+def elsewhere(lab: Lab, tmp_path: Path) -> Lab:
+    """The lab with an empty cache folder of the test's own."""
+    lab.proxy.clear()
+    return dataclasses.replace(lab, root=tmp_path / "root")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -218,18 +252,6 @@ def test_a_crop_that_is_not_right_is_refused(lab: Lab, client: PrismClient, name
     assert unfinished(lab.root) == []
 
 
-@pytest.mark.parametrize("dtype", ["<i8", ">i4", "<i2", "|i1"])
-def test_negative_ids(fresh: Lab, dtype: str) -> None:
-    spec = dataclasses.replace(SPEC, crop=900, labels=dataclasses.replace(SPEC.labels, dtype=dtype))
-    folder = write_crop(fresh.bucket_dir, spec)
-    zarr.open_array(folder / "labels", mode="r+")[11, 29, 31] = -7
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(InvalidSourceError) as caught:
-        client.ensure("instance", 900, progress=False)
-    for part in ("crop_900", "labels", "-7"):
-        assert part in str(caught.value)
-    assert published(fresh.root) == unfinished(fresh.root) == []
-
-
 def test_the_refusals_did_no_harm(lab: Lab, client: PrismClient) -> None:
     [path] = client.ensure("instance", 0, progress=False)
     assert path == str(lab.cached(SPEC))
@@ -241,67 +263,49 @@ def test_unknown_split(client: PrismClient, split: str) -> None:
         client.ensure(split, 0, progress=False)
 
 
-def test_unknown_crop_says_which_exist(fresh: Lab) -> None:
-    with PrismClient(settings=fresh.settings()) as client:
-        with pytest.raises(UnknownCropError) as caught:
-            client.ensure("instance", 999, progress=False)
-        assert "crop 999" in str(caught.value)
-        assert "it has 0, 1, 2, 3, " in str(caught.value)
-        with pytest.raises(UnknownCropError, match=r"crop 0 of split 'semantic'.*no crop"):
-            client.ensure("semantic", 0, progress=False)
+def test_unknown_crop_says_which_exist(fresh: Lab, client: PrismClient) -> None:
+    with pytest.raises(UnknownCropError) as caught:
+        client.ensure("instance", 999, progress=False)
+    assert "crop 999" in str(caught.value)
+    assert "it has 0, 1, 2, 3, " in str(caught.value)
+    with pytest.raises(UnknownCropError, match=r"crop 0 of split 'semantic'.*no crop"):
+        client.ensure("semantic", 0, progress=False)
     assert published(fresh.root) == unfinished(fresh.root) == []
 
 
-def test_a_channel_that_the_crop_lacks(fresh: Lab) -> None:
-    with PrismClient(settings=fresh.settings()) as client:
-        with pytest.raises(UnknownChannelError, match=r"instance/crop_0.zarr has channels 0-2, not 3, 17"):
-            client.ensure("instance", 0, channels=[1, 3, 17], progress=False)
-        assert published(fresh.root) == unfinished(fresh.root) == []
-        client.ensure("instance", 0, progress=False)
-        with pytest.raises(UnknownChannelError, match="0-2, not 3"):
-            client.ensure("instance", 0, channels=3, progress=False)
+def test_a_channel_that_the_crop_lacks(fresh: Lab, client: PrismClient) -> None:
+    with pytest.raises(UnknownChannelError, match=r"instance/crop_0.zarr has channels 0-2, not 3, 17"):
+        client.ensure("instance", 0, channels=[1, 3, 17], progress=False)
+    assert published(fresh.root) == unfinished(fresh.root) == []
+    client.ensure("instance", 0, progress=False)
+    with pytest.raises(UnknownChannelError, match="0-2, not 3"):
+        client.ensure("instance", 0, channels=3, progress=False)
     assert published(fresh.root) == ["instance/crop_0.h5"]
     for key in fresh.fetched(SPEC):
         assert fresh.fetched(SPEC)[key] <= 3
 
 
-def test_one_bad_crop_does_not_stop_the_others(fresh: Lab) -> None:
+def test_one_bad_crop_does_not_stop_the_others(fresh: Lab, client: PrismClient) -> None:
     bad, worse = CASES["nan"].spec.crop, CASES["no-raw"].spec.crop
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(InvalidSourceError) as caught:
+    with pytest.raises(InvalidSourceError) as caught:
         client.ensure("instance", [bad, 0, worse], progress=False)
     assert f"crop_{bad}.zarr" in str(caught.value)
     assert any(f"instance/{worse}" in note and "invalid_source" in note for note in caught.value.__notes__)
     assert published(fresh.root) == ["instance/crop_0.h5"]
 
 
-@pytest.mark.parametrize(
-    ("shape", "chunks"),
-    [
-        ([3, 20_000_000, 48, 48], [3, 20_000_000, 48, 48]),  # one chunk of 138 GB
-        ([3, 300_000, 3000, 3000], [3, 300_000, 60, 60]),  # 8.1 TB in 2,500 chunks
-        ([2**31, 20, 48, 48], [2**31, 9, 28, 36]),
-        ([3, 20, 48, 2**62], [3, 9, 28, 2**62]),
-    ],
-    ids=["one-chunk", "many-chunks", "channels", "overflow"],
-)
-def test_huge_shapes_are_refused_in_little_memory(fresh: Lab, shape: list[int], chunks: list[int]) -> None:
-    spec = dataclasses.replace(SPEC, crop=901)
-    folder = write_crop(fresh.bucket_dir, spec)
-    _edit("raw", shape=shape, chunks=chunks)(folder)
-    _edit("labels", shape=shape[1:], chunks=chunks[1:])(folder)
-    for array in ("raw", "labels"):
-        set_attributes(folder, array, {"offset": [0, 0, 0], "resolution": RESOLUTION})
-    with PrismClient(settings=fresh.settings()) as client:
-        with pytest.raises(PrismError) as caught:
-            client.ensure("instance", 901, progress=False)
-        assert max(worker.peak_memory for worker in workers_of(os.getpid())) < 250 * MB
+@pytest.mark.parametrize("name", HUGE)
+def test_huge_shapes_are_refused_in_little_memory(fresh: Lab, client: PrismClient, name: str) -> None:
+    with pytest.raises(PrismError) as caught:
+        client.ensure("instance", HUGE_SPECS[name].crop, progress=False)
+    assert max(worker.peak_memory for worker in workers_of(os.getpid())) < 250 * MB
     assert caught.value.code in {"invalid_source", "memory_limit", "no_space"}
     assert published(fresh.root) == unfinished(fresh.root) == []
 
 
-def test_a_listed_chunk_that_is_gone(fresh: Lab) -> None:
+def test_a_listed_chunk_that_is_gone(fresh: Lab, client: PrismClient) -> None:
     fresh.proxy.add(Status(404), key="raw/0.1.1.0")
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(SourceCorruptError) as caught:
+    with pytest.raises(SourceCorruptError) as caught:
         client.ensure("instance", 0, progress=False)
     for part in ("instance/crop_0.zarr", "raw/0.1.1.0", "404", "listed"):
         assert part in str(caught.value)
@@ -310,10 +314,10 @@ def test_a_listed_chunk_that_is_gone(fresh: Lab) -> None:
 
 
 @pytest.mark.parametrize("name", ["raw/.zattrs", "labels/.zattrs", "raw/.zarray", "labels/.zarray"])
-def test_listed_metadata_that_is_gone(fresh: Lab, name: str) -> None:
+def test_listed_metadata_that_is_gone(fresh: Lab, client: PrismClient, name: str) -> None:
     """The reference takes offset 0 where ``.zattrs`` answers 404, and gives wrong voxels."""
     fresh.proxy.add(Status(404), key=name)
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(SourceCorruptError, match=name):
+    with pytest.raises(SourceCorruptError, match=name):
         client.ensure("instance", 0, progress=False)
     assert published(fresh.root) == unfinished(fresh.root) == []
 
@@ -321,10 +325,9 @@ def test_listed_metadata_that_is_gone(fresh: Lab, name: str) -> None:
 @pytest.mark.parametrize(
     ("action", "words"), [(Short(0.9), "bytes, its listing says"), (FlipBit(0.5), "has MD5")], ids=["length", "digest"]
 )
-def test_wrong_length_or_digest(fresh: Lab, action: Any, words: str) -> None:
+def test_wrong_length_or_digest(fresh: Lab, client: PrismClient, action: Any, words: str) -> None:
     fresh.proxy.add(action, key="labels/1.1.0")
-    settings = fresh.settings(s3_object_timeout=2)
-    with PrismClient(settings=settings) as client, pytest.raises(SourceCorruptError) as caught:
+    with pytest.raises(SourceCorruptError) as caught:
         client.ensure("instance", 0, progress=False)
     for part in ("instance/crop_0.zarr", "labels/1.1.0", words):
         assert part in str(caught.value)
@@ -332,45 +335,45 @@ def test_wrong_length_or_digest(fresh: Lab, action: Any, words: str) -> None:
     assert published(fresh.root) == unfinished(fresh.root) == []
 
 
-def test_an_unreachable_endpoint_is_reported_within_seconds(fresh: Lab) -> None:
+def test_an_unreachable_endpoint_is_reported_within_seconds(elsewhere: Lab) -> None:
     with socket.socket() as closed:  # bound and not listening: connections are refused, and nobody else gets the port
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         start = time.monotonic()
-        with PrismClient(settings=fresh.settings(s3_endpoint_url=endpoint)) as client:
+        with PrismClient(settings=elsewhere.settings(s3_endpoint_url=endpoint)) as client:
             with pytest.raises(SourceUnreachableError, match=endpoint):
                 client.ensure("instance", 0, progress=False)
             with pytest.raises(SourceUnreachableError, match=endpoint):
                 client.ensure("instance", None, progress=False)
-        done = run(fresh.settings(s3_endpoint_url=endpoint), "ensure", "instance", "0")
+        done = run(elsewhere.settings(s3_endpoint_url=endpoint), "ensure", "instance", "0")
         assert time.monotonic() - start < 30
     assert (done.code, done.stdout) == (1, "")
     assert "error[source_unreachable]: listing of s3://e11bio-prism/" in done.stderr
     assert "PRISMCACHE_S3_ENDPOINT_URL" in done.stderr
-    assert published(fresh.root) == unfinished(fresh.root) == []
+    assert published(elsewhere.root) == unfinished(elsewhere.root) == []
 
 
 @pytest.mark.parametrize("listing", [True, False], ids=["listing", "object"])
-def test_a_denied_request_is_not_repeated(fresh: Lab, listing: bool) -> None:
+def test_a_denied_request_is_not_repeated(fresh: Lab, client: PrismClient, listing: bool) -> None:
     fresh.proxy.add(Status(403), key="" if listing else "raw/.zarray", listing=listing)
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(SourceDeniedError, match="403 AccessDenied"):
+    with pytest.raises(SourceDeniedError, match="403 AccessDenied"):
         client.ensure("instance", 0, progress=False)
     denied = [seen for seen in fresh.proxy.requests if seen.listing == listing]
     assert len(denied) == 1
     assert published(fresh.root) == unfinished(fresh.root) == []
 
 
-def test_a_chunk_that_is_denied_stops_the_crop(fresh: Lab) -> None:
+def test_a_chunk_that_is_denied_stops_the_crop(fresh: Lab, client: PrismClient) -> None:
     fresh.proxy.add(Status(403), key="labels/0.0.0")
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(SourceDeniedError, match=r"labels/0\.0\.0"):
+    with pytest.raises(SourceDeniedError, match=r"labels/0\.0\.0"):
         client.ensure("instance", 0, progress=False)
     assert set(fresh.fetched(SPEC).values()) == {1}
     assert published(fresh.root) == unfinished(fresh.root) == []
 
 
-def test_a_bucket_that_does_not_exist(fresh: Lab) -> None:
+def test_a_bucket_that_does_not_exist(elsewhere: Lab) -> None:
     with (
-        PrismClient(settings=fresh.settings(s3_bucket="none-such")) as client,
+        PrismClient(settings=elsewhere.settings(s3_bucket="none-such")) as client,
         pytest.raises(PrismError, match="NoSuchBucket") as caught,
     ):
         client.ensure("instance", 0, progress=False)
@@ -401,17 +404,17 @@ def test_the_command_line_says_what_is_wrong(fresh: Lab, arguments: tuple[str, .
     assert published(fresh.root) == []
 
 
-def test_requests_that_cannot_be_meant_ask_nobody(fresh: Lab) -> None:
-    with PrismClient(settings=fresh.settings()) as client:
+def test_requests_that_cannot_be_meant_ask_nobody(elsewhere: Lab) -> None:
+    with PrismClient(settings=elsewhere.settings()) as client:
         for crops, channels in ((True, None), ("0", None), (0, []), (0, 1.5)):
             with pytest.raises(RequestError):
                 client.ensure("instance", crops, channels=channels, progress=False)  # type: ignore[arg-type]
-    assert fresh.proxy.requests == []
-    assert files_below(fresh.root) == []
+    assert elsewhere.proxy.requests == []
+    assert files_below(elsewhere.root) == []
 
 
-def test_keys_are_named_whole(fresh: Lab) -> None:
+def test_keys_are_named_whole(fresh: Lab, client: PrismClient) -> None:
     fresh.proxy.add(Status(404), key=object_key(SPEC, "labels/.zarray"))
-    with PrismClient(settings=fresh.settings()) as client, pytest.raises(SourceCorruptError) as caught:
+    with pytest.raises(SourceCorruptError) as caught:
         client.ensure("instance", 0, progress=False)
     assert "s3://e11bio-prism/ls/models/training_data/instance/crop_0.zarr" in str(caught.value)

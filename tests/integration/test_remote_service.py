@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import shutil
 import sys
 import threading
@@ -21,12 +22,16 @@ from prismcache.aio import AsyncPrismClient
 from prismcache.api import ServiceApi
 from prismcache.config import Settings
 from prismcache.remote import RemoteBackend
-from prismcache.schema import CropFile, Job, JobEvent, JobRequest, Split, State
+from prismcache.schema import CropDownload, CropFile, Job, JobEvent, JobRequest, Split, State
+from prismcache_service.storage.cache import CropCache, CropName
 from tests.support.cache_root import Lab, tiny_spec
 from tests.support.faults import Stall
 from tests.support.labs import running_lab
 from tests.support.processes import eventually
 from tests.support.service import Service, service_config
+from tests.support.stored_crops import store_crop
+
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 CROPS = (0, 1, 2)
 
@@ -37,23 +42,37 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
         yield running
 
 
-@pytest.fixture
-def root(tmp_path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def service(lab, root, tmp_path) -> Iterator[Service]:
-    lab.proxy.clear()
-    with Service(service_config(lab.settings(root=root), tmp_path / "state")) as running:
+@pytest.fixture(scope="module")
+def service(lab, tmp_path_factory) -> Iterator[Service]:
+    """One service for all tests that let it run."""
+    with Service(service_config(lab.settings(), tmp_path_factory.mktemp("state"))) as running:
         yield running
+
+
+@pytest.fixture
+def root(service, lab) -> Iterator[Path]:
+    """The service's cache folder, with nothing in it."""
+    lab.proxy.clear()
+    with service.client() as http:
+        for crop in CROPS:
+            http.delete(f"/v1/crops/instance/{crop}").raise_for_status()
+    yield lab.root
     lab.proxy.clear()
 
 
 @pytest.fixture
-def client(service, tmp_path) -> Callable[..., PrismClient]:
+def client(service, root, tmp_path) -> Callable[..., PrismClient]:
     """A client of the service; without a mount unless one is given."""
     return lambda **options: PrismClient(url=service.url, downloads=tmp_path / "downloads", **options)
+
+
+@pytest.fixture
+def own_service(lab, tmp_path) -> Iterator[Service]:
+    """A service to be ended and started again."""
+    lab.proxy.clear()
+    with Service(service_config(lab.settings(root=tmp_path / "root"), tmp_path / "state")) as running:
+        yield running
+    lab.proxy.clear()
 
 
 def is_right(path: str, file: CropFile) -> bool:
@@ -87,6 +106,27 @@ def test_no_mount(service, client, tmp_path):
     with client() as one:
         [subset] = one.ensure("instance", 1, channels=[0, 2], progress=False)
     assert subset == paths[1]
+
+
+def test_a_download_is_seen(service, client, root, monkeypatch, capsys):
+    monkeypatch.setattr("prismcache._drive.TICK", 0.001)
+    file = store_crop(CropCache(root), CropName(Split.INSTANCE, 100), 20_000_000)
+    seen: list[CropDownload] = []
+    with client() as one:
+        [path] = one.ensure(
+            "instance", 100, progress=lambda job: seen.extend(c for c in job.crops if isinstance(c, CropDownload))
+        )
+        assert is_right(path, file)
+        assert {each.bytes_total for each in seen} == {file.size}
+        assert any(0 < each.bytes_done < file.size for each in seen)
+        assert [each.state for each in seen][-2:] == [State.RUNNING, State.DONE]
+        Path(path).unlink()
+        one.ensure("instance", 100)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "instance/100: downloading 20.0 MB"
+    assert re.fullmatch(r"instance/100: downloaded in .* s, 20.0 MB at .*/s", said[-1])
+    with service.client() as http:
+        http.delete("/v1/crops/instance/100").raise_for_status()
 
 
 def test_a_subset_is_downloaded_by_its_channels(service, client):
@@ -123,12 +163,13 @@ def test_a_copy_of_the_root_is_as_good(service, client, root, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["restart", "kill"])
-def test_a_restart_in_mid_job_is_ridden_out(service, client, lab, root, end):
+def test_a_restart_in_mid_job_is_ridden_out(own_service, lab, tmp_path, end):
+    root = tmp_path / "root"
     rule = lab.proxy.add(stall := Stall(), key="crop_1.zarr/raw/")
     found: list[Any] = []
 
     def train() -> None:
-        with client(root=root) as one:
+        with PrismClient(root, url=own_service.url) as one:
             try:
                 found.append(one.ensure("instance", [0, 1], progress=False, timeout=60))
             except PrismError as error:
@@ -138,18 +179,18 @@ def test_a_restart_in_mid_job_is_ridden_out(service, client, lab, root, end):
     thread.start()
     eventually(lambda: rule.hits > 0, "crop 1 is being fetched")
     if end == "kill":
-        service.kill()
+        own_service.kill()
     else:
-        service.terminate()
+        own_service.terminate()
     stall.release()
     lab.proxy.remove(rule)
-    service.start()
+    own_service.start()
     thread.join(90)
     assert found == [[str(root / "instance" / f"crop_{crop}.h5") for crop in (0, 1)]]
 
 
-def test_a_service_that_is_down(service, root, tmp_path):
-    settings = Settings.load({}, url=service.url, root=root, downloads=tmp_path / "downloads")
+def test_a_service_that_is_down(own_service, tmp_path):
+    settings = Settings.load({}, url=own_service.url, root=tmp_path / "root", downloads=tmp_path / "downloads")
     patience = Patience(silence=0.5, base=0.01, cap=0.05)
 
     async def ensure(*crops: int) -> list[str]:
@@ -161,7 +202,7 @@ def test_a_service_that_is_down(service, root, tmp_path):
             await backend.aclose()
 
     paths = asyncio.run(ensure(0))
-    service.terminate()
+    own_service.terminate()
     assert asyncio.run(ensure(0)) == paths
     began = time.monotonic()
     with pytest.raises(ServiceUnreachableError, match="gives no answer"):
@@ -180,8 +221,9 @@ def test_leases_last_as_long_as_the_client(service, client, root):
     eventually(lambda: leases() == 0, "the lease is released")
 
 
-def test_tokens_and_roles(lab, root, tmp_path):
+def test_tokens_and_roles(lab, tmp_path):
     lab.proxy.clear()
+    root = tmp_path / "root"
     service = Service(service_config(lab.settings(root=root), tmp_path / "state"))
     token = service.create_token("anna", "requester")
     with service:
@@ -197,21 +239,21 @@ def test_tokens_and_roles(lab, root, tmp_path):
     assert token not in service.log
 
 
-def test_events_go_on_after_a_restart(service, lab):
+def test_events_go_on_after_a_restart(own_service, lab):
     rule = lab.proxy.add(stall := Stall(), key="crop_2.zarr/raw/")
     seen: list[Job | JobEvent] = []
 
     async def watch() -> None:
-        settings = Settings.load({}, url=service.url)
+        settings = Settings.load({}, url=own_service.url)
         async with ServiceApi(Connection(settings, patience=Patience(silence=30, cap=0.2))) as api:
             job = await api.submit(JobRequest(split=Split.INSTANCE, crops=(2,)))
             async for message in api.events(job.id):
                 seen.append(message)
                 if len(seen) == 1:
-                    await asyncio.to_thread(service.terminate)
+                    await asyncio.to_thread(own_service.terminate)
                     stall.release()
                     lab.proxy.remove(rule)
-                    await asyncio.to_thread(service.start)
+                    await asyncio.to_thread(own_service.start)
 
     asyncio.run(watch())
     last = seen[-1]

@@ -21,6 +21,8 @@ from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right, codes
 from tests.support.stored_crops import store_crop
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 MB = 1_000_000
 SPECS = [tiny_spec(crop) for crop in range(3)]
 PROMISE = file_bytes_bound(SPECS[0].labels_shape, SPECS[0].channels)

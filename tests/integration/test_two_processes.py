@@ -17,6 +17,8 @@ from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import Finished, command
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 ONE = many_objects_spec(0)
 TWENTY = [tiny_spec(crop) for crop in range(1, 21)]
 

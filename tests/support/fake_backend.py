@@ -5,14 +5,14 @@ Typed, so that mypy holds it to `prismcache.backend.Backend`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import anyio
 import anyio.lowlevel
 
-from prismcache.backend import Backend
+from prismcache.backend import Backend, ReceivedBytes
 from prismcache.config import Settings
 from prismcache.errors import PrismError, UnknownCropError
 from prismcache.layout import crop_path
@@ -103,6 +103,8 @@ class FakeBackend:
     requests: list[JobRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     removals: list[tuple[Split, tuple[int, ...] | None]] = field(default_factory=list)
+    downloads: dict[int, Sequence[int]] = field(default_factory=dict)
+    step: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
     closed: bool = False
     hangs: anyio.Event = field(default_factory=anyio.Event)
 
@@ -120,7 +122,10 @@ class FakeBackend:
         await anyio.lowlevel.checkpoint()
         self.cancelled.append(job.id)
 
-    async def local_path(self, file: CropFile) -> str:
+    async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
+        for received in self.downloads.get(file.crop, ()):
+            report(received)
+            await self.step()
         await anyio.lowlevel.checkpoint()
         if file.crop in self.unusable:
             raise self.unusable[file.crop]

@@ -133,9 +133,9 @@ class Scene:
         await settle()
         return after
 
-    async def submit(self, *crops: int, owner: str = "ada", priority: int = 0) -> Job:
+    async def submit(self, *crops: int, owner: str = "ada", client: str = "", priority: int = 0) -> Job:
         """Ask for instance crops, and let begin what can."""
-        job = await self.jobs.submit(JobRequest(split=Split.INSTANCE, crops=crops, priority=priority), owner)
+        job = await self.jobs.submit(JobRequest(split=Split.INSTANCE, crops=crops, priority=priority), owner, client)
         await settle()
         return job
 

@@ -64,6 +64,11 @@ class Watched:
         eventually(lambda: not self.is_running, f"process {self.pid} ends")
 
 
+def watch(pid: int) -> Watched:
+    """A process that runs now."""
+    return Watched(pid, (_state(pid) or ("", "", ""))[1])
+
+
 def workers_of(pid: int) -> list[Watched]:
     """The worker processes that process `pid` has started and that still run."""
     found = []
@@ -160,7 +165,7 @@ class Command:
             text=True,
             start_new_session=True,
         )
-        self._watched = Watched(self._process.pid, (_state(self._process.pid) or ("", "", ""))[1])
+        self._watched = watch(self._process.pid)
         self._workers: set[Watched] = set()
 
     @property

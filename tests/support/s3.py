@@ -113,7 +113,8 @@ class S3Server:
         signed = [] if self._credentials is None else [f"--auth-key={','.join(self._credentials)}"]
         return [
             find_rclone(), "--config=", "serve", "s3", "--addr=127.0.0.1:0", "--vfs-cache-mode=off", "--no-modtime",
-            f"--dir-cache-time={self._dir_cache_seconds}s", "--poll-interval=0", "--read-only", *signed, str(self.folder),
+            f"--dir-cache-time={self._dir_cache_seconds}s", "--poll-interval=0", "--read-only", *signed,
+            str(self.folder),
         ]  # fmt: skip
 
     def _read_log(self, stream: IO[str], listening: threading.Event) -> None:

@@ -30,6 +30,7 @@ from prismcache.layout import (
 from prismcache.schema import CropFile, Split
 from prismcache_service.storage import cache as caching
 from prismcache_service.storage.cache import CropCache, CropName
+from prismcache_service.storage.files import stamp_of
 from tests.support.cache_root import files_below, quarantined, unfinished
 
 WHOLE = CropName(Split.INSTANCE, 3)
@@ -139,7 +140,7 @@ def test_a_touched_file_is_found_by_one_who_may_not_write_the_manifest(cache: Cr
     path = Path(publish(cache).path)
     os.utime(path, (1, 1))
     before = manifest_file(cache).read_bytes()
-    with patch.object(caching, "_write_synced", side_effect=PermissionError(errno.EACCES, "no")):
+    with patch.object(caching, "write_synced", side_effect=PermissionError(errno.EACCES, "no")):
         assert find(cache) is not None
     assert manifest_file(cache).read_bytes() == before
 
@@ -323,7 +324,7 @@ def test_damage_that_leaves_every_stamp_alone_is_seen_by_a_full_check(cache: Cro
     manifest = cache.manifest(WHOLE)
     assert manifest is not None
     _flip(path)
-    stamped = manifest.model_copy(update={"stamp": caching.stamp_of(path.stat())})
+    stamped = manifest.model_copy(update={"stamp": stamp_of(path.stat())})
     cache.check(WHOLE, stamped)
     with pytest.raises(CropCorruptError, match=r"has SHA-256 .*, its manifest says"):
         cache.check(WHOLE, stamped, full=True)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +21,33 @@ from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropInfo, Split
 from prismcache_service.pipeline.published import read_published
 from prismcache_service.services.catalog import CatalogService
-from tests.support.bucket import standard_specs
-from tests.support.crops import BUCKET, PREFIX, crop_folder, small_spec
+from tests.support.cache_root import Lab, tiny_spec
+from tests.support.crops import BUCKET, PREFIX, crop_folder
+from tests.support.fault_actions import Stall
 from tests.support.faults import FaultProxy, Status
 from tests.support.folder_source import FolderSource
+from tests.support.labs import running_lab
 
-PUBLISHED = [(spec.split, spec.crop) for spec in standard_specs()]
+SPECS = [tiny_spec(0, channels=18), tiny_spec(2), tiny_spec(12, channels=10), tiny_spec(1, "semantic")]
+PUBLISHED = [(spec.split, spec.crop) for spec in SPECS]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("catalog"), SPECS) as lab:
+        yield lab
+
+
+@pytest.fixture
+def fault_proxy(lab: Lab) -> Iterator[FaultProxy]:
+    lab.proxy.clear()
+    yield lab.proxy
+    lab.proxy.clear()
+
+
+@pytest.fixture
+def own_bucket_dir(lab: Lab, tmp_path: Path) -> Path:
+    return shutil.copytree(lab.bucket_dir, tmp_path / "s3")
 
 
 def settings(proxy: FaultProxy, root: Path, **changes: object) -> Settings:
@@ -34,8 +60,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def catalog(fault_proxy: FaultProxy, root: Path) -> CatalogService:
-    return CatalogService(settings(fault_proxy, root))
+def catalog(fault_proxy: FaultProxy, root: Path) -> Iterator[CatalogService]:
+    made = CatalogService(settings(fault_proxy, root))
+    yield made
+    asyncio.run(made.aclose())
+
+
+def recalled(catalog: CatalogService) -> tuple[CropInfo, ...]:
+    return asyncio.run(catalog.recall())
 
 
 def crops(catalog: CatalogService, *, refresh: bool = False) -> tuple[CropInfo, ...]:
@@ -46,13 +78,13 @@ def remembered(root: Path) -> Path:
     return root / STATE_FOLDER / "catalog.json"
 
 
-def test_every_published_crop_is_described_in_order(catalog: CatalogService, bucket_dir: Path) -> None:
+def test_every_published_crop_is_described_in_order(catalog: CatalogService, lab: Lab) -> None:
     found = crops(catalog)
     assert [(info.split, info.crop) for info in found] == PUBLISHED
-    for info, spec in zip(found, standard_specs(), strict=True):
+    for info, spec in zip(found, SPECS, strict=True):
         assert (info.raw_shape, info.labels_shape) == (spec.raw_array_shape, spec.labels_shape)
         assert (info.offset, info.voxel_size) == (spec.labels_world_offset, spec.resolution)
-        files = [path for path in crop_folder(bucket_dir, spec).rglob("*") if path.is_file()]
+        files = [path for path in lab.source(spec).rglob("*") if path.is_file()]
         assert info.source_objects == len(files)
         assert info.source_bytes == sum(path.stat().st_size for path in files)
         assert info.problem is None
@@ -93,15 +125,15 @@ def test_yesterdays_catalog_is_asked_anew_and_so_is_todays_on_demand(
 def test_a_damaged_memory_only_means_asking_again(catalog: CatalogService, root: Path, text: str) -> None:
     remembered(root).parent.mkdir(parents=True)
     remembered(root).write_text(text)
-    assert catalog.recall() == ()
+    assert recalled(catalog) == ()
     assert len(crops(catalog)) == len(PUBLISHED)
-    assert len(catalog.recall()) == len(PUBLISHED)
+    assert len(recalled(catalog)) == len(PUBLISHED)
 
 
 def test_another_buckets_catalog_is_not_this_ones(catalog: CatalogService, fault_proxy: FaultProxy, root: Path) -> None:
     crops(catalog)
     for changes in ({"s3_prefix": "elsewhere"}, {"s3_bucket": "mirror"}, {"s3_endpoint_url": "http://other"}):
-        assert CatalogService(settings(fault_proxy, root, **changes)).recall() == ()
+        assert recalled(CatalogService(settings(fault_proxy, root, **changes))) == ()
 
 
 def test_a_root_that_cannot_be_written_only_means_asking_again(
@@ -109,7 +141,7 @@ def test_a_root_that_cannot_be_written_only_means_asking_again(
 ) -> None:
     root.write_text("a file where the folder should be")
     assert len(crops(catalog)) == len(crops(catalog)) == len(PUBLISHED)
-    assert catalog.recall() == ()
+    assert recalled(catalog) == ()
 
 
 def test_nothing_unfinished_is_left(catalog: CatalogService, root: Path) -> None:
@@ -123,19 +155,77 @@ def test_a_bucket_that_refuses_is_a_typed_error_and_the_memory_serves(
     fault_proxy.add(Status(403), listing=True)
     with pytest.raises(SourceDeniedError):
         crops(catalog)
-    assert catalog.recall() == ()
+    assert recalled(catalog) == ()
     fault_proxy.clear()
     crops(catalog)
     fault_proxy.add(Status(403), listing=True)
     with pytest.raises(SourceDeniedError):
         crops(catalog, refresh=True)
-    assert len(catalog.recall()) == len(PUBLISHED)
+    assert len(recalled(catalog)) == len(PUBLISHED)
 
 
 def test_a_bucket_that_nobody_serves_is_unreachable(tmp_path: Path) -> None:
     found = Settings.load({}, root=tmp_path, s3_endpoint_url="http://127.0.0.1:1", s3_object_timeout=1)
     with pytest.raises(SourceUnreachableError, match=r"http://127\.0\.0\.1:1 does not answer"):
-        asyncio.run(CatalogService(found).crops())
+        asyncio.run(_closing(CatalogService(found)))
+
+
+async def _closing(catalog: CatalogService) -> None:
+    try:
+        await catalog.crops()
+    finally:
+        await catalog.aclose()
+
+
+def test_a_source_is_opened_once_closed_and_opened_again_if_need_be(
+    catalog: CatalogService, fault_proxy: FaultProxy
+) -> None:
+    def threads() -> int:
+        return sum(thread.name == "prismcache-source" for thread in threading.enumerate())
+
+    async def story() -> None:
+        before = threads()
+        await asyncio.gather(catalog.prepare(), catalog.check())
+        assert await catalog.crops() == await catalog.crops(refresh=True)
+        assert threads() == before + 1
+        await catalog.aclose()
+        assert threads() == before
+        await catalog.crops(refresh=True)
+
+    asyncio.run(story())
+
+
+def test_closing_does_not_wait_for_a_bucket_that_does_not_answer(
+    catalog: CatalogService, fault_proxy: FaultProxy
+) -> None:
+    stall = Stall()
+    fault_proxy.add(stall, listing=True)
+
+    async def story() -> None:
+        asking = asyncio.create_task(catalog.crops())
+        while not fault_proxy.requests:  # noqa: ASYNC110 - the proxy runs in threads
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            await catalog.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    try:
+        asyncio.run(story())
+    finally:
+        stall.release()
+
+
+def test_asking_the_source_never_runs_on_the_loop_of_who_asks(catalog: CatalogService) -> None:
+    """Opening a client and parsing its answers costs some 100 ms, but not the thread that asks."""
+
+    async def story() -> float:
+        await catalog.recall()
+        began = time.thread_time()
+        await catalog.check()
+        return time.thread_time() - began
+
+    assert asyncio.run(story()) < 0.02
 
 
 def test_room_is_reckoned_from_the_catalog(catalog: CatalogService) -> None:
@@ -144,14 +234,14 @@ def test_room_is_reckoned_from_the_catalog(catalog: CatalogService) -> None:
         return [await catalog.file_bytes_bound(Split.INSTANCE, *each) for each in asked]
 
     whole, one, two, twelve, unpublished = asyncio.run(bounds())
-    voxels = 18 * 58 * 64
+    voxels = math.prod(SPECS[0].labels_shape)
     assert whole > (18 + 4) * voxels
     assert 0 < one < two < twelve < whole
     assert unpublished == 0
 
 
 def test_a_crop_that_cannot_be_read_is_listed_with_what_is_wrong(own_bucket_dir: Path) -> None:
-    folder = crop_folder(own_bucket_dir, small_spec(crop=2))
+    folder = crop_folder(own_bucket_dir, SPECS[1])
     (folder / "labels" / ".zarray").unlink()
     found = asyncio.run(read_published(FolderSource(own_bucket_dir / BUCKET / PREFIX)))
     assert [(info.split, info.crop) for info in found] == PUBLISHED

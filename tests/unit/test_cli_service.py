@@ -147,6 +147,12 @@ def test_crops_that_make_no_sense(service, run, command):
     assert run(command, "both", "0").exit_code == 2
 
 
+def test_clear_quarantine(service, run):
+    result = run("clear-quarantine")
+    assert (result.stdout, result.stderr) == ("", "deleted 0 files, 0 B\n")
+    assert json.loads(run("clear-quarantine", "--json").stdout) == {"files": 0, "bytes": 0}
+
+
 def test_status(service, run):
     service.cache("instance", 0)
     submit(service, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import anyio
 import pytest
@@ -22,8 +22,8 @@ from prismcache import (
     UnknownSplitError,
 )
 from prismcache.backend import Backend
-from prismcache.schema import Split
-from tests.support.fake_backend import FakeBackend, broken, crop_file, in_memory, job, queued, ready, running
+from prismcache.schema import CropDownload, Job, Split
+from tests.support.fake_backend import MB, FakeBackend, broken, crop_file, in_memory, job, queued, ready, running
 
 CROP_0, CROP_1, CROP_5 = (f"/lab/prism/instance/crop_{crop}.h5" for crop in (0, 1, 5))
 
@@ -104,6 +104,68 @@ def test_a_file_that_cannot_be_had_here_fails_alone():
             async for path in client(backend).iter_ensure("instance", [0, 5], progress=False):
                 found.append(path)  # noqa: PERF401 - as above
         assert found == [CROP_5]
+
+    asyncio.run(main())
+
+
+def downloads_seen(backend: FakeBackend, *crops: int) -> list[CropDownload]:
+    """What a program is shown of downloads, where each of their steps takes until the one before was shown."""
+
+    async def main() -> None:
+        shown = asyncio.Event()
+        shown.set()
+
+        async def step() -> None:
+            shown.clear()
+            await shown.wait()
+
+        def look(snapshot: Job) -> None:
+            found = [crop for crop in snapshot.crops if isinstance(crop, CropDownload)]
+            seen.extend(found)
+            if found:
+                shown.set()
+
+        backend.step = step
+        with suppress(CropCorruptError):
+            await client(backend).ensure("instance", crops, progress=look)
+
+    seen: list[CropDownload] = []
+    asyncio.run(main())
+    return seen
+
+
+def test_a_download_is_shown_in_the_snapshots():
+    seen = downloads_seen(FakeBackend(downloads={0: [0, 1 * MB, 2 * MB]}), 0, 5)
+    assert [(each.crop, each.state.value, each.bytes_done) for each in seen] == [
+        (0, "running", 0), (0, "running", 1 * MB), (0, "running", 2 * MB), (0, "done", 3 * MB)
+    ]  # fmt: skip
+    assert {each.bytes_total for each in seen} == {3 * MB}
+
+
+def test_a_download_that_fails_is_shown_too():
+    seen = downloads_seen(FakeBackend(downloads={0: [1]}, unusable={0: CropCorruptError("bad")}), 0)
+    assert [each.state.value for each in seen] == ["running", "failed"]
+    assert seen[-1].problem == CropCorruptError("bad").to_problem()
+
+
+def test_cancelling_stops_a_download():
+    async def main() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def step() -> None:
+            begun.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+
+        backend = FakeBackend(downloads={0: [1]}, step=step)
+        call = asyncio.create_task(paths_of(backend, "instance", 0))
+        await begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert ended.is_set()
 
     asyncio.run(main())
 

@@ -12,8 +12,8 @@ from prismcache._progress_lines import LineReporter
 from prismcache._progress_text import Total, amount, total_of
 from prismcache._units import format_bytes, format_duration, format_rate
 from prismcache.errors import NoSpaceError
-from prismcache.schema import CropProgress, State
-from tests.support.fake_backend import broken, crop_file, job, queued, ready, running
+from prismcache.schema import CropDownload, CropProgress, State
+from tests.support.fake_backend import MB, broken, crop_file, job, queued, ready, running
 
 
 class Clock:
@@ -98,6 +98,58 @@ def test_a_listing_that_is_being_read_has_no_numbers(lines, stream, clock):
     clock.now += 60
     lines.update(job(running(0, total=0)))
     assert written(stream)[-1] == "instance/0: 0%, reading the listing"
+
+
+def download(crop: int, done: int, state: State = State.RUNNING) -> CropDownload:
+    """A file of 3 MB of which so many are here."""
+    file = crop_file(crop) if state is State.DONE else None
+    return CropDownload(crop=crop, state=state, bytes_done=done * MB, bytes_total=3 * MB, file=file)
+
+
+def test_a_download_has_its_own_rate_and_end_after_that_of_the_making(lines, stream, clock):
+    lines.update(job(running(0)))
+    clock.now += 4
+    lines.update(job(ready(0)))
+    clock.now += 100
+    written(stream)
+    lines.update(job(download(0, 1)))  # which an earlier call left
+    assert written(stream) == ["instance/0: downloading 3.0 MB"]
+    clock.now += 10
+    lines.update(job(download(0, 2)))
+    assert written(stream) == ["instance/0: 67%, 2.0 MB of 3.0 MB downloaded, 100 kB/s, 10 s left"]
+    clock.now += 10
+    lines.update(job(download(0, 3, State.DONE)))
+    lines.update(job(ready(0)))
+    assert written(stream) == ["instance/0: downloaded in 20 s, 3.0 MB at 100 kB/s"]
+
+
+def test_a_download_of_what_the_service_had_is_shown_too(lines, stream, clock):
+    lines.update(job(ready(0), ready(5)))
+    lines.update(job(download(0, 0), ready(5)))
+    clock.now += 3
+    lines.update(job(download(0, 3, State.DONE), ready(5)))
+    assert written(stream) == [
+        "instance/0: downloading 3.0 MB", "instance/0: downloaded in 3.0 s, 3.0 MB at 1.0 MB/s"
+    ]  # fmt: skip
+
+
+def test_bars_show_a_download_and_keep_the_total_of_what_is_made(clock):
+    terminal = Terminal()
+    bars = BarReporter(terminal, clock, width=120)
+    bars.update(job(ready(0), running(1), running(5)))
+    bars.update(job(ready(0), ready(1), running(5)))
+    bars.update(job(download(0, 1), ready(1), running(5)))
+    clock.now += 1
+    bars.update(job(download(0, 2), ready(1), running(5)))
+    bars.update(job(download(0, 3, State.DONE), ready(1), running(5)))
+    bars.update(job(ready(0), download(1, 2), running(5)))
+    assert bars._progress is not None
+    bars._progress.refresh()
+    drawn = terminal.getvalue()
+    bars.close()
+    assert "2.0 MB of 3.0 MB downloaded" in drawn
+    assert "1 of 2 crops" in drawn
+    assert "instance/0: downloaded in 1.0 s, 3.0 MB at 2.0 MB/s" in drawn
 
 
 def test_a_log_that_is_closed_stops_nothing(lines, stream):

@@ -16,6 +16,7 @@ SETTINGS = [
     ("url", "http://lab:8000", "http://lab:8000", "https://other", "https://other"),
     ("root", "/data/prism", Path("/data/prism"), Path("/mnt/x"), Path("/mnt/x")),
     ("downloads", "/data/files", Path("/data/files"), Path("/mnt/y"), Path("/mnt/y")),
+    ("decoded", "/data/decoded", Path("/data/decoded"), Path("/mnt/z"), Path("/mnt/z")),
     ("s3_endpoint_url", "http://127.0.0.1:9000", "http://127.0.0.1:9000", "https://s3", "https://s3"),
     ("s3_bucket", "mirror", "mirror", "other", "other"),
     ("s3_prefix", "a/b", "a/b", "c", "c"),
@@ -27,6 +28,7 @@ SETTINGS = [
     ("memory_limit", "1GiB", 2**30, 250_000_000, 250_000_000),
     ("workers", "7", 7, 1, 1),
     ("decode_threads", "3", 3, 0, 0),
+    ("keep_quarantine_days", "0.5", 0.5, 30, 30.0),
 ]
 
 

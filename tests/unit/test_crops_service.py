@@ -50,15 +50,21 @@ class Lost(Published):
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
         raise SourceUnreachableError("no answer")
 
-    def recall(self) -> tuple[CropInfo, ...]:
+    async def recall(self) -> tuple[CropInfo, ...]:
         return (CropInfo(split=INSTANCE, crop=1),)
 
 
 class Shelf:
     """A crop service over a real folder, a store in memory, and a bucket with instance crops 0 to 2."""
 
-    def __init__(self, root: Path, published: Published | None = None, lease_seconds: float = 300.0) -> None:
-        self.cache = CropCache(root)
+    def __init__(
+        self,
+        root: Path,
+        published: Published | None = None,
+        lease_seconds: float = 300.0,
+        shown_root: Path | None = None,
+    ) -> None:
+        self.cache = CropCache(root, shown_root)
         self.store = MemoryJobStore()
         self.last_used = LastUsed(self.store)
         self.restorer = Restorer(self.cache)
@@ -168,6 +174,25 @@ def test_repair_sets_aside_what_is_wrong_alone_and_makes_it_again(shelf: Shelf) 
         assert shelf.restorer.made == [CropName(INSTANCE, 1, (0, 2))]
         assert len(quarantined(shelf.cache.root)) == 1
         assert [each.verdict for each in await shelf.crops.verify()] == [Verdict.OK, Verdict.OK]
+
+    run(story)
+
+
+def test_every_answer_tells_the_root_that_others_know(tmp_path: Path) -> None:
+    async def story() -> None:
+        shelf = Shelf(tmp_path / "root", shown_root=Path("/lab/prism"))
+        right, wrong = shelf.put(0), shelf.put(1)
+        shelf.cache.local_path(wrong).unlink()
+        (shelf.cache.root / "instance" / "crop_4.h5").write_bytes(b"stray")
+        with pytest.raises(CropNotCachedError) as absent:
+            await shelf.crops.verify(INSTANCE, [7])
+        answers = [
+            *await shelf.crops.verify(), str(absent.value), await shelf.crops.file(INSTANCE, 0, None),
+            *await shelf.crops.catalog(), *await shelf.crops.remove(INSTANCE),
+        ]  # fmt: skip
+        assert right.path == "/lab/prism/instance/crop_0.h5"
+        assert str(answers).count("/lab/prism") > 6
+        assert str(tmp_path) not in str(answers)
 
     run(story)
 

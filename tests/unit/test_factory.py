@@ -14,6 +14,7 @@ import pytest
 from prismcache.config import Settings
 from prismcache.errors import ConfigError, SourceUnreachableError, StorageError
 from prismcache.schema import CropProgress, JobRequest, LeaseRequest, Split, State
+from prismcache_service import factory as factory_module
 from prismcache_service.config import ServiceConfig
 from prismcache_service.factory import Factory, open_factory
 from prismcache_service.services.space import Bounds
@@ -21,6 +22,7 @@ from prismcache_service.storage.cache import CropCache, CropName
 from prismcache_service.storage.jobstore import JobRecord, MemoryJobStore
 from prismcache_service.storage.sqlstore import SqlJobStore
 from tests.support.cache_root import Lab, files_below, published, tiny_spec
+from tests.support.fault_actions import Stall
 from tests.support.job_scene import DEADLINE
 from tests.support.labs import running_lab
 from tests.support.service import service_config
@@ -112,6 +114,7 @@ def test_every_part_is_ready_or_says_what_is_wrong(lab: Lab, tmp_path: Path) -> 
 
     async def main() -> None:
         factory = Factory(lab.settings(), MemoryJobStore())
+        await factory.catalog.prepare()
         assert set((await factory.readiness()).values()) == {"ok"}
         (tmp_path / "file").write_text("")
         broken = Factory(settings(tmp_path / "file" / "root", s3_object_timeout=0.5), BrokenStore())
@@ -124,6 +127,26 @@ def test_every_part_is_ready_or_says_what_is_wrong(lab: Lab, tmp_path: Path) -> 
             await each.aclose()
 
     asyncio.run(main())
+
+
+def test_readiness_does_not_wait_for_a_bucket_that_hangs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory_module, "_CHECK_S", 0.5)
+    stall = Stall()
+    lab.proxy.add(stall, listing=True)
+
+    async def main() -> None:
+        factory = Factory(lab.settings(), MemoryJobStore())
+        await factory.catalog.prepare()
+        async with asyncio.timeout(10):
+            found = await factory.readiness()
+            await factory.aclose()
+        assert found.pop("source") == "no answer within 0.5 s"
+        assert set(found.values()) == {"ok"}
+
+    try:
+        asyncio.run(main())
+    finally:
+        stall.release()
 
 
 def test_opening_sweeps_goes_on_with_unfinished_jobs_and_knows_cached_crops(lab: Lab, config: ServiceConfig) -> None:

@@ -159,7 +159,6 @@ def test_too_many_jobs_of_one_owner_are_refused_until_one_ends() -> None:
         assert (await scene.submit(0)).id == first.id
         await scene.submit(2, owner="bob")
         await scene.jobs.cancel(first.id)
-        await scene.jobs.cancel(first.id)
         await scene.submit(2)
 
     play(story, lambda: Scene(limits=JobLimits(jobs_per_owner=2)))
@@ -280,14 +279,62 @@ def test_cancelling_keeps_what_was_ready() -> None:
     play(story)
 
 
-def test_a_job_that_two_have_submitted_is_stopped_by_the_second_who_cancels() -> None:
+def test_a_job_that_two_clients_submitted_is_stopped_by_the_second_who_cancels() -> None:
     async def story(scene: Scene) -> None:
-        job, same = await scene.submit(0), await scene.submit(0)
+        job, same = await scene.submit(0, client="a"), await scene.submit(0, client="b")
         assert same.id == job.id
-        assert not (await scene.jobs.cancel(job.id)).state.is_final
+        for _ in range(2):  # also where an answer was lost and the request comes again
+            assert not (await scene.jobs.cancel(job.id, "a")).state.is_final
         assert scene.maker.cancelled == []
-        assert (await scene.jobs.cancel(job.id)).state is State.CANCELLED
+        assert (await scene.jobs.cancel(job.id, "b")).state is State.CANCELLED
         assert scene.maker.cancelled == [0]
+
+    play(story)
+
+
+@pytest.mark.parametrize("client", ["", "a"])
+def test_a_client_that_asks_again_counts_once(client: str) -> None:
+    async def story(scene: Scene) -> None:
+        job = await scene.submit(0, client=client)
+        assert (await scene.submit(0, client=client)).id == job.id
+        assert (await scene.jobs.cancel(job.id, client)).state is State.CANCELLED
+
+    play(story)
+
+
+def test_who_names_no_client_stops_a_job_whoever_wants_it() -> None:
+    async def story(scene: Scene) -> None:
+        job, _ = await scene.submit(0, client="a"), await scene.submit(0, client="b")
+        assert (await scene.jobs.cancel(job.id)).state is State.CANCELLED
+
+    play(story)
+
+
+def test_a_restart_remembers_who_wants_a_job() -> None:
+    async def story(scene: Scene) -> None:
+        job, _ = await scene.submit(0, client="a"), await scene.submit(0, client="b")
+        await scene.submit(0, client="c")
+        await scene.jobs.cancel(job.id, "c")
+        await scene.jobs.aclose()
+        after = await scene.restarted()
+        assert not (await after.jobs.cancel(job.id, "a")).state.is_final
+        assert (await after.jobs.cancel(job.id, "b")).state is State.CANCELLED
+        await after.jobs.aclose()
+
+    play(story)
+
+
+def test_a_job_that_is_being_stopped_is_joined_by_nobody() -> None:
+    async def story(scene: Scene) -> None:
+        job = await scene.submit(0)
+        scene.store.gate.clear()
+        cancelling = asyncio.create_task(scene.jobs.cancel(job.id))
+        await settle()
+        submitting = asyncio.create_task(scene.submit(0))
+        await settle()
+        scene.store.gate.set()
+        await cancelling
+        assert (await submitting).id != job.id
 
     play(story)
 

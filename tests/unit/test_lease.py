@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -279,6 +280,29 @@ def test_a_held_lease_is_renewed_while_the_work_goes_on_and_released_after_it(le
     with patch.object(leasing, "RENEW_S", 0.0):
         asyncio.run(main())
     assert leases.holder(NAME) is None
+
+
+def test_a_renewal_that_is_late_does_not_bring_a_released_lease_back(tmp_path: Path) -> None:
+    """The disk takes its time between the renewal's look at the lease and its writing."""
+    writing, may_write = threading.Event(), threading.Event()
+
+    class SlowLeases(Leases):
+        def _path(self, name: str) -> Path:
+            if name.startswith("."):
+                writing.set()
+                may_write.wait(0.2)  # a release that waits for the renewal, as it should, waits no longer
+            return super()._path(name)
+
+    leases = SlowLeases(tmp_path)
+
+    async def main() -> None:
+        async with leases.held(NAME, take(leases)):
+            await asyncio.to_thread(writing.wait)
+        may_write.set()
+
+    with patch.object(leasing, "RENEW_S", 0.0):
+        asyncio.run(main())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])

@@ -26,6 +26,7 @@ def relabelled(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return relabel(labels, table), table
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # scikit-image 0.26 with numpy 2.5
 @given(arrays.arrays(np.int64, SHAPES, elements=st.integers(0, 50)))
 @example(np.zeros((2, 2, 2), np.int64))
 @example(np.full((2, 2, 2), 7, np.int64))

@@ -263,6 +263,45 @@ def test_a_cancelled_ensure_cancels_its_job(service):
     assert service.lab.jobs()[0].state is State.CANCELLED
 
 
+def test_a_submission_whose_answer_was_lost_is_made_again_by_the_same_client(service):
+    lost = False
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        nonlocal lost
+        if request.method == "POST" and not lost:
+            lost = True
+            service.lab.submit(JobRequest(split=Split.INSTANCE, crops=(0,)), request.headers["Prismcache-Client"])
+            raise httpx2.ReadError("reset")
+        return None
+
+    async def main() -> None:
+        found = backend(service, fault)
+        await found.cancel(await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,))))
+        await found.aclose()
+
+    service.hold()
+    asyncio.run(main())
+    assert [job.state for job in service.lab.jobs()] == [State.CANCELLED]
+
+
+def test_two_calls_of_one_client_outlive_a_forgotten_job(service):
+    """Each finds it forgotten, and each is answered."""
+    service.hold()
+
+    async def main() -> None:
+        found = backend(service)
+        request = JobRequest(split=Split.INSTANCE, crops=(0,))
+        jobs = [await found.submit(request) for _ in range(2)]
+        service.forget_jobs()
+        newer = [await found.wait(job, 0.01) for job in jobs]
+        assert len({job.id for job in newer}) == 1
+        await found.cancel(newer[0])
+        assert not (await found.wait(newer[1], 0.01)).state.is_final
+        await found.aclose()
+
+    asyncio.run(main())
+
+
 def test_a_job_that_somebody_else_cancels_is_an_error(service):
     def fault(request: httpx2.Request) -> httpx2.Response | None:
         if request.method == "GET":

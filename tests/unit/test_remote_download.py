@@ -20,6 +20,7 @@ from prismcache._http import Connection
 from prismcache._part import Part
 from prismcache._retry import Patience
 from prismcache._verified import VerifiedFiles
+from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
 from prismcache.errors import (
     CropCorruptError,
@@ -36,6 +37,10 @@ from prismcache.testing import InMemoryService
 
 QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)
 Change = Callable[[httpx2.Request, httpx2.Response], httpx2.Response]
+
+
+def ignore(received: int) -> None:
+    """Nobody wants to know."""
 
 
 class Changed(httpx2.AsyncBaseTransport):
@@ -105,14 +110,14 @@ class Scene(NamedTuple):
     file: CropFile
     target: Path
 
-    def fetch(self, *changes: Change) -> Changed:
+    def fetch(self, *changes: Change, report: ReceivedBytes = ignore) -> Changed:
         """Download the file through these changes."""
         transport = Changed(self.service, *changes)
 
         async def main() -> None:
             connection = Connection(Settings.load({}, url=self.service.url), transport=transport, patience=QUICK)
             downloader = Downloader(connection, VerifiedFiles(self.target.parent / ".notes"))
-            await downloader.fetch(self.file, self.target, self.is_there)
+            await downloader.fetch(self.file, self.target, self.is_there, report)
             await connection.aclose()
 
         asyncio.run(main())
@@ -151,6 +156,22 @@ def test_a_break_is_resumed_where_it_was(scene):
     assert transport.ranges == [None, "bytes=1000-", "bytes=1000-", "bytes=1500-"]
     assert scene._is_there()
     assert scene.left() == []
+
+
+def test_the_bytes_that_are_here_are_told_also_those_of_an_earlier_call(scene, monkeypatch):
+    monkeypatch.setattr(_download, "CHUNK", 1000)
+    told: list[int] = []
+    with pytest.raises(ServiceUnreachableError):
+        scene.fetch(cut_after(2500), *[refuse] * 10_000)
+    scene.fetch(cut_after(3000), report=told.append)
+    assert told == sorted(told)
+    assert sorted(set(told)) == [2500, 5500, scene.file.size]
+
+
+def test_a_download_that_begins_anew_tells_so(scene):
+    told: list[int] = []
+    scene.fetch(flip, report=told.append)
+    assert told.count(0) == 2
 
 
 def test_a_service_that_stays_away_leaves_a_part_for_later(scene):
@@ -248,7 +269,7 @@ def test_two_that_want_the_same_download_it_once(scene, monkeypatch):
     async def main() -> None:
         connection = Connection(Settings.load({}, url=scene.service.url), transport=transport, patience=QUICK)
         downloader = Downloader(connection, VerifiedFiles(scene.target.parent / ".notes"))
-        await asyncio.gather(*(downloader.fetch(scene.file, scene.target, scene.is_there) for _ in range(5)))
+        await asyncio.gather(*(downloader.fetch(scene.file, scene.target, scene.is_there, ignore) for _ in range(5)))
         await connection.aclose()
 
     asyncio.run(main())
@@ -285,7 +306,7 @@ def test_a_cancelled_download_leaves_its_part(scene):
         connection = Connection(Settings.load({}, url=scene.service.url), transport=transport, patience=QUICK)
         big = scene.file.model_copy(update={"size": 2 << 20})
         call = asyncio.create_task(
-            Downloader(connection, VerifiedFiles(scene.target.parent)).fetch(big, scene.target, gone)
+            Downloader(connection, VerifiedFiles(scene.target.parent)).fetch(big, scene.target, gone, ignore)
         )
         await began.wait()
         call.cancel()

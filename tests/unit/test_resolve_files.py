@@ -12,6 +12,7 @@ import pytest
 
 from prismcache import _disk, resolve
 from prismcache._verified import VerifiedFiles
+from prismcache.backend import ReceivedBytes
 from prismcache.layout import HDF5_SIGNATURE, FileStamp
 from prismcache.resolve import Resolver
 from prismcache.schema import CropFile, Split
@@ -42,7 +43,7 @@ class Machine:
         (self.mount / NAME).write_bytes(content)
         return self.mount / NAME
 
-    async def _fetch(self, file: CropFile, target: Path) -> None:
+    async def _fetch(self, file: CropFile, target: Path, report: ReceivedBytes) -> None:
         await asyncio.to_thread(self._write, target)
 
     def _write(self, target: Path) -> None:
@@ -54,7 +55,7 @@ class Machine:
         """What a fresh process finds."""
         mount = self.mount if mounted else None
         resolver = Resolver(mount, self.downloads, VerifiedFiles(self.notes), self._fetch, grace=grace)
-        return asyncio.run(resolver.path(FILE))
+        return asyncio.run(resolver.path(FILE, print))
 
     @property
     def downloaded(self) -> Path:
@@ -225,7 +226,7 @@ def test_a_cancelled_call_stops_its_reading(machine, monkeypatch):
 
     async def main() -> None:
         resolver = Resolver(machine.mount, machine.downloads, VerifiedFiles(machine.notes), machine._fetch, grace=())
-        call = asyncio.create_task(resolver.path(FILE))
+        call = asyncio.create_task(resolver.path(FILE, print))
         await asyncio.to_thread(started.wait)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):

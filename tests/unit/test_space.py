@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prismcache.schema import Split
-from prismcache_service.services.space import Bounds, Room, StoredFile, choose_victims
+from prismcache_service.services.space import Bounds, Clearing, Room, StoredFile, choose_victims, plan_clearing
 from prismcache_service.storage.cache import CropName
+from prismcache_service.storage.quarantine import SetAside
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -46,6 +48,26 @@ def test_an_eviction_goes_on_to_the_low_water_mark_as_far_as_it_can() -> None:
     files = [stored(crop, age=10 - crop) for crop in range(5)]
     assert crops(choose_victims(files, set(), 100, 150)) == [0, 1, 2]
     assert crops(choose_victims(files[:2], set(), 100, 1000)) == [0, 1]
+
+
+ASIDE = [SetAside(Path(name), BEGIN, 100) for name in ("oldest", "older", "old")]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "aside", "evicted"),
+    [(1, 1, []), (100, 1, []), (101, 2, []), (300, 3, []), (301, 3, [1]), (450, 3, [1, 0])],
+)
+def test_the_quarantine_goes_before_any_crop_and_no_more_of_it_than_is_needed(
+    lacking: int, aside: int, evicted: list[int]
+) -> None:
+    plan = plan_clearing(ASIDE, [stored(0), stored(1, age=1)], set(), lacking, 0)
+    assert plan is not None
+    assert (plan.aside, crops(list(plan.files))) == (ASIDE[:aside], evicted)
+
+
+def test_nothing_of_the_quarantine_goes_in_vain() -> None:
+    assert plan_clearing(ASIDE, [stored(0)], {(Split.INSTANCE, 0)}, 301, 0) is None
+    assert plan_clearing([], [stored(0)], set(), 100, 0) == Clearing([], [stored(0)])
 
 
 @given(

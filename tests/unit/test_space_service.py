@@ -191,15 +191,38 @@ def test_a_file_that_cannot_be_removed_is_an_error_and_no_promise(
     asyncio.run(main())
 
 
-def test_what_is_set_aside_counts_as_used(folder: Folder) -> None:
-    folder.put(0, 3000)
-    folder.cache.set_aside(CropName(Split.INSTANCE, 0))
+def test_what_is_set_aside_counts_against_the_quota_and_goes_before_any_crop(folder: Folder) -> None:
+    for crop in (0, 1):
+        folder.put(crop, 3000)
+        folder.cache.set_aside(CropName(Split.INSTANCE, crop))
+    folder.put(2, 3000)
 
     async def main() -> None:
-        assert (await folder.space.usage()).used_bytes >= 3000
+        usage = await folder.space.usage()
+        assert (usage.files, usage.used_bytes) == (1, 3000)
+        assert (usage.quarantine_files, usage.quarantine_bytes) == (2, 6000)
+        await reserve(folder, 2000)
+        assert (await folder.space.usage()).quarantine_files == 1
+        await reserve(folder, 7000)
+        assert (await folder.space.usage()).quarantine_files == 0
+        assert folder.evicted == []
+        await reserve(folder, 7001)
+
+    asyncio.run(main())
+    assert folder.evicted == [2]
+
+
+def test_what_is_set_aside_stays_while_even_all_of_it_would_not_do(folder: Folder) -> None:
+    folder.put(0, 3000)
+    folder.cache.set_aside(CropName(Split.INSTANCE, 0))
+    folder.put(1, 5000)
+    folder.protected = {(Split.INSTANCE, 1)}
+
+    async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await reserve(folder, 8000)
+        assert (await folder.space.usage()).quarantine_files == 1
 
     asyncio.run(main())
 

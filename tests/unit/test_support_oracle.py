@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +22,16 @@ def crop(bucket_dir: Path) -> Path:
 
 
 @pytest.fixture
-def file(crop: Path, tmp_path: Path) -> Path:
+def file(right_file: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copy2(right_file, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def right_file(crop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of two channels as the contract wants it."""
     expected = reference_crop(crop)
-    path = tmp_path / "crop_5.ch01_03.h5"
+    path = tmp_path_factory.mktemp("oracle") / "crop_5.ch01_03.h5"
     with h5py.File(path, "w") as file:
         voxels = {f"raw/ch_{channel:02d}": expected.raw[channel] for channel in CHANNELS} | {"labels": expected.labels}
         for name, values in voxels.items():
