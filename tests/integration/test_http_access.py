@@ -43,6 +43,7 @@ OPERATIONS: list[tuple[str, str, Any, Role | None]] = [
     ("PUT", "/v1/crops/instance/0/pin", None, Role.ADMIN),
     ("DELETE", "/v1/crops/instance/0/pin", None, Role.ADMIN),
     ("DELETE", "/v1/crops/instance/0", None, Role.ADMIN),
+    ("DELETE", "/v1/quarantine", None, Role.ADMIN),
     ("POST", "/v1/verify", {"split": "instance"}, Role.ADMIN),
 ]
 
