@@ -88,7 +88,7 @@ def running_engine() -> Iterator[Engine]:
 
 @contextmanager
 def _started(environment: dict[str, str]) -> Iterator[tuple[dict[str, str], str | None]]:
-    folder = Path(os.environ.get(_STARTER_FOLDER, "/var/tmp/prism-docker"))
+    folder = Path(os.environ.get(_STARTER_FOLDER) or Path("/var/tmp", "prism-docker"))
     before = _engine_of(folder)
     told = subprocess.run(
         [str(STARTER)], env=environment | {_STARTER_FOLDER: str(folder)}, stdin=subprocess.DEVNULL, capture_output=True,
