@@ -28,6 +28,7 @@ RETRY_AFTER = {
     "storage_unwritable": 30,
     "no_space": 30,
     "service_unreachable": 5,
+    "engine_unavailable": 30,
 }
 
 _SAID_OF_A_FIELD = 200  # characters; field names are the client's own text
