@@ -23,6 +23,7 @@ from prismcache_service.services.ensure import EnsureService
 from prismcache_service.services.jobs import JobLimits, JobService
 from prismcache_service.services.lastused import LastUsed
 from prismcache_service.services.observer import NoObserver, Observer
+from prismcache_service.services.previews import PreviewService
 from prismcache_service.services.space import Bounds, SpaceService, StoredFile
 from prismcache_service.storage.cache import CropCache, CropName
 from prismcache_service.storage.jobstore import JobStore
@@ -88,6 +89,7 @@ class Factory:
         self.crops = CropService(
             self.cache, self.catalog, self.ensure, store, self.space, self.last_used, lease_seconds=lease_seconds
         )
+        self.previews = PreviewService(self.cache)
 
     async def aclose(self) -> None:
         """Stop working, keeping in the store what is unfinished."""

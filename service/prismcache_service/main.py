@@ -21,7 +21,7 @@ from prismcache_service.auth import TokenBook, require_safe_address, tokens_path
 from prismcache_service.config import ServiceConfig
 from prismcache_service.factory import Factory
 from prismcache_service.gate import Gate
-from prismcache_service.handlers import crops, docs, files, jobs, operation
+from prismcache_service.handlers import crops, docs, files, jobs, operation, previews
 from prismcache_service.limits import BodyLimit
 from prismcache_service.logs import RequestLog
 from prismcache_service.services.observer import Observer
@@ -68,7 +68,7 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
     app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
-    for module in (jobs, crops, files, operation, docs):
+    for module in (jobs, crops, files, previews, operation, docs):
         app.include_router(module.router)
     app.state.query_names = _complete_document(app)
     problems.install(app)

@@ -35,6 +35,7 @@ OPERATIONS: list[tuple[str, str, Any, Role | None]] = [
     ("GET", "/v1/crops/instance/0", None, Role.READER),
     ("GET", "/v1/crops/instance/0/file", None, Role.READER),
     ("HEAD", "/v1/crops/instance/0/file", None, Role.READER),
+    ("GET", "/v1/crops/instance/0/preview.png", None, Role.READER),
     ("POST", "/v1/jobs", JSON, Role.REQUESTER),
     ("DELETE", f"/v1/jobs/{UNKNOWN_ID}", None, Role.REQUESTER),
     ("POST", "/v1/leases", JSON, Role.REQUESTER),

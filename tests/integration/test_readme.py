@@ -46,3 +46,4 @@ def test_the_curl_examples_run_as_they_stand(service: Service, tmp_path: Path) -
     assert "event: finished" in events
     made = tmp_path / "cache" / "instance" / "crop_0.h5"
     assert hashlib.sha256((tmp_path / "crop_0.h5").read_bytes()).digest() == hashlib.sha256(made.read_bytes()).digest()
+    assert (tmp_path / "crop_0.png").read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,7 @@ from prismcache_service.auth import Caller, Role
 from prismcache_service.factory import Factory
 from prismcache_service.services.crops import CropService
 from prismcache_service.services.jobs import JobService
+from prismcache_service.services.previews import PreviewService
 
 _DECIMAL = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 _CHANNELS = r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"
@@ -37,6 +38,10 @@ async def _jobs(factory: Annotated[Factory, Depends(_factory)]) -> JobService:
 
 async def _crops(factory: Annotated[Factory, Depends(_factory)]) -> CropService:
     return factory.crops
+
+
+async def _previews(factory: Annotated[Factory, Depends(_factory)]) -> PreviewService:
+    return factory.previews
 
 
 async def _caller(
@@ -118,6 +123,7 @@ KnownQuery = Depends(_refuse_unknown_query)
 FactoryOf = Annotated[Factory, Depends(_factory)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Crops = Annotated[CropService, Depends(_crops)]
+Previews = Annotated[PreviewService, Depends(_previews)]
 Reader = Annotated[Caller, Depends(_reader)]
 Requester = Annotated[Caller, Depends(_requester)]
 Admin = Annotated[Caller, Depends(_admin)]

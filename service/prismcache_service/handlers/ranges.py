@@ -39,7 +39,7 @@ def decide(headers: Headers, *, is_get: bool, size: int, etag: str) -> Part:
     """
     if "if-match" in headers and not _matches(headers.getlist("if-match"), etag, weak=False):
         return Part(HTTPStatus.PRECONDITION_FAILED, reason="the file is another one than If-Match names")
-    if "if-none-match" in headers and _matches(headers.getlist("if-none-match"), etag, weak=True):
+    if is_known(headers, etag):
         return Part(HTTPStatus.NOT_MODIFIED)
     wanted = headers.getlist("range")
     whole = Part(HTTPStatus.OK, 0, size)
@@ -47,6 +47,11 @@ def decide(headers: Headers, *, is_get: bool, size: int, etag: str) -> Part:
         return whole
     specs = _RANGES.fullmatch(", ".join(wanted).strip())
     return _part(specs[1], size) if specs else whole
+
+
+def is_known(headers: Headers, etag: str) -> bool:
+    """Whether a GET or HEAD says, by ``If-None-Match``, that its sender has what `etag` (with quotes) names."""
+    return "if-none-match" in headers and _matches(headers.getlist("if-none-match"), etag, weak=True)
 
 
 def _part(specs: str, size: int) -> Part:
