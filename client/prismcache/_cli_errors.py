@@ -26,18 +26,32 @@ if TYPE_CHECKING:
     from prismcache.errors import PrismError
 
 INTERRUPTED = 130
+UsageError: Any = typer.BadParameter.__base__  # click's own, which some releases of typer carry in themselves
 
 
 class CommandGroup(TyperGroup):
     """Commands whose errors end in lines on stderr and an exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read what stands before the command."""
+        with _usage_errors_as_lines():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()  # here, so that a reader who went away is noticed where it can be handled
+            with _usage_errors_as_lines():
+                result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, so that a reader who went away is noticed where it can be handled
         except BrokenPipeError:
             _mute_stdout()
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.filename is not None:  # not a write to an open stream, hence not foreseen
+                raise
+            _mute_stdout()
+            _show_unwritable(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; nothing half-written counts as cached", err=True)
@@ -93,12 +107,33 @@ def warnings_as_lines() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _usage_errors_as_lines() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        if type(error).show is not UsageError.show:  # no error, but help for who asks for nothing
+            raise
+        from prismcache.errors import RequestError
+
+        command = error.ctx.command_path if error.ctx else "prismcache"
+        show_error(RequestError(error.format_message(), remedy=f"`{command} --help` shows what it takes."))
+        raise typer.Exit(2) from None
+
+
+def _show_unwritable(error: OSError) -> None:
+    from prismcache.errors import StorageError
+
+    message = f"standard output cannot be written: {error.strerror or error}"
+    show_error(StorageError(message, remedy="Write it somewhere else; what was fetched stays cached."))
+
+
 def _red(text: str) -> str:
-    plain = os.environ.get("NO_COLOR") or not sys.stderr.isatty()
+    plain = os.environ.get("NO_COLOR") or sys.stderr is None or not sys.stderr.isatty()
     return text if plain else typer.style(text, fg="red", bold=True)
 
 
 def _mute_stdout() -> None:
     """Let what is still buffered for stdout vanish, which Python would complain about at exit."""
-    with suppress(OSError, ValueError):
+    with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,9 +15,6 @@ from prismcache._units import format_bytes
 from prismcache.layout import format_channels
 from prismcache.schema import CropFile, CropInfo, Verdict, VerifyResult
 
-PIPE_WIDTH = 240
-"""Columns of a table that no terminal limits."""
-
 
 def print_json(document: BaseModel | dict[str, Sequence[BaseModel]]) -> None:
     """Print one JSON document: a model, or lists of models by name."""
@@ -28,17 +25,17 @@ def print_json(document: BaseModel | dict[str, Sequence[BaseModel]]) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def print_catalog(infos: Iterable[CropInfo]) -> None:
-    """Print a row for each crop: what is published, and what is cached."""
-    from rich.console import Console
-    from rich.table import Table
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows in columns as wide as what they hold: a terminal may wrap them, but nothing is cut."""
+    lines = [titles, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("crop", "raw (C,Z,Y,X)", "labels (Z,Y,X)", "voxel nm", "in the bucket", "cached"):
-        table.add_column(title, no_wrap=True)
-    for info in infos:
-        table.add_row(*_catalog_row(info))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False).print(table)
+
+def print_catalog(infos: Iterable[CropInfo]) -> None:
+    """Print a row for each crop: what is published, and what is cached. Rows of published crops fit 80 columns."""
+    print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), map(_catalog_row, infos))
 
 
 def print_crop(info: CropInfo) -> None:
@@ -56,7 +53,8 @@ def print_crop(info: CropInfo) -> None:
         if value:
             typer.echo(f"{name:<16}{value}")
     for file in info.files:
-        typer.echo(f"{'cached':<16}{_channels(info, file)}, {format_bytes(file.size)}, {file.path}")
+        channels = _channels(info, file).replace("all", "all channels")
+        typer.echo(f"{'cached':<16}{channels}, {format_bytes(file.size)}, {file.path}")
 
 
 def print_verdicts(results: Sequence[VerifyResult]) -> None:
@@ -77,7 +75,7 @@ def files_text(count: int) -> str:
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """Show that something is being waited for, if stderr is a terminal."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
     from rich.console import Console
@@ -88,14 +86,10 @@ def working(text: str) -> Iterator[None]:
 
 def _catalog_row(info: CropInfo) -> tuple[str, ...]:
     cached = ", ".join(f"{_channels(info, file)} {format_bytes(file.size)}" for file in info.files)
-    return (
-        f"{info.split.value}/{info.crop}",
-        _shape(info.raw_shape),
-        _shape(info.labels_shape),
-        _shape(info.voxel_size),
-        f"error[{info.problem.code}]" if info.problem else _source(info),
-        cached or "-",
-    )
+    shapes = ("x".join(map(str, shape or ())) for shape in (info.raw_shape, info.labels_shape, info.voxel_size))
+    size = "" if info.source_bytes is None else format_bytes(info.source_bytes)
+    bucket = f"error[{info.problem.code}]" if info.problem else size
+    return f"{info.split.value}/{info.crop}", *shapes, bucket, cached or "-"
 
 
 def _source(info: CropInfo) -> str:
@@ -111,5 +105,5 @@ def _shape(numbers: tuple[int, ...] | None) -> str:
 
 def _channels(info: CropInfo, file: CropFile) -> str:
     if info.raw_shape is not None and len(file.channels) == info.raw_shape[0]:
-        return "all channels"
+        return "all"
     return f"ch {format_channels(file.channels).replace('_', ',')}"

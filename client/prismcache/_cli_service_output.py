@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 
 import typer
 
 from prismcache._cli_errors import show_error
-from prismcache._cli_output import PIPE_WIDTH
+from prismcache._cli_output import print_table
 from prismcache._progress import Reporter
 from prismcache._units import format_bytes
 from prismcache.errors import error_from_problem
@@ -19,17 +18,7 @@ from prismcache.schema import Job, JobEvent, ServiceStatus, State
 
 def print_jobs(jobs: Sequence[Job]) -> None:
     """Print a row for each job."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("job", "state", "split", "crops", "channels", "owner", "since"):
-        table.add_column(title, no_wrap=True)
-    for job in jobs:
-        since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
-        table.add_row(job.id, job.state.value, job.split.value, _crops_done(job), channels, job.owner or "-", since)
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False).print(table)
+    print_table(("job", "state", "split", "crops", "channels", "owner", "since"), map(_job_row, jobs))
 
 
 def show_event(reporter: Reporter, *, as_json: bool) -> Callable[[Job | JobEvent], None]:
@@ -72,6 +61,12 @@ def print_status(status: ServiceStatus) -> None:
     }
     for name, value in lines.items():
         typer.echo(f"{name:<12}{value}")
+
+
+def _job_row(job: Job) -> tuple[str, ...]:
+    since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+    channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
+    return job.id, job.state.value, job.split.value, _crops_done(job), channels, job.owner or "-", since
 
 
 def _crops_done(job: Job) -> str:

@@ -121,6 +121,6 @@ def _config_error(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
     return ConfigError(
-        f"setting {name!r} is unusable: {first['msg']}",
+        f"setting {name!r} is unusable: {first['msg'].removeprefix('Value error, ')}",
         remedy=f"Change {ENV_PREFIX}{name.upper()} or the argument {name!r}.",
     )
