@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeAlias, TypeVar
 
@@ -27,6 +27,9 @@ from prismcache.schema import CropDownload, CropFile, Job, State
 
 Clock: TypeAlias = Callable[[], float]
 Event: TypeAlias = Job | CropFile
+Step: TypeAlias = tuple[Event, ...]
+"""What is known at once, and told at once: from one thread to another costs more than a look at a file."""
+
 T = TypeVar("T")
 
 OVERRUN = 5.0
@@ -40,7 +43,7 @@ CANCEL_GRACE = 10.0
 """Seconds for the backend to take in a cancellation, while the caller is kept waiting."""
 
 
-async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotonic) -> AsyncGenerator[Event, None]:
+async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotonic) -> AsyncGenerator[Step, None]:
     """Carry out `plan`, yielding every snapshot of the job and every file as it becomes ready.
 
     While a file is downloaded, the snapshots show its crop as a `CropDownload`. The files carry their path on this
@@ -59,16 +62,17 @@ async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotoni
         job = await _bounded(backend.submit(plan.request), state, clock)
         while True:
             state, ready = advance(state, job, clock())
-            yield job
-            for file in ready:
+            here, others = await _bounded(_look(backend, ready), state, clock)
+            yield job, *here
+            for file in others:
                 arrival = _Arrival(file)
                 async with aclosing(arrival.watch(backend, state, clock)) as downloads:
                     async for download in downloads:
-                        yield _with(job, download)
+                        yield (_with(job, download),)
                 if arrival.error is not None:
                     state = reject(state, file.crop, arrival.error)
                 else:
-                    yield arrival.file
+                    yield (arrival.file,)
             match decide(state, clock()):
                 case Wait(timeout):
                     job = await _bounded(backend.wait(job, timeout), state, clock)
@@ -83,6 +87,13 @@ async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotoni
     finally:
         if abandoned and job is not None and not job.state.is_final:
             await _cancel(backend, job)
+
+
+async def _look(backend: Backend, files: Sequence[CropFile]) -> tuple[list[CropFile], list[CropFile]]:
+    """The files that are on this machine already, with their paths here, and the others."""
+    paths = await backend.paths_here(files) if files else {}
+    here = [_at(file, paths[file.crop]) for file in files if file.crop in paths]
+    return here, [file for file in files if file.crop not in paths]
 
 
 class _Arrival:
@@ -105,7 +116,7 @@ class _Arrival:
                     shown = self._received
                     yield self._download(State.RUNNING)
             try:
-                self.file = self.file.model_copy(update={"path": coming.result()})
+                self.file = _at(self.file, coming.result())
             except EnsureTimeoutError:
                 raise
             except PrismError as error:
@@ -129,6 +140,10 @@ class _Arrival:
             file=self.file if state is State.DONE else None,
             problem=None if self.error is None else self.error.to_problem(),
         )
+
+
+def _at(file: CropFile, path: str) -> CropFile:
+    return file.model_copy(update={"path": path})
 
 
 def _with(job: Job, download: CropDownload) -> Job:

@@ -88,21 +88,26 @@ class LoopThread:
             raise JobCancelledError("the client was closed while this call waited")
         return future.result()
 
-    def iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """The items of `events`, each awaited on the loop; closing this closes `events` there."""
+    def iterate(self, start: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
+        """The items of what `start` makes on the loop, each awaited there; closing this closes it there."""
+        items: AsyncGenerator[T, None] | None = None
 
         async def step() -> T:
-            return await anext(events)
+            nonlocal items
+            items = items or start()
+            return await anext(items)
 
         try:
             while True:
                 try:
                     item = self.run(step)
                 except StopAsyncIteration:
+                    items = None  # it has ended: no need to go there again
                     return
                 yield item
         finally:
-            self.dismiss(events.aclose)
+            if items is not None:
+                self.dismiss(items.aclose)
 
     def dismiss(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run `function` for its effect; without waiting if this is the loop's own thread, where waiting would hang.

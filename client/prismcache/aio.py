@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from prismcache._deliver import Delivery
-from prismcache._drive import Event, drive
+from prismcache._drive import Step, drive
 from prismcache._ensure import EnsurePlan, plan_ensure
 from prismcache._progress import Progress
 from prismcache._request import Numbers, as_crops, as_split
@@ -165,18 +165,19 @@ class AsyncPrismClient:
         """Delete cached files; see `PrismClient.remove`."""
         return await self._open().remove(as_split(split), as_crops(crops))
 
-    def events(self, plan: EnsurePlan) -> AsyncGenerator[Event, None]:
-        """Snapshots and files of one ensure, on the loop of this client; for `PrismClient`."""
+    def steps(self, plan: EnsurePlan) -> AsyncGenerator[Step, None]:
+        """Snapshots and files of one ensure; to be called on the loop of this client; for `PrismClient`."""
         return drive(self._open(), plan)
 
     async def _files(self, plan: EnsurePlan, progress: Progress) -> AsyncGenerator[CropFile, None]:
         if plan.is_empty:
             return
         with Delivery(progress) as delivery:
-            async with aclosing(self.events(plan)) as events:
-                async for event in events:
-                    if (file := delivery.take(event)) is not None:
-                        yield file
+            async with aclosing(self.steps(plan)) as steps:
+                async for step in steps:
+                    for event in step:
+                        if (file := delivery.take(event)) is not None:
+                            yield file
 
     def _open(self) -> Backend:
         if self._backend is None:

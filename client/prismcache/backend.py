@@ -6,7 +6,7 @@ All methods raise `PrismError` classes only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from prismcache._plugins import load_plugin
@@ -31,6 +31,9 @@ class Backend(Protocol):
     async def cancel(self, job: Job) -> None:
         """Stop the job; work that another job wants goes on."""
 
+    async def paths_here(self, files: Sequence[CropFile]) -> Mapping[int, str]:
+        """What `local_path` would answer at once, by crop; not for files that must be read, waited for or fetched."""
+
     async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
         """An absolute path on this machine under which `file` was opened and found to be the one meant.
 
@@ -40,7 +43,8 @@ class Backend(Protocol):
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         """Every published crop, ordered by split and id, with what the cache holds of it.
 
-        An unreachable source is no error here: the last known catalog serves, and cached crops are always listed.
+        An unreachable source is no error while there is something to list: the last known catalog serves, and cached
+        crops are always listed.
         """
 
     async def describe(self, split: Split, crop: int) -> CropInfo:

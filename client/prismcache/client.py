@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from prismcache._deliver import Delivery
-from prismcache._drive import Event
 from prismcache._ensure import EnsurePlan, plan_ensure
 from prismcache._loop_owner import LoopOwner
 from prismcache._progress import Progress
@@ -210,7 +211,13 @@ class PrismClient:
         split
             Only this split.
         refresh
-            Read the bucket's listing again, instead of the last one known.
+            Read the bucket's listing again, instead of the last one known. Where it cannot be read, the last one known
+            serves all the same; that is logged as a warning.
+
+        Raises
+        ------
+        SourceError
+            If the bucket cannot be read and nothing is known or cached.
 
         Examples
         --------
@@ -279,18 +286,12 @@ class PrismClient:
         if plan.is_empty:
             return
         running = self._owner.running()
-        with Delivery(progress) as delivery:
-            events = running.loop.run(_events, running.client, plan)
-            with closing(running.loop.iterate(events)) as steps:
-                for event in steps:
-                    if (file := delivery.take(event)) is not None:
-                        yield file
+        steps = running.loop.iterate(partial(running.client.steps, plan))
+        with Delivery(progress) as delivery, closing(steps):
+            for event in chain.from_iterable(steps):
+                if (file := delivery.take(event)) is not None:
+                    yield file
 
     def _call(self, method: Callable[[AsyncPrismClient], Awaitable[T]]) -> T:
         running = self._owner.running()
         return running.loop.run(method, running.client)
-
-
-async def _events(client: AsyncPrismClient, plan: EnsurePlan) -> AsyncGenerator[Event, None]:
-    """A backend is made on the loop that uses it, so this runs there."""
-    return client.events(plan)

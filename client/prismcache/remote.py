@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,11 +124,12 @@ class RemoteBackend:
             with suppress(UnknownJobError, ServiceUnreachableError):
                 await self._api.cancel(job.id, client=wish.client, patience=BRIEF)
 
+    async def paths_here(self, files: Sequence[CropFile]) -> Mapping[int, str]:
+        known = await self._resolver.known(files)
+        return {file.crop: self._told(file, path) for file, path in known}
+
     async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
-        path = await self._resolver.path(file, report)
-        if not self._is_shared(path):
-            self._leases.release(self._holder, [(file.split.value, file.crop)])  # its copy here cannot be evicted there
-        return str(path)
+        return self._told(file, await self._resolver.path(file, report))
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         return await self._api.catalog(split, refresh=refresh)
@@ -207,5 +208,8 @@ class RemoteBackend:
     async def _fetch(self, file: CropFile, target: Path, report: ReceivedBytes) -> None:
         await self._downloader.fetch(file, target, lambda: self._resolver.is_downloaded(file), report)
 
-    def _is_shared(self, path: Path) -> bool:
-        return self._resolver.mount is not None and path.is_relative_to(self._resolver.mount)
+    def _told(self, file: CropFile, path: Path) -> str:
+        """A file's path as the caller gets it."""
+        if self._resolver.mount is None or not path.is_relative_to(self._resolver.mount):
+            self._leases.release(self._holder, [(file.split.value, file.crop)])  # its copy here cannot be evicted there
+        return str(path)

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -197,6 +197,10 @@ class Resolver:
             await self._fetch(file, self._downloads / name, report)
         return self._downloads / name
 
+    async def known(self, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
+        """Those files that lie where `path` looks first, and were read before; a look at each, in one thread."""
+        return await asyncio.to_thread(self._known, self.mount or self._downloads, files)
+
     async def is_downloaded(self, file: CropFile) -> bool:
         """Whether the right file is among the downloads."""
         return isinstance(await self.judge(self._downloads, local_name(file), file), Use)
@@ -219,10 +223,22 @@ class Resolver:
             decision = await self.judge(mount, name, file)
         return decision
 
-    def _judge(self, folder: Path, name: PurePosixPath, file: CropFile, stop: Callable[[], bool]) -> Use | Refuse:
+    def _known(self, folder: Path, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
+        found = []
+        for file in files:
+            with contextlib.suppress(ServiceError):  # a strange name: for `path` to refuse
+                name = local_name(file)
+                if isinstance(self._first_look(folder, name, file)[1], Use):
+                    found.append((file, folder / name))
+        return found
+
+    def _first_look(self, folder: Path, name: PurePosixPath, file: CropFile) -> tuple[Sight, Decision]:
         sight = look(folder, name)
         known = None if sight.stamp is None else self._verified.recall(folder / name, sight.stamp)
-        decision = decide(file, sight, known)
+        return sight, decide(file, sight, known)
+
+    def _judge(self, folder: Path, name: PurePosixPath, file: CropFile, stop: Callable[[], bool]) -> Use | Refuse:
+        sight, decision = self._first_look(folder, name, file)
         if not isinstance(decision, Read):
             return decision
         with contextlib.suppress(OSError, StoppedError):

@@ -7,14 +7,20 @@ neither its memory nor its life depends on them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
+from prismcache.errors import UnknownCropError
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
 from prismcache_service.factory import Factory
 from prismcache_service.storage.jobstore import MemoryJobStore
+
+_log = logging.getLogger("prismcache")  # the client's, whose warnings people see
+# What the service would log is here the caller's exception; nobody should read it twice.
+logging.getLogger("prismcache_service").addHandler(logging.NullHandler())
 
 
 def create_backend(settings: Settings) -> EmbeddedBackend:
@@ -63,14 +69,25 @@ class EmbeddedBackend:
             self._wishes.pop(job.id, None)
         return job
 
+    async def paths_here(self, files: Sequence[CropFile]) -> Mapping[int, str]:
+        return {file.crop: file.path for file in files}
+
     async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:  # noqa: ARG002 - nothing is downloaded
         return file.path  # it has been opened and compared with its manifest
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        return await self._factory.crops.catalog(split, refresh=refresh)
+        found = await self._factory.crops.catalog(split, refresh=refresh)
+        if failure := self._factory.catalog.failure:
+            if not found:
+                raise failure
+            _log.warning("the bucket cannot be read, so this is what was known before: %s", failure)
+        return found
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
-        return await self._factory.crops.describe(split, crop)
+        try:
+            return await self._factory.crops.describe(split, crop)
+        except UnknownCropError as unknown:
+            raise self._factory.catalog.failure or unknown from None
 
     async def verify(
         self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False

@@ -100,6 +100,18 @@ class BackendSuite:
         assert job.state is State.DONE
         assert file_of(job, 0).sha256 == file.sha256  # the fuller file serves
 
+    def test_what_is_here_is_known_without_waiting(self, play, ensure):
+        files = ensure("instance")
+
+        async def scene(backend: Backend) -> tuple[dict[int, str], list[CropFile]]:
+            job = await backend.submit(JobRequest(split=Split.INSTANCE, crops=(0, 2)))
+            named = [file_of(job, crop) for crop in (2, 0)]
+            return dict(await backend.paths_here(named)), named
+
+        paths, named = play(scene)
+        assert paths == {file.crop: file.path for file in files}
+        assert [file.crop for file in named] == [2, 0]
+
     def test_all_crops_are_those_of_the_split(self, ensure):
         assert [file.crop for file in ensure("instance")] == [0, 2]
         assert [file.crop for file in ensure("semantic")] == [1]

@@ -5,7 +5,7 @@ Typed, so that mypy holds it to `prismcache.backend.Backend`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -104,6 +104,8 @@ class FakeBackend:
     cancelled: list[str] = field(default_factory=list)
     removals: list[tuple[Split, tuple[int, ...] | None]] = field(default_factory=list)
     downloads: dict[int, Sequence[int]] = field(default_factory=dict)
+    here: set[int] = field(default_factory=set)
+    looks: int = 0
     step: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
     closed: bool = False
     hangs: anyio.Event = field(default_factory=anyio.Event)
@@ -121,6 +123,11 @@ class FakeBackend:
     async def cancel(self, job: Job) -> None:
         await anyio.lowlevel.checkpoint()
         self.cancelled.append(job.id)
+
+    async def paths_here(self, files: Sequence[CropFile]) -> Mapping[int, str]:
+        await anyio.lowlevel.checkpoint()
+        self.looks += 1
+        return {file.crop: file.path for file in files if file.crop in self.here}
 
     async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
         for received in self.downloads.get(file.crop, ()):

@@ -21,6 +21,7 @@ from prismcache import (
     UnknownCropError,
     UnknownSplitError,
 )
+from prismcache._ensure import plan_ensure
 from prismcache.backend import Backend
 from prismcache.schema import CropDownload, Job, Split
 from tests.support.fake_backend import MB, FakeBackend, broken, crop_file, in_memory, job, queued, ready, running
@@ -132,6 +133,20 @@ def downloads_seen(backend: FakeBackend, *crops: int) -> list[CropDownload]:
     seen: list[CropDownload] = []
     asyncio.run(main())
     return seen
+
+
+def test_files_that_are_here_are_told_with_their_snapshot():
+    async def main() -> None:
+        backend = FakeBackend(here={0, 5}, downloads={1: [MB]})
+        plan = plan_ensure("instance", None)
+        async with aclosing(client(backend).steps(plan)) as steps:
+            (snapshot, *files), *others = [step async for step in steps]
+        assert isinstance(snapshot, Job)
+        assert files == [crop_file(0), crop_file(5)]
+        assert others[-1] == (crop_file(1),)
+        assert await paths_of(backend) == [CROP_0, CROP_1, CROP_5]
+
+    asyncio.run(main())
 
 
 def test_a_download_is_shown_in_the_snapshots():

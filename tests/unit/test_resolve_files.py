@@ -57,6 +57,11 @@ class Machine:
         resolver = Resolver(mount, self.downloads, VerifiedFiles(self.notes), self._fetch, grace=grace)
         return asyncio.run(resolver.path(FILE, print))
 
+    def known(self, *files: CropFile, mounted: bool = True) -> list[tuple[CropFile, Path]]:
+        """What a fresh process knows without reading."""
+        mount = self.mount if mounted else None
+        return asyncio.run(Resolver(mount, self.downloads, VerifiedFiles(self.notes), self._fetch).known(files))
+
     @property
     def downloaded(self) -> Path:
         return self.downloads / NAME
@@ -93,6 +98,21 @@ def test_it_is_read_once_on_a_machine(machine, readings):
     os.utime(shown, ns=(1, 1))
     machine.path()
     assert readings == [shown, shown]
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_what_was_read_before_is_known_until_it_changes(machine, readings, mounted):
+    shown = machine.show() if mounted else machine.downloaded
+    strange = FILE.model_copy(update={"path": "/srv/prism/instance/crop_6.h5"})
+    assert machine.known(FILE, mounted=mounted) == []
+    machine.path(mounted=mounted)
+    machine.path(mounted=mounted)  # a download is read when it is looked at for the first time
+    count = len(readings)
+
+    assert machine.known(strange, FILE, mounted=mounted) == [(FILE, shown)]
+    shown.write_bytes(CONTENT)
+    assert machine.known(FILE, mounted=mounted) == []
+    assert len(readings) == count
 
 
 def test_notes_that_cannot_be_written_or_read_cost_only_time(machine, readings):
