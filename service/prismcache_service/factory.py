@@ -32,6 +32,7 @@ from prismcache_service.storage.shown_root import check_shown_root
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
 _CHECK_S = 3.0
+_NICENESS = 10  # of workers beside a service, whose answers would wait for a core while crops are decoded
 _PREPARING_S = 3.0  # that a start waits for the S3 client; credentials may have to be asked for
 
 
@@ -211,7 +212,7 @@ def engine_of(config: ServiceConfig) -> Engine:
         If what it needs is not installed.
     """
     if config.engine == "local" or config.dask_scheduler is None:
-        return LocalEngine(config)
+        return LocalEngine(config, niceness=_NICENESS)
     try:
         from prismcache_service.engine.dask import DaskEngine
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -152,6 +153,17 @@ def test_many_clients_are_served_while_a_crop_is_made(lab: Lab, tmp_path: Path) 
             thread.join(30)
 
     assert states == [State.DONE] * 30
+
+
+def test_the_threads_of_workers_give_way_to_the_api(lab: Lab, tmp_path: Path) -> None:
+    with _service(lab, tmp_path) as service, service.client() as http:
+        _held_job(lab, http)
+        [worker] = workers_of(service.pid)
+        threads = [int(path.name) for path in Path(f"/proc/{worker.pid}/task").iterdir()]
+
+        own = os.getpriority(os.PRIO_PROCESS, service.pid)
+        assert len(threads) > 1
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, own + 10)}
 
 
 def test_python_warnings_and_debug_show_nothing_left_behind(lab: Lab, tmp_path: Path) -> None:

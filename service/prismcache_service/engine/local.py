@@ -51,13 +51,16 @@ class LocalEngine(Engine):
         How many workers, and everything that a worker needs.
     silence
         Seconds without a sign of life after which a worker counts as hung.
+    niceness
+        Added to this process's own for workers, so that it goes first where both want a core.
     """
 
     name = "local"
 
-    def __init__(self, settings: Settings, *, silence: float = _SILENCE_S) -> None:
+    def __init__(self, settings: Settings, *, silence: float = _SILENCE_S, niceness: int = 0) -> None:
         self._settings = settings
         self._silence = silence
+        self._niceness = niceness
         self._cache = CropCache(settings.root)
         self._free = asyncio.Semaphore(settings.workers)
         self._idle: list[_WorkerProcess] = []
@@ -82,7 +85,7 @@ class LocalEngine(Engine):
         await asyncio.gather(*(worker.stop() for worker in idle))
 
     async def _run_once(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
-        worker = self._idle.pop() if self._idle else await _WorkerProcess.start(self._settings, self._silence)
+        worker = self._idle.pop() if self._idle else await self._start()
         try:
             answer = await worker.work(task, report)
         except BaseException:
@@ -92,6 +95,9 @@ class LocalEngine(Engine):
         if isinstance(answer, Made):
             return answer.file
         raise error_from_problem(answer.problem)
+
+    async def _start(self) -> _WorkerProcess:
+        return await _WorkerProcess.start(self._settings, self._silence, self._niceness)
 
     async def _put_down(self, worker: _WorkerProcess, token: str) -> None:
         """End a worker in the middle of its work; what it leaves goes too, so that the next may use the same token."""
@@ -110,7 +116,7 @@ class _WorkerProcess:
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, settings: Settings, silence: float) -> Self:
+    async def start(cls, settings: Settings, silence: float, niceness: int) -> Self:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -123,6 +129,9 @@ class _WorkerProcess:
             start_new_session=True,  # a Ctrl-C in the terminal is for the caller, who then ends the worker
         )
         worker = cls(process, silence)
+        with contextlib.suppress(OSError):  # it has ended already, which its first event tells
+            # Before it has threads, which take over what their process has.
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         await worker._say(settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"}))
         return worker
 
