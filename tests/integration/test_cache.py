@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import pytest
 
-from prismcache import CropNotCachedError, PrismClient, UnknownCropError, Verdict
+from prismcache import CropNotCachedError, PrismClient, SourceDeniedError, UnknownCropError, Verdict
 from prismcache.layout import STATE_FOLDER, Manifest
 from tests.support.cache_root import Lab, files_below, published, quarantined, tiny_spec, traces_of, unfinished
 from tests.support.crops import CropSpec
@@ -244,10 +244,26 @@ def test_catalog_with_an_unreachable_source(warm: Lab, client: PrismClient) -> N
     known = client.catalog()
     warm.proxy.add(Status(403), listing=True)
     assert client.catalog(refresh=True) == known
-    done = run(warm.settings(), "ls", "--json")
+    done = run(warm.settings(), "ls", "--json", "--refresh")
     assert done.code == 0
+    assert done.stderr.startswith(
+        "the bucket cannot be read, so this is what was known before: listing of s3://e11bio-"
+    )
     assert [info["crop"] for info in json.loads(done.stdout)["crops"]] == [0, 3, 1]
     assert client.ensure("instance", None, progress=False) == [str(warm.cached(spec)) for spec in SPECS[:2]]
+
+
+def test_an_unreachable_source_and_nothing_known_is_an_error(cold: Lab) -> None:
+    cold.proxy.add(Status(403), listing=True)
+    with PrismClient(settings=cold.settings()) as client:
+        with pytest.raises(SourceDeniedError, match="403"):
+            client.catalog()
+        with pytest.raises(SourceDeniedError, match="403"):
+            client.describe("instance", 0)
+        cold.proxy.clear()
+        assert len(client.catalog()) == len(SPECS)
+        with pytest.raises(UnknownCropError):
+            client.describe("instance", 7)
 
 
 def test_a_crop_that_cannot_be_read_is_listed_with_its_problem(warm: Lab, client: PrismClient) -> None:

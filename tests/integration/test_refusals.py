@@ -401,6 +401,7 @@ def test_the_command_line_says_what_is_wrong(fresh: Lab, arguments: tuple[str, .
     assert (done.code, done.stdout) == (code, "")
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stderr.count(words.partition("]: ")[2] or words) == 1, "the reason is said once"
     assert published(fresh.root) == []
 
 

@@ -12,6 +12,7 @@ import pytest
 from prismcache.errors import (
     CropInUseError,
     CropNotCachedError,
+    PrismError,
     SourceUnreachableError,
     UnknownCropError,
     UnknownLeaseError,
@@ -38,9 +39,12 @@ class Restorer(EnsureService):
     def __init__(self, cache: CropCache) -> None:
         self._cache = cache
         self.made: list[CropName] = []
+        self.errors: dict[int, PrismError] = {}
 
     async def ensure(self, name: CropName, report: Callable[[Progress], None], *, strict: bool = False) -> CropFile:
         self.made.append(name)
+        if name.crop in self.errors:
+            raise self.errors[name.crop]
         return store_crop(self._cache, name)
 
 
@@ -161,6 +165,20 @@ def test_verification_finds_what_is_wrong_and_leaves_it(shelf: Shelf) -> None:
         assert [(each.crop, each.verdict) for each in found] == [(0, Verdict.OK), (1, Verdict.CORRUPT)]
         assert "SHA-256" in found[1].reason
         assert shelf.restorer.made == quarantined(shelf.cache.root) == []
+
+    run(story)
+
+
+def test_a_repair_that_fails_is_told_and_does_not_stop_the_others(shelf: Shelf) -> None:
+    async def story() -> None:
+        for crop in range(3):
+            _flip(shelf.put(crop))
+        shelf.restorer.errors = {1: SourceUnreachableError("the bucket does not answer")}
+        found = await shelf.crops.verify(repair=True)
+        assert [result.verdict for result in found] == [Verdict.REPAIRED, Verdict.CORRUPT, Verdict.REPAIRED]
+        assert found[1].reason.endswith("; not made again: error[source_unreachable]: the bucket does not answer")
+        assert "SHA-256" in found[1].reason
+        assert len(shelf.cache.quarantine.entries()) == 3
 
     run(story)
 

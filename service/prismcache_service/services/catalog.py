@@ -16,6 +16,7 @@ from prismcache.config import Settings
 from prismcache.errors import PrismError
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropInfo, Split
+from prismcache_service.extras import require_service_extra
 from prismcache_service.services.source_thread import SourceThread
 from prismcache_service.storage.cache import file_bytes_bound
 
@@ -36,6 +37,11 @@ class CatalogService:
     ----------
     settings
         The bucket, and the cache folder to remember the catalog in.
+
+    Attributes
+    ----------
+    failure
+        Why the bucket could not be read when it was last tried; None if it could.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,6 +51,7 @@ class CatalogService:
         self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
         self._source_thread = SourceThread(settings)
         self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
+        self.failure: PrismError | None = None
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
         """Every published crop, ordered by split and id.
@@ -56,8 +63,8 @@ class CatalogService:
 
         Raises
         ------
-        SourceError
-            If the bucket cannot be asked and was never asked before.
+        SourceError, MissingExtraError
+            If the bucket has to be asked and cannot be.
         """
         known = await asyncio.to_thread(self._recall)
         if known is not None and not refresh and datetime.now(UTC) - known.read_at < _MAX_AGE:
@@ -127,7 +134,12 @@ class CatalogService:
             temporary.replace(self._path)
 
     async def _read_and_remember(self) -> tuple[CropInfo, ...]:
-        crops = await self._read()
+        try:
+            crops = await self._read()
+        except PrismError as error:
+            self.failure = error
+            raise
+        self.failure = None
         await asyncio.to_thread(self._remember, crops)
         return crops
 
@@ -137,6 +149,7 @@ class CatalogService:
             reading.exception()  # who waited knows it; if nobody does any more, it is nobody's
 
     async def _read(self) -> tuple[CropInfo, ...]:
+        require_service_extra()
         # Imported here: the bucket is asked once a day, a warm `ensure` many times.
         published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
         crops: tuple[CropInfo, ...] = await self._source_thread.ask(published.read_published)

@@ -13,6 +13,8 @@ from prismcache.errors import (
     CropCorruptError,
     CropInUseError,
     CropNotCachedError,
+    MissingExtraError,
+    PrismError,
     SourceError,
     UnknownCropError,
     UnknownLeaseError,
@@ -70,7 +72,7 @@ class CropService:
         """Every published or cached crop, ordered by split and id; an unreachable source is no error."""
         try:
             published = await self._catalog.crops(refresh=refresh)
-        except SourceError:
+        except (SourceError, MissingExtraError):
             published = await self._catalog.recall()
         cached = await asyncio.to_thread(self._cached, split)
         known = {(info.split, info.crop): info for info in published if split in {None, info.split}}
@@ -246,8 +248,12 @@ class CropService:
         )
 
     async def _repair(self, name: CropName, result: VerifyResult) -> VerifyResult:
-        await asyncio.to_thread(self._cache.set_aside, name)
-        await self._ensure.ensure(name, _ignore)
+        try:
+            await asyncio.to_thread(self._cache.set_aside, name)
+            await self._ensure.ensure(name, _ignore)
+        except PrismError as error:  # the others are still to be looked at
+            reason = f"{result.reason}; not made again: error[{error.code}]: {error}"
+            return result.model_copy(update={"reason": reason})
         return result.model_copy(update={"verdict": Verdict.REPAIRED})
 
     def _remove(self, names: Iterable[CropName]) -> list[CropFile]:
