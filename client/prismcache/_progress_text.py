@@ -93,7 +93,8 @@ def end_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
         size, took = format_bytes(crop.file.size), format_duration(seconds)
         if isinstance(crop, CropDownload):
             return f"{name}: downloaded in {took}, {size} at {rate}"
-        return f"{name}: ready in {took}, {format_bytes(crop.bytes_done)} fetched at {rate}, {size} on disk"
+        fetched = f"{format_bytes(crop.bytes_done)} fetched at {rate}" if crop.bytes_done else "made by another process"
+        return f"{name}: ready in {took}, {fetched}, {size} on disk"
     if crop.problem is not None:
         return f"{name}: failed: error[{crop.problem.code}]"  # the reason follows as the error itself
     return f"{name}: {crop.state.value}"

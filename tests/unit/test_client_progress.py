@@ -62,6 +62,13 @@ def test_a_crop_says_when_it_starts_and_when_it_is_ready(lines, stream, clock):
     assert written(stream) == ["instance/0: ready in 4.0 s, 100 MB fetched at 25.0 MB/s, 3.0 MB on disk"]
 
 
+def test_what_another_process_made_was_not_fetched_here(lines, stream, clock):
+    lines.update(job(running(0, total=0)))
+    clock.now += 4
+    lines.update(job(ready(0, total=0)))
+    assert written(stream)[1:] == ["instance/0: ready in 4.0 s, made by another process, 3.0 MB on disk"]
+
+
 def test_a_line_needs_ten_seconds_and_a_tenth(lines, stream, clock):
     lines.update(job(running(0)))
     written(stream)
