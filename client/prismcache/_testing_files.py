@@ -104,7 +104,13 @@ def write_crop(
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, manifest.model_dump_json().encode())
     return CropFile(
-        split=split, crop=crop, channels=manifest.channels, path=str(path), size=manifest.size, sha256=manifest.sha256
+        split=split,
+        crop=crop,
+        channels=manifest.channels,
+        path=str(path),
+        size=manifest.size,
+        sha256=manifest.sha256,
+        source_fingerprint=manifest.source_fingerprint,
     )
 
 

@@ -21,7 +21,7 @@ from prismcache.errors import (
     UnknownJobError,
     UnknownLeaseError,
 )
-from prismcache.layout import crop_path, manifest_path
+from prismcache.layout import cache_state, crop_path, manifest_path
 from prismcache.schema import (
     CropFile,
     CropInfo,
@@ -145,16 +145,19 @@ class Lab:
     def describe(self, split: Split, crop: int) -> CropInfo:
         """One crop."""
         arrays = self._source(split, crop)
+        files = tuple(file for key, file in self.files.items() if key[:2] == (split, crop))
+        making = {(job.split, each.crop) for job in self.jobs() for each in job.crops if not each.state.is_final}
         return CropInfo(
             split=split,
             crop=crop,
+            state=cache_state(files, is_making=(split, crop) in making),
             raw_shape=arrays.raw.shape,
             labels_shape=arrays.labels.shape,
             offset=(0, 0, 0),
             voxel_size=VOXEL_SIZE,
             source_bytes=arrays.raw.nbytes + arrays.labels.nbytes,
             source_objects=OBJECTS,
-            files=tuple(file for key, file in self.files.items() if key[:2] == (split, crop)),
+            files=files,
             pinned=(split, crop) in self.pins,
             leases=len(self._leases_of(split, crop)),
         )

@@ -21,12 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from prismcache.schema import Split
+from prismcache.schema import CacheState, CropFile, Split
 
 FORMAT_VERSION = 1
 STATE_FOLDER = ".prismcache"
@@ -88,6 +88,16 @@ def parse_crop_file_name(name: str) -> tuple[int, tuple[int, ...] | None] | None
         return int(match[1]), None if match[2] is None else parse_channels(match[2])
     except ValueError:
         return None
+
+
+def cache_state(files: Iterable[CropFile], *, is_making: bool) -> CacheState:
+    """What there is of a crop, from its files and whether an unfinished job lacks it."""
+    names = [parse_crop_file_name(PurePath(file.path).name) for file in files]
+    if any(name is not None and name[1] is None for name in names):
+        return CacheState.CACHED
+    if is_making:
+        return CacheState.MAKING
+    return CacheState.PARTIAL if names else CacheState.ABSENT
 
 
 def crop_path(split: Split, crop: int, channels: Sequence[int] | None = None) -> PurePosixPath:

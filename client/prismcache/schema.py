@@ -38,6 +38,15 @@ class State(StrEnum):
 _FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 
 
+class CacheState(StrEnum):
+    """What the cache has of a crop: nothing, less than an unfinished job wants, some channels, or all of them."""
+
+    ABSENT = "absent"
+    MAKING = "making"
+    PARTIAL = "partial"
+    CACHED = "cached"
+
+
 class _Answer(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True)
 
@@ -73,7 +82,7 @@ class CropFile(_Answer):
     """One published file: where the machine that made it sees it, and what identifies its content.
 
     `channels` are the crop's channels in it, ascending; `size` is in bytes; `missing_chunks` counts source chunks
-    that were absent and hold zarr's fill value.
+    that were absent and hold zarr's fill value; `source_fingerprint` is a digest of the source's listing.
     """
 
     split: Split
@@ -83,6 +92,7 @@ class CropFile(_Answer):
     size: int
     sha256: str
     missing_chunks: int = 0
+    source_fingerprint: str = ""
 
 
 class CropProgress(_Answer):
@@ -193,15 +203,18 @@ class ServiceStatus(_Answer):
 class CropInfo(_Answer):
     """A crop as published, and what the cache holds of it.
 
-    `raw_shape` is (C, Z, Y, X), `labels_shape` (Z, Y, X), both in voxels; `offset` (of the labels) and `voxel_size`
-    are in nm, Z,Y,X. `source_bytes` and `source_objects` are those of the whole crop in the bucket. Fields are None
-    where the source has not been read.
+    `raw_shape` is (C, Z, Y, X), `labels_shape` (Z, Y, X), both in voxels, of the dtypes that files have; `offset` (of
+    the labels) and `voxel_size` are in nm, Z,Y,X. `source_bytes` and `source_objects` are those of the whole crop in
+    the bucket. Fields are None where the source has not been read.
     """
 
     split: Split
     crop: int
+    state: CacheState = CacheState.ABSENT
     raw_shape: tuple[int, int, int, int] | None = None
+    raw_dtype: str = "uint8"
     labels_shape: tuple[int, int, int] | None = None
+    labels_dtype: str = "uint32"
     offset: tuple[int, int, int] | None = None
     voxel_size: tuple[int, int, int] | None = None
     source_bytes: int | None = None

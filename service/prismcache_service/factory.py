@@ -88,7 +88,14 @@ class Factory:
             observer=observer,
         )
         self.crops = CropService(
-            self.cache, self.catalog, self.ensure, store, self.space, self.last_used, lease_seconds=lease_seconds
+            self.cache,
+            self.catalog,
+            self.ensure,
+            store,
+            self.space,
+            self.last_used,
+            making=self.jobs.making,
+            lease_seconds=lease_seconds,
         )
         self.previews = PreviewService(self.cache)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import httpx2
 import pytest
 
@@ -106,6 +107,7 @@ def test_a_job_is_accepted_followed_and_finished(site: Site, held: Stall) -> Non
 
 def test_the_same_request_while_it_is_active_is_the_same_job(site: Site, held: Stall) -> None:
     assert site.submit(crops=[1]).id == site.submit(crops=[1]).id
+    assert site.http.get("/v1/crops/instance/1").json()["state"] == "making"
     assert site.submit(crops=[1, 0]).id != site.submit(crops=[1]).id
 
 
@@ -264,6 +266,10 @@ def test_the_catalog_shows_what_is_published_and_what_is_cached(site: Site) -> N
     assert crop["raw_shape"] == [3, 20, 48, 48]
     assert crop["files"][0]["path"] == str(site.lab.cached(CACHED))
     assert crop["last_used_at"] is not None
+    assert (crop["state"], crop["raw_dtype"], crop["labels_dtype"]) == ("cached", "uint8", "uint32")
+    with h5py.File(site.lab.cached(CACHED)) as file:
+        assert crop["files"][0]["source_fingerprint"] == file.attrs["source_fingerprint"]
+        assert (file["raw/ch_00"].dtype, file["labels"].dtype) == (crop["raw_dtype"], crop["labels_dtype"])
     assert [crop["split"] for crop in site.http.get("/v1/crops/semantic").json()["crops"]] == ["semantic"]
 
 

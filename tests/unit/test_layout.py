@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from prismcache import layout
 from prismcache.layout import (
+    cache_state,
     crop_file_name,
     crop_path,
     format_channels,
@@ -17,7 +18,7 @@ from prismcache.layout import (
     raw_dataset,
     sources_path,
 )
-from prismcache.schema import Split
+from prismcache.schema import CropFile, Split
 
 CHANNELS = st.sets(st.integers(0, 9999), min_size=1, max_size=40) | st.sets(st.integers(0, 20), min_size=1)
 CROPS = st.integers(0, 999_999)
@@ -99,3 +100,19 @@ def test_no_two_files_share_a_path(names: list) -> None:
 def test_the_docstring_lists_every_object_of_a_file() -> None:
     for word in ("raw/ch_NN", layout.LABELS, layout.LABELS_IDS, *("offset", "resolution", "voxel_size", "axis_names")):
         assert f"``{word}``" in (layout.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_making", "state"),
+    [
+        ([], False, "absent"),
+        ([], True, "making"),
+        (["crop_0.ch00.h5"], False, "partial"),
+        (["crop_0.ch00.h5"], True, "making"),
+        (["crop_0.ch00.h5", "crop_0.h5"], True, "cached"),
+    ],
+)
+def test_the_state_of_a_crop_follows_from_its_files(names: list[str], is_making: bool, state: str) -> None:
+    files = [CropFile(split="instance", crop=0, channels=(0,), path=f"/x/{n}", size=1, sha256="") for n in names]
+
+    assert cache_state(files, is_making=is_making) == state

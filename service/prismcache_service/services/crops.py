@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from prismcache.errors import (
     UnknownCropError,
     UnknownLeaseError,
 )
+from prismcache.layout import cache_state
 from prismcache.schema import (
     ClearedQuarantine,
     CropFile,
@@ -49,6 +50,8 @@ class CropService:
     cache, catalog, ensure, store, space, last_used
         Where they lie, what is published, who makes them again, who remembers pins and leases, how full it is, and who
         hears of use.
+    making
+        Crops that are wanted and not there yet.
     lease_seconds
         Life of a lease.
     """
@@ -62,10 +65,12 @@ class CropService:
         space: SpaceService,
         last_used: LastUsed,
         *,
+        making: Callable[[], Collection[Crop]] = tuple,
         lease_seconds: float = 300.0,
     ) -> None:
         self._cache, self._catalog, self._ensure = cache, catalog, ensure
         self._store, self._space, self._last_used = store, space, last_used
+        self._making = making
         self._lease_life = timedelta(seconds=lease_seconds)
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
@@ -78,11 +83,14 @@ class CropService:
         known = {(info.split, info.crop): info for info in published if split in {None, info.split}}
         for key in cached.keys() - known.keys():
             known[key] = CropInfo(split=key[0], crop=key[1])
-        extras = await self._extras()
-        return [
-            known[key].model_copy(update={"files": tuple(cached.get(key, ())), **extras.of(key)})
-            for key in sorted(known)
-        ]
+        extras, making = await self._extras(), self._making()
+
+        def with_files(key: Crop) -> CropInfo:
+            files = tuple(cached.get(key, ()))
+            state = cache_state(files, is_making=key in making)
+            return known[key].model_copy(update={"state": state, "files": files, **extras.of(key)})
+
+        return [with_files(key) for key in sorted(known)]
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
         """One crop in full; the source is asked anew if it is not known.

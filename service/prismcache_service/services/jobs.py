@@ -271,6 +271,10 @@ class JobService:
         """Crops (waiting, being made)."""
         return self._flights.count()
 
+    def making(self) -> set[tuple[Split, int]]:
+        """Crops that unfinished jobs lack."""
+        return {(job.request.split, crop) for job in self._live.values() for crop in job.open_crops()}
+
     def protected(self) -> set[tuple[Split, int]]:
         """Crops of unfinished jobs, and of those just ended, whose clients have had no time to take a lease."""
         fresh = [job for job in self._recent.values() if monotonic() - job.ended_at < _GRACE_S]

@@ -119,6 +119,7 @@ class CropCache(Places):
             size=manifest.size,
             sha256=manifest.sha256,
             missing_chunks=manifest.missing_chunks,
+            source_fingerprint=manifest.source_fingerprint,
         )
 
     def check(self, name: CropName, manifest: Manifest, *, full: bool = False) -> None:
