@@ -28,15 +28,15 @@ import numpy as np
 from prismcache._boxes import Shape3, Slices3
 from prismcache._disk import disk_errors, stamp_of
 from prismcache._hdf5_chunks import CropReader
+from prismcache._memory import MemoryFile
 from prismcache._units import format_bytes
 from prismcache.crop import manifest_of
-from prismcache.errors import MemoryLimitError, NoSpaceError, StorageError
+from prismcache.errors import NoSpaceError, StorageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _SLAB_BYTES = 32 << 20  # what is decoded at a time
 _RESERVE = 1_000_000_000  # bytes that a disk keeps free
-_MEMORY_SHARE = 0.8  # of the memory that is available
 _TEMPORARY_SECONDS = 86_400.0
 
 
@@ -90,7 +90,8 @@ class SharedMemory:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._memory = RawArray(ctypes.c_uint8, layout.size)
+        linux = hasattr(os, "memfd_create")
+        self._memory: Any = MemoryFile(layout.size) if linux else RawArray(ctypes.c_uint8, layout.size)
 
     def fill(self, reader: CropReader) -> None:
         """Decode everything."""
@@ -102,7 +103,8 @@ class SharedMemory:
         """The datasets, each (Z, Y, X)."""
         found: dict[str, Array] = {}
         first = 0
-        memory = np.frombuffer(memoryview(self._memory).cast("B"), np.uint8)
+        shared = self._memory.map if isinstance(self._memory, MemoryFile) else self._memory
+        memory = np.frombuffer(shared, np.uint8)
         for name, size in sorted(self._layout.sizes.items(), key=lambda item: -item[1]):  # so that all are aligned
             values = memory[first : first + size].view(self._layout.dtypes[name])
             found[name] = values.reshape(self._layout.shape)
@@ -250,40 +252,3 @@ def content_key(path: Path) -> str:
     if manifest is not None and (manifest.size, manifest.stamp.mtime_ns) == (stamp.size, stamp.mtime_ns):
         return manifest.sha256[:32]
     return "by-stamp-" + hashlib.sha256(f"{path}|{stamp.size}|{stamp.mtime_ns}".encode()).hexdigest()[:32]
-
-
-def check_memory(needed: int, limit: int | None) -> None:
-    """See that decoded crops fit into memory.
-
-    Parameters
-    ----------
-    needed
-        Bytes.
-    limit
-        Bytes that they may take; None is 80 % of what the system, or the container, has available.
-
-    Raises
-    ------
-    MemoryLimitError
-        If they do not; gives the numbers.
-    """
-    available = available_memory()
-    room = limit if limit is not None else None if available is None else int(_MEMORY_SHARE * available)
-    if room is not None and needed > room:
-        raise MemoryLimitError(
-            f'cache="ram" needs {format_bytes(needed)} for the decoded crops; {format_bytes(room)} are allowed',
-            remedy='Take fewer crops or channels, cache="mmap", or raise cache_limit.',
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still use: the system's, or the rest of its container's; None if unknown."""
-    found = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        found.append(int(limit) - int(used))
-    return min(found, default=None)

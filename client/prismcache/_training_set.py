@@ -12,8 +12,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from prismcache._arrivals import Follower
 from prismcache._boxes import Shape3
-from prismcache._decoded import ArrayReader, Layout, SharedMemory, Sidecars, check_memory
+from prismcache._decoded import ArrayReader, Layout, SharedMemory, Sidecars
 from prismcache._hdf5_chunks import CropReader
+from prismcache._memory import check_memory
 from prismcache._patches import Channels, check_fits, check_labels_fit, choose_channels
 from prismcache._progress import Progress
 from prismcache._request import Numbers

@@ -69,9 +69,10 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
 
     With random patches, each time that a sample is drawn it is another patch. Which one depends on the seed, the
     sample's number and how often it was drawn before, and on nothing else: with the same seed a `DataLoader` gives the
-    same batches whatever its number of workers, under fork and spawn, and random callables are seeded alike. (While
-    crops are still awaited, patches come from those that are there, which does depend on time.) A training over
-    several processes calls `set_epoch`, as with torch's DistributedSampler.
+    same batches whatever its number of workers, however they are started, and random callables are seeded alike.
+    (While crops are still awaited, patches come from those that are there, which does depend on time.) Where a loop
+    leaves an epoch early, its workers have drawn some samples that it never saw: call `set_epoch` before each epoch.
+    So does a training over several processes, as with torch's DistributedSampler.
 
     Files are opened in each process when it first reads. The dataset may be pickled.
 
@@ -106,9 +107,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         Of the tensors.
     cache
         "none" decodes each patch from the file. "ram" decodes all crops once, into memory that DataLoader workers
-        share (where /dev/shm is too small, into a nameless temporary file). "mmap" decodes them once for this machine,
-        into files in a folder of their own (`Settings.decoded`) that are mapped into memory; the next training finds
-        them.
+        share. "mmap" decodes them once for this machine, into files in a folder of their own (`Settings.decoded`) that
+        are mapped into memory; the next training finds them.
     cache_limit
         Bytes that decoded voxels may take, such as "20GB"; for "mmap", those of other trainings included, of which
         the ones used longest ago make room. Default: 80 % of the available memory; all of the disk but 1 GB.

@@ -73,8 +73,9 @@ def seed(number: int) -> torch.Generator:
 def test_a_patch_is_a_box_of_the_crop(path, cache, label_values, tmp_path) -> None:
     whole = arrays("instance", 0)
     dataset = PrismDataset(
-        path, patch_shape=PATCH, channels=[2, 0], cache=cache, cache_folder=tmp_path, label_values=label_values
-    )
+        path, patch_shape=PATCH, channels=[2, 0], cache=cache, cache_folder=tmp_path, label_values=label_values,
+        generator=seed(2),
+    )  # fmt: skip
     starts = set()
     for raw, labels in (dataset[index] for index in range(len(dataset))):
         assert (raw.dtype, raw.shape) == (torch.float32, (2, *PATCH))
@@ -207,7 +208,9 @@ def global_states() -> tuple[object, object]:
     return np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
 
-@pytest.mark.parametrize(("context", "cache"), [("fork", "none"), ("fork", "mmap"), ("spawn", "ram")])
+@pytest.mark.parametrize(
+    ("context", "cache"), [("fork", "none"), ("fork", "mmap"), ("spawn", "ram"), ("forkserver", "ram")]
+)
 def test_workers_give_the_batches_of_one_process(paths, context, cache, tmp_path) -> None:
     options = {"patch_shape": PATCH, "transform": Noise(), "cache": cache, "cache_folder": tmp_path, "n_samples": 14}
     here = PrismDataset(paths, generator=seed(3), **options)

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prismcache import MemoryLimitError, NoSpaceError, StorageError
+from prismcache import NoSpaceError, StorageError
 from prismcache._decoded import (
     ArrayReader,
     Layout,
     SharedMemory,
     Sidecars,
-    available_memory,
-    check_memory,
     content_key,
     labels_dtype,
     slabs,
@@ -192,13 +190,3 @@ def test_a_sidecar_of_another_shape_or_a_folder_that_is_a_file_is_an_error(
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         Sidecars(tmp_path / "file").arrays(facts.path, layout, lambda: opened(facts))
-
-
-def test_memory_that_does_not_suffice_is_said_in_numbers() -> None:
-    check_memory(10**6, None)
-    assert available_memory() is None or available_memory() > 0
-    with pytest.raises(MemoryLimitError, match=r"needs 2\.0 GB .* 1\.0 GB are allowed") as caught:
-        check_memory(2 * 10**9, 10**9)
-    assert 'cache="mmap"' in caught.value.remedy
-    with pytest.raises(MemoryLimitError, match="are allowed"):
-        check_memory(10**18, None)
