@@ -164,15 +164,28 @@ def test_a_bucket_that_refuses_is_a_typed_error_and_the_memory_serves(
     assert len(recalled(catalog)) == len(PUBLISHED)
 
 
+def test_a_crop_that_could_not_be_asked_for_is_asked_for_again(fault_proxy: FaultProxy, root: Path) -> None:
+    """An outage says nothing about a crop, so nobody should read of it for the rest of the day."""
+    fault_proxy.add(Status(503), key="instance/crop_2.zarr/raw/.zarray")
+    patience = settings(fault_proxy, root, s3_object_timeout=1)
+    catalog = CatalogService(patience)
+    problems = [info.problem.code if info.problem else "" for info in asyncio.run(_closing(catalog))]
+    assert problems == ["", "source_unreachable", "", ""]
+    assert not remembered(root).exists()
+    fault_proxy.clear()
+    assert not any(info.problem for info in asyncio.run(_closing(CatalogService(patience))))
+    assert remembered(root).exists()
+
+
 def test_a_bucket_that_nobody_serves_is_unreachable(tmp_path: Path) -> None:
     found = Settings.load({}, root=tmp_path, s3_endpoint_url="http://127.0.0.1:1", s3_object_timeout=1)
     with pytest.raises(SourceUnreachableError, match=r"http://127\.0\.0\.1:1 does not answer"):
         asyncio.run(_closing(CatalogService(found)))
 
 
-async def _closing(catalog: CatalogService) -> None:
+async def _closing(catalog: CatalogService) -> tuple[CropInfo, ...]:
     try:
-        await catalog.crops()
+        return await catalog.crops()
     finally:
         await catalog.aclose()
 

@@ -13,7 +13,7 @@ from time import monotonic
 from pydantic import BaseModel
 
 from prismcache.config import Settings
-from prismcache.errors import PrismError
+from prismcache.errors import PrismError, SourceUnreachableError
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropInfo, Split
 from prismcache_service.extras import require_service_extra
@@ -140,7 +140,9 @@ class CatalogService:
             self.failure = error
             raise
         self.failure = None
-        await asyncio.to_thread(self._remember, crops)
+        # An outage says nothing about a crop that is worth remembering.
+        if not any(crop.problem and crop.problem.code == SourceUnreachableError.code for crop in crops):
+            await asyncio.to_thread(self._remember, crops)
         return crops
 
     def _has_read(self, reading: asyncio.Task[tuple[CropInfo, ...]]) -> None:
