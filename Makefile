@@ -88,14 +88,14 @@ $(READY): pyproject.toml constraints.txt
 
 # torch first and alone, so that nothing trades it for another build. torch_em wants torchvision, whose compiled part does
 # not load beside a CPU build of torch ("operator torchvision::nms does not exist"): the right release only keeps pip's
-# resolver content, then 0.15.2, which does without the compiled part, takes its place. torch_em needs no more.
+# resolver content, then, last, 0.15.2, which does without the compiled part, takes its place. torch_em needs no more.
 $(TORCH_READY): pyproject.toml constraints.txt
 	@sh .ci/venv $(PYTHON) $(TORCH_VENV)
 	@echo 'installing torch, torch_em and prismcache into $(TORCH_VENV)'
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torchvision==0.28.0 torch-em==0.10.9 s3fs==2026.9.0
-	@$(TORCH_VENV)/bin/$(PIP_INSTALL) --no-deps torchvision==0.15.2
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
+	@$(TORCH_VENV)/bin/$(PIP_INSTALL) --no-deps torchvision==0.15.2
 	@touch $@
 
 # The light client without constraints.txt, since gunpowder wants zarr 2: the tests' crops are made in $(VENV).

@@ -275,10 +275,15 @@ def _refuse_missing(client: PrismClient, split: Split, crops: Sequence[int]) -> 
         cached = _shown(here.root, split, crops) if here.url is None else _served(client, split)
     except ServiceUnreachableError:  # then the mount is the record, as it is for `ensure`
         cached = _shown(here.root, split, crops)
-    missing = [f"{split.value}/{crop}" for crop in dict.fromkeys(crops) if crop not in cached]
+    missing = [crop for crop in dict.fromkeys(crops) if crop not in cached]
     if missing:
+        names = ", ".join(f"{split.value}/{crop}" for crop in missing)
+        files = [here.root / crop_path(split, crop) for crop in missing] if here.url is None else []
+        unknown = next(
+            (f" ({file} lies there, but is not known to be complete)" for file in files if file.exists()), ""
+        )
         raise CropNotCachedError(
-            f"not cached in {here.url or here.root}: {', '.join(missing)}",
+            f"not cached in {here.url or here.root}: {names}{unknown}",
             remedy="Set download=True, or run `prismcache ensure` before.",
         )
 

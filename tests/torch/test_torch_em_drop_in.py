@@ -201,8 +201,8 @@ def test_a_missing_crop_is_a_runtime_error_unless_it_may_be_downloaded(
         tmp_path, crop_ids=[5, 5]
     )
     Path(paths[0]).write_bytes(b"half")
-    with pytest.raises(CropNotCachedError):
-        torch_em.get_e11bio_data(tmp_path, crop_ids=[5])
+    with pytest.raises(CropNotCachedError, match=r"instance/0, instance/5 .*crop_5\.h5 lies there"):
+        torch_em.get_e11bio_data(tmp_path, crop_ids=[0, 5])
 
 
 def test_without_crop_ids_all_that_torch_em_knows_are_meant(tmp_path: Path) -> None:
