@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +104,8 @@ class MemoryFile:
         self.map = mmap.mmap(descriptor, size)
 
     def __getstate__(self) -> Any:
+        from multiprocessing.reduction import DupFd  # Windows has none
+
         return DupFd(self._descriptor), self._size
 
     def __setstate__(self, state: Any) -> None:
