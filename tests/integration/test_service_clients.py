@@ -91,12 +91,25 @@ def test_200_clients_get_one_path_and_every_object_is_fetched_once(service: Serv
 
 
 def _until_all_asked(desk: Desk) -> None:
-    def requests() -> float:
-        text = desk.http.get("/metrics").text
-        lines = [line for line in text.splitlines() if line.startswith("prismcache_crop_misses_total")]
-        return float(lines[0].split()[-1]) if lines else 0
+    eventually(lambda: _figure(desk, "prismcache_crop_misses_total") >= CLIENTS, "every client has asked")
 
-    eventually(lambda: requests() >= CLIENTS, "every client has asked")
+
+def _figure(desk: Desk, name: str) -> float:
+    lines = [line for line in desk.http.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(lines[0].split()[-1]) if lines else 0
+
+
+def test_all_workers_together_keep_below_the_bandwidth_limit(lab: Lab, tmp_path: Path) -> None:
+    limit = 100_000
+    config = service_config(lab.settings(workers=2, s3_bandwidth_limit=limit), tmp_path / "limited", min_free_bytes=0)
+    with Service(config) as service, Desk(service) as desk:
+        began = time.monotonic()
+        assert are_right(desk.ended(desk.submit(0, 1).id))
+        seconds = time.monotonic() - began
+        fetched = _figure(desk, "prismcache_fetched_bytes_total")
+
+    assert fetched > 3 * limit
+    assert fetched / limit - 1 <= seconds  # after a second's worth at once
 
 
 def test_a_job_goes_on_when_its_client_hangs_up(service: Service, desk: Desk, lab: Lab) -> None:
