@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.cache_root import tiny_spec
+from tests.support.certificates import HAVE_OPENSSL, make_certificate
 from tests.support.dask_cluster import DaskCluster
 from tests.support.labs import running_lab
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+pytestmark = pytest.mark.skipif(not HAVE_OPENSSL, reason="no openssl to make certificates with")
 
 
 def test_a_crop_is_made_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days=1"]
-    subprocess.run(
-        [*make, "-subj=/CN=lab", "-keyout", key, "-out", certificate], check=True, stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    certificate, key = make_certificate(tmp_path)
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TLS__CA_FILE", str(certificate))
     for role in ("SCHEDULER", "WORKER", "CLIENT"):
         monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{role}__CERT", str(certificate))

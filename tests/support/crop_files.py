@@ -52,7 +52,7 @@ def write_crop_file(path: Path, plan: CropPlan, raw: Array, labels: Array, mode:
             writer.write(name, chunks)
         for name, chunks in _encoded(plan.raw, raw, raw_dataset):
             writer.write(name, chunks)
-        writer.finish()
+        writer.close_file()
     check_file(path, plan)
 
 

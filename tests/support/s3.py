@@ -22,7 +22,7 @@ from typing import IO, Self
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 5.0
 
-_ADDRESS = re.compile(r"Starting s3 server on \[(http://[^]/]+)")
+_ADDRESS = re.compile(r"Starting s3 server on \[(https?://[^]/]+)")
 
 
 class S3Server:
@@ -37,6 +37,8 @@ class S3Server:
         but hashes every object anew in each listing that names it.
     credentials
         Access key and secret that requests must be signed with; None serves anybody.
+    certificate
+        PEM files of a certificate and its key, to serve over TLS.
 
     Attributes
     ----------
@@ -44,8 +46,12 @@ class S3Server:
         URL without a slash at its end, e.g. ``http://127.0.0.1:40123``.
     """
 
-    def __init__(self, folder: Path, *, dir_cache_seconds: int = 0, credentials: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, dir_cache_seconds: int = 0, credentials: tuple[str, str] | None = None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:  # fmt: skip
         self.folder = folder
+        self._certificate = certificate
         self._credentials = credentials
         self._dir_cache_seconds = dir_cache_seconds
         self._process: subprocess.Popen[str] | None = None
@@ -111,10 +117,13 @@ class S3Server:
     def _command(self) -> list[str]:
         # An empty --config keeps rclone from reading (or making) the user's configuration.
         signed = [] if self._credentials is None else [f"--auth-key={','.join(self._credentials)}"]
+        secure = (
+            [] if self._certificate is None else [f"--cert={self._certificate[0]}", f"--key={self._certificate[1]}"]
+        )
         return [
             find_rclone(), "--config=", "serve", "s3", "--addr=127.0.0.1:0", "--vfs-cache-mode=off", "--no-modtime",
             f"--dir-cache-time={self._dir_cache_seconds}s", "--poll-interval=0", "--read-only", *signed,
-            str(self.folder),
+            *secure, str(self.folder),
         ]  # fmt: skip
 
     def _read_log(self, stream: IO[str], listening: threading.Event) -> None:

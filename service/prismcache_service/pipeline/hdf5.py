@@ -189,11 +189,15 @@ class CropWriter:
             dataset.id.write_direct_chunk(chunk.origin, chunk.data)
         self._sink.raise_error()
 
-    def finish(self) -> int:
-        """Close the HDF5 file and put it on the disk; the descriptor stays open, and is returned, until `__exit__`."""
+    def close_file(self) -> int:
+        """Close the HDF5 file: its bytes are final. The descriptor stays open, and is returned, until `__exit__`."""
         self._file.close()
-        self._sink.sync()
+        self._sink.raise_error()
         return self._sink.fd
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        self._sink.sync()
 
 
 def check_file(path: Path, plan: CropPlan) -> None:

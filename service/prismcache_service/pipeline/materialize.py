@@ -125,9 +125,13 @@ class Materializer:
             spool = files.enter_context(Spool(target.parent))
             writer = await self._stream(name, crop, plan, target, spool, report)
             files.enter_context(writer)
-            fd = await self._in_hdf5_thread(writer.finish)
-            await self._in_hdf5_thread(check_file, target, plan)
-            sha256 = await self._in_hdf5_thread(file_sha256, fd)
+            fd = await self._in_hdf5_thread(writer.close_file)
+            # What is hashed is what is read back; the disk takes its time beside it.
+            syncing = asyncio.ensure_future(self._in_hdf5_thread(_sync_and_check, writer, target, plan))
+            hashing = asyncio.ensure_future(self._in_thread(file_sha256, fd))
+            await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
+            syncing.result()
+            sha256 = hashing.result()
             return MadeCrop(
                 channels=plan.channels,
                 complete=plan.complete,
@@ -187,6 +191,9 @@ class Materializer:
     async def _in_hdf5_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, work, *arguments)
 
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
 
 def crop_of_folder(name: str) -> int | None:
     """The id in a crop's folder name, ``crop_7.zarr``; None for other names."""
@@ -210,6 +217,11 @@ def resident_bytes() -> int:
     except OSError:
         return 120_000_000
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _sync_and_check(writer: CropWriter, target: Path, plan: CropPlan) -> None:
+    writer.sync()
+    check_file(target, plan)
 
 
 def _known_crops(known: list[int]) -> str:

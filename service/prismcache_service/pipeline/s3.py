@@ -30,7 +30,8 @@ from prismcache.errors import (
     SourceUnreachableError,
 )
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.s3_bodies import CONNECT_TIMEOUT_S, MAX_STALL_S, BodyReader, open_bodies
+from prismcache_service.pipeline.connections import CONNECT_TIMEOUT_S
+from prismcache_service.pipeline.s3_bodies import MAX_STALL_S, BodyReader, open_bodies
 from prismcache_service.pipeline.source import Source, check_digest, plain_md5
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Bodies of objects: aiobotocore says where an object lies, and signs for it; aiohttp fetches it.
+"""Bodies of objects: aiobotocore says where an object lies, and signs for it; `connections` fetches it.
 
 A GET through the SDK costs more CPU than moving the body does: it builds the request in a dozen steps and parses the
 answer into a model of it. A presigned URL has the same endpoint, region and credentials, for a twentieth of that.
@@ -6,28 +6,26 @@ answer into a model of it. A presigned URL has the same endpoint, region and cre
 
 from __future__ import annotations
 
-import asyncio
 import re
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 from aiolimiter import AsyncLimiter
 from botocore.exceptions import ClientError
 from botocore.httpsession import get_cert_path
-from yarl import URL
 
 from prismcache.config import Settings
+from prismcache_service.pipeline.connections import Connections
+from prismcache_service.pipeline.http_get import Answer
 
-CONNECT_TIMEOUT_S = 5.0
 MAX_STALL_S = 15.0
-_MIN_BYTES_PER_S = 1024
-_READ_AHEAD = 1 << 17  # bytes that one connection may hold before the loop comes round to it
-_MAX_ERROR_BYTES = 1 << 16
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>")
+_ANY_KEY = "x"
 
 
 class BodyReader:
@@ -37,64 +35,59 @@ class BodyReader:
     ----------
     client
         An aiobotocore S3 client; signs if it has credentials.
-    session
-        The connections.
-    settings
-        Bucket, deadlines and bandwidth.
+    bucket
+        Where the objects lie.
+    connections
+        To the server of that bucket.
+    folder
+        What a URL's path has before the key, where nothing is signed; None has each URL signed.
     """
 
-    def __init__(self, client: Any, session: aiohttp.ClientSession, settings: Settings) -> None:
+    def __init__(self, client: Any, bucket: str, connections: Connections, folder: str | None) -> None:
         self._client = client
-        self._session = session
-        self._bucket = settings.s3_bucket
-        self._window = min(MAX_STALL_S, settings.s3_object_timeout / 4)
-        # The limit is shared out evenly: every worker process has a reader of its own.
-        limit = settings.s3_bandwidth_limit
-        self._pace = None if limit is None else AsyncLimiter(limit / settings.workers, 1.0)
+        self._bucket = bucket
+        self._connections = connections
+        self._folder = folder
+        self._headers = f"User-Agent: prismcache/{version('prismcache')}\r\nAccept-Encoding: identity\r\n"
 
     async def read(self, key: str, size: int, into: bytearray, *, if_match: str | None) -> int:
-        """Read an object of `size` bytes into the buffer; answers how many came, at most `size` + 1.
+        """Read an object of `size` bytes into the buffer; answers the length that the server gives it.
+
+        Another length than `size` is not read.
 
         Raises
         ------
         botocore.exceptions.ClientError
             If the answer is not a body; carries status and S3's error code, as the SDK's own would.
-        aiohttp.ClientError, OSError, TimeoutError
+        OSError, TimeoutError
             If the connection fails, or brings less than 1 KiB/s.
         """
         condition = {} if if_match is None else {"IfMatch": if_match}
-        url = await self._client.generate_presigned_url("get_object", {"Bucket": self._bucket, "Key": key, **condition})
-        headers = {} if if_match is None else {"If-Match": if_match}
-        async with self._session.get(URL(url, encoded=True), headers=headers, allow_redirects=False) as response:
-            if response.status != 200:
-                raise await _refusal(response)
-            return await self._fill(response.content, size, into)
+        headers = self._headers if if_match is None else f"{self._headers}If-Match: {if_match}\r\n"
+        target = await self._target(key, condition)
+        answer = await self._connections.get(target, headers, memoryview(into)[:size])
+        if answer.status != 200:
+            raise _refusal(answer)
+        return answer.length
 
-    async def _fill(self, stream: aiohttp.StreamReader, size: int, into: bytearray) -> int:
-        loop = asyncio.get_running_loop()
-        filled, mark, mark_at = 0, 0, loop.time()
-        while piece := await stream.readany():
-            end = filled + len(piece)
-            if end > size:
-                return size + 1
-            into[filled:end] = piece
-            filled = end
-            if self._pace is not None:
-                await self._pace.acquire(min(len(piece), self._pace.max_rate))
-            if (elapsed := loop.time() - mark_at) > self._window:
-                if filled - mark < _MIN_BYTES_PER_S * elapsed:
-                    raise TimeoutError(f"less than {_MIN_BYTES_PER_S} bytes/s for {elapsed:.0f} s")
-                mark, mark_at = filled, loop.time()
-        return filled
+    async def _target(self, key: str, condition: dict[str, str]) -> str:
+        if self._folder is not None:
+            return self._folder + quote(key, safe="/~")
+        url = urlsplit(await _url(self._client, self._bucket, key, condition))
+        return f"{url.path}?{url.query}"
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> ClientError:
-    body = await response.content.read(_MAX_ERROR_BYTES)
-    code = _ERROR_CODE.search(body)
+async def _url(client: Any, bucket: str, key: str, condition: dict[str, str]) -> str:
+    url: str = await client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key, **condition})
+    return url
+
+
+def _refusal(answer: Answer) -> ClientError:
+    code = _ERROR_CODE.search(answer.excerpt)
     return ClientError(
         {
-            "Error": {"Code": code[1].decode() if code else response.reason or ""},
-            "ResponseMetadata": {"HTTPStatusCode": response.status},
+            "Error": {"Code": code[1].decode() if code else ""},
+            "ResponseMetadata": {"HTTPStatusCode": answer.status},
         },
         "GetObject",
     )
@@ -103,21 +96,24 @@ async def _refusal(response: aiohttp.ClientResponse) -> ClientError:
 @asynccontextmanager
 async def open_bodies(client: Any, settings: Settings, ca_bundle: str | None) -> AsyncIterator[BodyReader]:
     """A reader with its connections open for the time of the block; `ca_bundle` as in AWS's own settings."""
-    plain = client.meta.endpoint_url.startswith("http://")
-    connector = aiohttp.TCPConnector(
-        limit=settings.s3_concurrency,
-        ssl=False if plain else ssl.create_default_context(cafile=ca_bundle or get_cert_path(verify=True)),
+    url = urlsplit(await _url(client, settings.s3_bucket, _ANY_KEY, {}))
+    tls = None
+    if url.scheme == "https":
+        tls = ssl.create_default_context(cafile=ca_bundle or get_cert_path(verify=True))
+    # The limit is shared out evenly: every worker process has a reader of its own.
+    limit = settings.s3_bandwidth_limit
+    connections = Connections(
+        f"{url.scheme}://{url.netloc}",
+        tls,
+        proxy=_proxy(url.scheme, url.netloc),
+        pace=None if limit is None else AsyncLimiter(limit / settings.workers, 1.0),
+        window=min(MAX_STALL_S, settings.s3_object_timeout / 4),
     )
-    timeout = aiohttp.ClientTimeout(
-        total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=min(MAX_STALL_S, settings.s3_object_timeout / 2)
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=timeout,
-        headers={"User-Agent": f"prismcache/{version('prismcache')}", "Accept-Encoding": "identity"},
-        auto_decompress=False,
-        read_bufsize=_READ_AHEAD,
-        trust_env=True,  # proxies, as the SDK takes them
-        cookie_jar=aiohttp.DummyCookieJar(),
-    ) as session:
-        yield BodyReader(client, session, settings)
+    with connections:
+        folder = url.path.removesuffix(_ANY_KEY) if settings.s3_anonymous else None
+        yield BodyReader(client, settings.s3_bucket, connections, folder)
+
+
+def _proxy(scheme: str, netloc: str) -> str | None:
+    """The proxy that the environment names, as the SDK takes it for its own requests."""
+    return None if urllib.request.proxy_bypass(netloc) else urllib.request.getproxies().get(scheme)

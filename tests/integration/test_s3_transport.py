@@ -1,0 +1,97 @@
+"""The ways to a bucket: TLS, with certificates of the lab's own, and proxies, as the environment names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prismcache import PrismClient
+from prismcache.errors import ConfigError, SourceUnreachableError
+from tests.support.cache_root import tiny_spec
+from tests.support.certificates import HAVE_OPENSSL, make_certificate
+from tests.support.crops import crop_folder, write_crop
+from tests.support.forward_proxy import ForwardProxy
+from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.s3 import S3Server
+
+pytestmark = pytest.mark.skipif(not HAVE_OPENSSL, reason="no openssl to make certificates with")
+SPEC = tiny_spec(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bucket")
+    write_crop(folder, SPEC)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Iterator[S3Server]:
+    with S3Server(folder, dir_cache_seconds=86_400) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def secure(folder: Path, certificate: tuple[Path, Path]) -> Iterator[S3Server]:
+    with S3Server(folder, dir_cache_seconds=86_400, certificate=certificate) as server:
+        yield server
+
+
+def _ensure(endpoint: str, root: Path, folder: Path) -> None:
+    with PrismClient(root=root, s3_endpoint_url=endpoint, s3_object_timeout=5) as client:
+        path = client.ensure("instance", [0], progress=False)[0]
+    assert_crop_file_equals_oracle(Path(path), crop_folder(folder, SPEC))
+
+
+def test_a_crop_comes_over_tls(secure, folder, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    assert secure.endpoint.startswith("https://")
+    _ensure(secure.endpoint, tmp_path, folder)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(secure, folder, tmp_path):
+    with pytest.raises(SourceUnreachableError, match=r"[Cc]ertificate|SSL"):
+        _ensure(secure.endpoint, tmp_path, folder)
+
+
+@pytest.mark.parametrize("credentials", [None, "ada:pass%20word"])
+def test_a_crop_comes_through_a_proxy(plain, folder, tmp_path, monkeypatch, credentials):
+    with ForwardProxy(credentials and credentials.replace("%20", " ")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.replace(" ", "%20"))
+        _ensure(plain.endpoint, tmp_path, folder)
+    assert sum(first.startswith(f"GET {plain.endpoint}/e11bio-prism/ls") for first in proxy.requests) > 10
+
+
+def test_a_crop_comes_through_a_tunnel(secure, folder, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    with ForwardProxy("ada:secret") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        _ensure(secure.endpoint, tmp_path, folder)
+    assert {first.split()[0] for first in proxy.requests} == {"CONNECT"}
+
+
+def test_hosts_that_need_no_proxy_are_asked_directly(plain, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    _ensure(plain.endpoint, tmp_path, folder)
+
+
+def test_a_proxy_that_refuses_is_an_error(secure, folder, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    with ForwardProxy("ada:secret") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url.replace("secret", "wrong"))
+        with pytest.raises(SourceUnreachableError, match=r"407|proxy"):
+            _ensure(secure.endpoint, tmp_path, folder)
+
+
+def test_another_kind_of_proxy_is_an_error_that_names_it(plain, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="socks5"):
+        _ensure(plain.endpoint, tmp_path, folder)
