@@ -92,7 +92,7 @@ class Stack:
     def __post_init__(self) -> None:
         self.storage = self.folder / "storage"
         self.storage.mkdir()
-        self.port = _free_port()
+        self.port = free_port()
         self.project = f"prismtest{self.port}"
         self.tokens: dict[str, str] = {}
         self._write_env()
@@ -224,8 +224,8 @@ def ended(http: httpx2.Client, job_id: str, deadline: float = 120.0) -> Job:
     return found[0]
 
 
-def _free_port() -> int:
-    # Not port 0: Docker would choose another one at each start of the container.
+def free_port() -> int:
+    """A port to publish: not 0, for which Docker would choose another one at each start of the container."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -18,6 +18,9 @@ REPOSITORY = Path(__file__).parents[2]
 STARTER = REPOSITORY.parent / "shared" / "tools" / "docker-engine"
 """Starts an engine and makes a base image, on machines that have neither."""
 
+ENGINE_PIDS = {"dockerd.pid": b"dockerd", "exec/containerd/containerd.pid": b"containerd"}
+"""Below the engine's folder, files with a process id, and what that process is."""
+
 _STARTER_FOLDER = "PRISM_DOCKER_DIR"
 _START_S = 600
 _COMPOSE = (("docker", "compose"), ("docker-compose",))
@@ -89,7 +92,8 @@ def running_engine() -> Iterator[Engine]:
 @contextmanager
 def _started(environment: dict[str, str]) -> Iterator[tuple[dict[str, str], str | None]]:
     folder = Path(os.environ.get(_STARTER_FOLDER) or Path("/var/tmp", "prism-docker"))
-    before = _engine_of(folder)
+    before = engine_of(folder)
+    forget_dead_engine(folder)
     told = subprocess.run(
         [str(STARTER)], env=environment | {_STARTER_FOLDER: str(folder)}, stdin=subprocess.DEVNULL, capture_output=True,
         text=True, timeout=_START_S, check=False,
@@ -100,20 +104,31 @@ def _started(environment: dict[str, str]) -> Iterator[tuple[dict[str, str], str 
     try:
         yield environment | exports, exports.get("PRISM_BASE_IMAGE")
     finally:
-        started = _engine_of(folder)
+        started = engine_of(folder)
         if started is not None and before is None:
             os.kill(started, signal.SIGTERM)
-            eventually(lambda: _engine_of(folder) is None, "the Docker engine ends", deadline=60)
+            eventually(lambda: engine_of(folder) is None, "the Docker engine ends", deadline=60)
 
 
-def _engine_of(folder: Path) -> int | None:
+def engine_of(folder: Path) -> int | None:
     """Process id of the engine that the starter started in `folder`, if it runs."""
+    return _pid_in(folder, "dockerd.pid")
+
+
+def forget_dead_engine(folder: Path) -> None:
+    """Delete the process ids that a killed engine left: if one is another process's by now, no engine would start."""
+    for name in ENGINE_PIDS:
+        if _pid_in(folder, name) is None:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _pid_in(folder: Path, name: str) -> int | None:
     try:
-        pid = int((folder / "dockerd.pid").read_text())
-        running = b"dockerd" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid = int((folder / name).read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None
-    return pid if running else None
+    return pid if ENGINE_PIDS[name] in command else None
 
 
 def _answers(environment: Mapping[str, str]) -> bool:
