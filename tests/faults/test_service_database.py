@@ -1,17 +1,27 @@
-"""The state database is lost or damaged between two runs: the cache folder is the truth, and nothing is made twice."""
+"""The state database is lost or damaged between two runs: the cache folder is the truth, and nothing is made twice.
+
+And one on PostgreSQL, which outlives the service.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from prismcache.schema import State
 from tests.support.cache_root import Lab, published, tiny_spec
+from tests.support.faults import Stall
 from tests.support.labs import running_lab
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right
+
+if TYPE_CHECKING:
+    from tests.support.postgres import PostgresServer
+
+pytest_plugins = ["tests.support.postgres"]
 
 SPECS = [tiny_spec(crop) for crop in range(3)]
 
@@ -94,3 +104,30 @@ def test_a_new_crop_is_made_after_the_database_was_lost(module_lab: Lab, tmp_pat
         with Desk(service) as desk:
             assert are_right(desk.ended(desk.submit(2).id))
             assert len(desk.http.get("/v1/jobs").json()["jobs"]) == 1
+
+
+def test_a_job_on_postgresql_completes_after_a_kill(
+    module_lab: Lab, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    own = Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
+    url = postgres_server.create_database()
+    stall = Stall()
+    own.proxy.clear()
+    own.proxy.add(stall, key="labels/0.0.0")
+    config = service_config(own.settings(), tmp_path / "state", min_free_bytes=0, database_url=url)
+    with Service(config) as service:
+        with Desk(service) as desk:
+            job = desk.submit(0, 2)
+        own.proxy.wait_until(lambda proxy: any("/labels/0" in seen.key for seen in proxy.requests), timeout=30)
+        service.kill()
+        stall.release()
+        own.proxy.clear()
+        service.start()
+        with Desk(service) as desk:
+            assert are_right(desk.ended(job.id))
+            stream = desk.http.get(f"/v1/jobs/{job.id}/events").text
+    kinds = [line.removeprefix("event: ") for line in stream.splitlines() if line.startswith("event: ")]
+    assert kinds[:1] == ["submitted"]
+    assert kinds.count("resumed") == 1
+    assert kinds[-2:] == ["finished", "job"]
+    assert not list((tmp_path / "state").glob("jobs.sqlite*"))
