@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from prismcache.config import Settings
 from prismcache.schema import Job, State
 from prismcache_service.server import bind
 from tests.support.cache_root import Lab, tiny_spec
@@ -183,6 +185,18 @@ def test_python_warnings_and_debug_show_nothing_left_behind(lab: Lab, tmp_path: 
     assert "ResourceWarning" not in service.log
     assert "was never awaited" not in service.log
     assert "Traceback" not in service.log
+
+
+def test_what_is_loaded_at_the_start_is_left_out_of_garbage_collections(tmp_path: Path) -> None:
+    program = (
+        "import atexit, gc; from prismcache_service import server;"
+        " atexit.register(lambda: server.sys.stderr.write(f'left out: {gc.get_freeze_count()}')); server.main()"
+    )
+    settings = Settings.load({}, root=tmp_path / "root", s3_endpoint_url="http://127.0.0.1:9", s3_object_timeout=0.2)
+    with Service(service_config(settings, tmp_path / "state"), command=(sys.executable, "-c", program)) as service:
+        assert service.terminate() == 0
+
+    assert int(service.log.rpartition("left out: ")[2]) > 50_000
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
