@@ -7,17 +7,21 @@ neither its memory nor its life depends on them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
 
+import anyio
+
 from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
-from prismcache.errors import UnknownCropError
+from prismcache.errors import PrismError, UnknownCropError
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
 from prismcache_service.factory import Factory
 from prismcache_service.storage.jobstore import MemoryJobStore
 
+_PATIENCE_S = 1.0  # for taking back what was just submitted
 _log = logging.getLogger("prismcache")  # the client's, whose warnings people see
 # What the service would log is here the caller's exception; nobody should read it twice.
 logging.getLogger("prismcache_service").addHandler(logging.NullHandler())
@@ -40,15 +44,25 @@ class EmbeddedBackend:
     def __init__(self, settings: Settings) -> None:
         self._factory = Factory(settings, MemoryJobStore())
         self._wishes: dict[str, list[str]] = {}  # by job: a name for each call that wants it
+        self._taking_back: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: JobRequest) -> Job:
         submitting = asyncio.create_task(self._submit(request))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
-            # The caller never learns which job it was, so nobody else could cancel it.
-            await self.cancel(await submitting)
+            # The caller never learns which job it was, so nobody else could cancel it. Which crops there are may have
+            # to be asked of a bucket that does not answer; the caller need not wait for that.
+            taking_back = asyncio.create_task(self._take_back(submitting))
+            self._taking_back.add(taking_back)
+            taking_back.add_done_callback(self._taking_back.discard)
+            with anyio.move_on_after(_PATIENCE_S, shield=True):
+                await asyncio.wait({taking_back})
             raise
+
+    async def _take_back(self, submitting: asyncio.Task[Job]) -> None:
+        with contextlib.suppress(PrismError):
+            await self.cancel(await submitting)
 
     async def _submit(self, request: JobRequest) -> Job:
         wish = uuid.uuid4().hex
@@ -98,4 +112,6 @@ class EmbeddedBackend:
         return await self._factory.crops.remove(split, crops)
 
     async def aclose(self) -> None:
+        for task in self._taking_back:
+            task.cancel()
         await self._factory.aclose()

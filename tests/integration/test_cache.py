@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -13,10 +14,19 @@ from typing import Any
 import h5py
 import pytest
 
-from prismcache import CropNotCachedError, PrismClient, SourceDeniedError, UnknownCropError, Verdict
+from prismcache import (
+    AsyncPrismClient,
+    CropNotCachedError,
+    EnsureTimeoutError,
+    PrismClient,
+    SourceDeniedError,
+    UnknownCropError,
+    Verdict,
+)
 from prismcache.layout import STATE_FOLDER, Manifest
 from tests.support.cache_root import Lab, files_below, published, quarantined, tiny_spec, traces_of, unfinished
 from tests.support.crops import CropSpec
+from tests.support.fault_actions import Stall
 from tests.support.faults import Status
 from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
@@ -264,6 +274,29 @@ def test_an_unreachable_source_and_nothing_known_is_an_error(cold: Lab) -> None:
         assert len(client.catalog()) == len(SPECS)
         with pytest.raises(UnknownCropError):
             client.describe("instance", 7)
+
+
+def test_a_bucket_that_stalls_holds_up_neither_deadline_nor_cancellation(cold: Lab) -> None:
+    stall = Stall()
+    cold.proxy.add(stall, listing=True)
+
+    async def story() -> None:
+        async with AsyncPrismClient(settings=cold.settings()) as client:
+            asking = asyncio.create_task(client.ensure("instance", None, progress=False))
+            while not cold.proxy.requests:  # noqa: ASYNC110 - the proxy runs in threads
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            async with asyncio.timeout(10):
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+                with pytest.raises(EnsureTimeoutError, match="were not known within 0 s"):
+                    await client.ensure("instance", None, timeout=0, progress=False)
+
+    try:
+        asyncio.run(story())
+    finally:
+        stall.release()
+    assert files_below(cold.root) == []
 
 
 def test_a_crop_that_cannot_be_read_is_listed_with_its_problem(warm: Lab, client: PrismClient) -> None:
