@@ -126,9 +126,9 @@ class _WorkerProcess:
             stderr=PIPE,
             env=os.environ | _WORKER_ENVIRONMENT,
             limit=_MAX_LINE,
-            # A Ctrl-C in the terminal is for the caller, who then ends the worker. In the same session, though: Linux
-            # shares cores out between sessions first, and niceness would count for nothing.
-            process_group=0,
+            # A Ctrl-C in the terminal is for the caller, who then ends the worker. And where Linux shares cores out
+            # between sessions (autogroup), this one's answers must not wait for what its workers have used.
+            start_new_session=True,
         )
         worker = cls(process, silence)
         with contextlib.suppress(OSError):  # it has ended already, which its first event tells

@@ -95,7 +95,7 @@ class PreviewService:
     async def _draw(self, file: CropFile, channel: int) -> bytes:
         process = await asyncio.create_subprocess_exec(
             *self._command, str(self._cache.local_path(file)), str(channel),
-            stdout=PIPE, stderr=PIPE, process_group=0,
+            stdout=PIPE, stderr=PIPE, start_new_session=True,
         )  # fmt: skip
         try:
             async with asyncio.timeout(_DRAWING_S):
