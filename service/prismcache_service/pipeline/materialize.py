@@ -23,7 +23,7 @@ from prismcache_service.pipeline.encode import RECIPE
 from prismcache_service.pipeline.hdf5 import CropWriter, check_file
 from prismcache_service.pipeline.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan import CropPlan, plan_crop
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Moved, Progress
 from prismcache_service.pipeline.relabel import Ids
 from prismcache_service.pipeline.source import Source, fingerprint
 from prismcache_service.pipeline.spool import Spool
@@ -60,12 +60,18 @@ class Materializer:
         Memory limit, threads and concurrency.
     file_mode
         Permissions of the files.
+
+    Attributes
+    ----------
+    moved
+        Bytes through each stage, of the crop in the making or made last.
     """
 
     def __init__(self, source: Source, settings: Settings, executor: ThreadPoolExecutor, file_mode: int) -> None:
         self._source, self._settings, self._mode = source, settings, file_mode
         self._executor = executor
         self._hdf5_thread = ThreadPoolExecutor(1, "hdf5")
+        self.moved = Moved()
 
     def close(self) -> None:
         """End the HDF5 thread; files are closed by then."""
@@ -171,6 +177,7 @@ class Materializer:
             spool=spool,
             on_fetched=_counter(plan, report),
         )
+        self.moved = stream.moved
         try:
             return await stream.run(open_writer)
         except BaseExceptionGroup as group:

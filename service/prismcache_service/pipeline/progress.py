@@ -1,4 +1,4 @@
-"""How far a crop is."""
+"""How far a crop is, and what has been moved for it."""
 
 from __future__ import annotations
 
@@ -13,3 +13,23 @@ class Progress:
     objects_total: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
+
+
+@dataclass
+class Moved:
+    """Bytes that have gone through each stage of the stream so far.
+
+    Attributes
+    ----------
+    fetched
+        Of objects, as stored.
+    decoded
+        Of voxels in blocks, before deflate.
+    deflated, written
+        Of HDF5 chunks.
+    """
+
+    fetched: int = 0
+    decoded: int = 0
+    deflated: int = 0
+    written: int = 0

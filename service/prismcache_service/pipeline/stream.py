@@ -27,6 +27,7 @@ from prismcache_service.pipeline.encode import encode_row
 from prismcache_service.pipeline.hdf5 import CropWriter
 from prismcache_service.pipeline.metadata import CropSource
 from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit
+from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.relabel import Ids, id_table, relabel, unique_ids
 from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
@@ -82,6 +83,11 @@ class CropStream:
         Keeps objects that are needed twice.
     on_fetched
         Called on the event loop with the size of each object that has been fetched and verified.
+
+    Attributes
+    ----------
+    moved
+        Bytes through each stage so far.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class CropStream:
         self._ids: list[Ids] = []
         self._scans_left = sum(not visit.again for visit in plan.labels.visits)
         self._scanned = asyncio.Event()
+        self.moved = Moved()
 
     async def run(self, open_writer: Callable[[Ids], CropWriter]) -> CropWriter:
         """Move the whole crop; `open_writer` gets the table of ids and creates the file.
@@ -155,6 +162,7 @@ class CropStream:
         if visit.item is None or visit.again:
             return None
         data = await self._source.read(self._crop.folder, visit.item, slot)
+        self.moved.fetched += visit.item.size
         self._on_fetched(visit.item.size)
         return data
 
@@ -231,15 +239,19 @@ class CropStream:
         for _ in range(sum(len(_shares(block)) for block in (*self._labels, *self._raw))):
             share = await encoded.get()
             rows = await share.rows
+            size = sum(len(chunk.data) for _, chunks in rows for chunk in chunks)
+            self.moved.deflated += size
             if share.block is not None:
                 self._buffers.put_nowait(share.block.close())
             await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, _write, writer, rows)
+            self.moved.written += size
             room.release()
         await encoding
 
     async def _encode_blocks(self, encoded: asyncio.Queue[_Encoded], room: asyncio.Semaphore) -> None:
         for block in (*self._labels, *self._raw):
             await block.filled.wait()
+            self.moved.decoded += block.voxels.nbytes
             shares = _shares(block)
             for number, share in enumerate(shares):
                 await room.acquire()
