@@ -26,7 +26,7 @@ DOCKERFILE = """
 ARG BASE_IMAGE=python:3.13-slim
 FROM ${BASE_IMAGE}
 RUN cd /tmp && apt-get update -qq && apt-get -o APT::Sandbox::User=root download -qq prometheus \\
- && dpkg-deb --extract prometheus_*.deb . && mv usr/bin/prometheus usr/bin/promtool /bin/ && rm -rf /tmp/* \\
+ && dpkg-deb --extract prometheus_*.deb . && mv usr/bin/prometheus /bin/ && rm -rf /tmp/* \\
  && install -d -o nobody -g nogroup /prometheus
 USER nobody
 WORKDIR /prometheus
