@@ -23,10 +23,11 @@ def cluster(engine: Engine, tmp_path: Path) -> Iterator[Stack]:
     settings = {
         "COMPOSE_PROFILES": "demo,cluster", "PRISMCACHE_ENGINE": "dask", "PRISMCACHE_WORKERS": "2",
         "PRISMCACHE_DASK_SCHEDULER": "tcp://scheduler:8786", "PRISMCACHE_S3_BANDWIDTH_LIMIT": "20MB",
+        "PRISM_DASK_WORKERS": "2",
     }  # fmt: skip
     with Stack(engine, tmp_path, settings, ("s3", "scheduler", "worker", "prismcache")) as stack:
         stack.create_token("ada", "requester")
-        stack.start("--scale", "worker=2")
+        stack.start()
         yield stack
 
 
