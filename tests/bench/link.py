@@ -8,6 +8,7 @@ nginx-light, libnginx-mod-http-echo and iproute2.
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from tests.support.s3 import find_rclone
 
 _ECHO = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+_numbers = itertools.count(os.getpid())
 _BURST = "512kb"
 _QUEUE = "60ms"
 _CONFIGURATION = """
@@ -71,7 +73,7 @@ class Link:
 
     def __init__(self, folder: Path, *, mbit_per_s: int | None = None, delay: float = 0.0) -> None:
         self._folder, self._rate, self._delay = folder.absolute(), mbit_per_s, delay
-        self._number = os.getpid() % 250
+        self._number = next(_numbers) % 250
         self._namespace = f"prism-bench-{self._number}"
         self._address = f"10.98.{self._number}.2"
         self.endpoint = f"http://{self._address}:9001"

@@ -98,5 +98,6 @@ def run(command: list[str]) -> Run:
         sys.exit(f"{error}\n{error.stderr}")
     finally:
         shutil.rmtree(root)
-    seconds = json.loads(usage.output)["seconds"] if usage.output.startswith("{") else usage.wall
+    said = [line for line in usage.output.splitlines() if line.startswith('{"seconds"')]
+    seconds = json.loads(said[-1])["seconds"] if said else usage.wall
     return Run(usage, seconds, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_an_object_that_is_late(lab: Lab, late: str) -> None:
         client.ensure("instance", 0, progress=False)
     assert_crop_file_equals_oracle(lab.cached(SPECS[0]), lab.source(SPECS[0]))
     assert unfinished(lab.root) == []
+
+
+def test_waiting_for_ones_own_bandwidth_limit_is_not_the_servers_delay(lab: Lab) -> None:
+    """At the limit the objects take seconds, each of which may take half a second."""
+    spec = SPECS[1]
+    size = sum(file.stat().st_size for file in lab.source(spec).glob("*/[0-9]*"))
+    with PrismClient(settings=lab.settings(s3_bandwidth_limit=100_000, workers=1, s3_object_timeout=0.5)) as client:
+        began = time.monotonic()
+        client.ensure("instance", spec.crop, progress=False)
+        took = time.monotonic() - began
+    assert size > 300_000
+    assert took > size / 100_000 - 1  # after a second's worth at once
+    assert_crop_file_equals_oracle(lab.cached(spec), lab.source(spec))
 
 
 def test_the_spool_gives_nothing_that_is_not_written_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import pytest
-from aiolimiter import AsyncLimiter
 
 from prismcache.errors import ConfigError
 from prismcache_service.pipeline.connections import Connections
@@ -62,7 +61,7 @@ class Server:
 
 async def ask(server: Server, times: int = 1, window: float = 5.0) -> list[tuple[Answer, bytes]]:
     found = []
-    with Connections(server.url, None, proxy=None, pace=None, window=window) as connections:
+    with Connections(server.url, None, proxy=None, window=window) as connections:
         for number in range(times):
             into = bytearray(5)
             answer = await connections.get(f"/{number}", "X-Test: 1\r\n", memoryview(into))
@@ -100,7 +99,7 @@ def test_a_body_comes_whole_however_it_is_cut(pieces: Sequence[bytes]) -> None:
 def test_an_empty_body_is_a_body() -> None:
     async def main() -> Answer:
         async with Server([[b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]]) as server:
-            with Connections(server.url, None, proxy=None, pace=None, window=5) as connections:
+            with Connections(server.url, None, proxy=None, window=5) as connections:
                 return await connections.get("/", "", memoryview(bytearray()))
 
     assert asyncio.run(main()) == Answer(200, 0)
@@ -204,7 +203,7 @@ def test_an_answer_that_does_not_grow_is_given_up() -> None:
     async def main() -> None:
         async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            with Connections(url, None, proxy=None, pace=None, window=0.05) as connections:
+            with Connections(url, None, proxy=None, window=0.05) as connections:
                 with pytest.raises(TimeoutError, match="less than 1024 bytes/s"):
                     await connections.get("/", "", memoryview(bytearray(5)))
                 await never.wait()
@@ -212,30 +211,7 @@ def test_an_answer_that_does_not_grow_is_given_up() -> None:
     asyncio.run(main())
 
 
-def test_a_pace_is_kept_by_all_connections_together() -> None:
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 40000\r\n\r\n" + b"x" * 40_000
-
-    async def main() -> float:
-        loop = asyncio.get_running_loop()
-        async with Server([[answer]] * 9) as server:
-            pace = AsyncLimiter(200_000, 1.0)
-            with Connections(server.url, None, proxy=None, pace=pace, window=5) as connections:
-
-                async def read_three() -> None:
-                    for _ in range(3):
-                        into = bytearray(40_000)
-                        await connections.get("/", "", memoryview(into))
-                        assert into == b"x" * 40_000
-
-                began = loop.time()
-                await asyncio.gather(*(read_three() for _ in range(3)))
-                return loop.time() - began
-
-    # Of 360,000 bytes 200,000 may come at once, and the last of each connection are counted when they are here.
-    assert asyncio.run(main()) > 0.15
-
-
 def test_a_proxy_of_another_kind_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="socks5://proxy") as caught:
-        Connections("https://bucket", None, proxy="socks5://proxy:1080", pace=None, window=5)
+        Connections("https://bucket", None, proxy="socks5://proxy:1080", window=5)
     assert "HTTPS_PROXY" in (caught.value.remedy or "")

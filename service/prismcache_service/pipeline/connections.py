@@ -9,8 +9,6 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from aiolimiter import AsyncLimiter
-
 from prismcache.errors import ConfigError
 from prismcache_service.pipeline.http_get import Answer, Connection, HttpError
 
@@ -31,10 +29,8 @@ class Connections:
         For https: whose certificates are believed.
     proxy
         ``http://[user:password@]host[:port]``, or None.
-    pace
-        Bytes a second that all connections together may receive, or None.
     window
-        Seconds in which an answer must grow by `MIN_BYTES_PER_S` for each of them.
+        Seconds in which an answer must grow by `MIN_BYTES_PER_S` for each of them; it is given twice as long.
 
     Raises
     ------
@@ -42,11 +38,9 @@ class Connections:
         If the proxy is of another kind.
     """
 
-    def __init__(
-        self, server: str, tls: ssl.SSLContext | None, *, proxy: str | None, pace: AsyncLimiter | None, window: float
-    ) -> None:
+    def __init__(self, server: str, tls: ssl.SSLContext | None, *, proxy: str | None, window: float) -> None:
         self._server = urlsplit(server)
-        self._tls, self._pace, self._window = tls, pace, window
+        self._tls, self._window = tls, window
         self._proxy = None if proxy is None else _proxy_url(proxy)
         self._idle: list[Connection] = []
 
@@ -89,12 +83,7 @@ class Connections:
         answered = connection.ask(request, into)
         answered.add_done_callback(_retrieve)
         try:
-            before = -MIN_BYTES_PER_S
-            while not answered.done():
-                if connection.received - before < MIN_BYTES_PER_S * self._window and before >= 0:
-                    raise TimeoutError(f"less than {MIN_BYTES_PER_S} bytes/s for {self._window:.0f} s")
-                before = connection.received
-                await asyncio.wait((answered,), timeout=self._window)
+            await self._growing(connection, answered)
             return answered.result()
         finally:
             if not (answered.done() and connection.reusable):
@@ -102,12 +91,24 @@ class Connections:
                 connection.transport.abort()
                 answered.cancel()
 
+    async def _growing(self, connection: Connection, answered: asyncio.Future[Answer]) -> None:
+        """Wait for an answer as long as it grows."""
+        before, is_suspect = 0, False
+        while not (await asyncio.wait((answered,), timeout=self._window))[0]:
+            has_grown = connection.received - before >= MIN_BYTES_PER_S * self._window
+            if is_suspect and not has_grown:
+                raise TimeoutError(f"less than {MIN_BYTES_PER_S} bytes/s for {self._window:.0f} s")
+            is_suspect = not has_grown
+            if is_suspect:
+                connection.wake_at(1)  # there may be some, fewer than the loop is woken for
+            before = connection.received
+
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         through = self._proxy or self._server
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, connection = await loop.create_connection(
-                lambda: Connection(self._pace),
+                Connection,
                 through.hostname or "",
                 through.port or _PORTS[through.scheme],
                 ssl=self._tls if self._proxy is None else None,

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from dataclasses import dataclass
-
-from aiolimiter import AsyncLimiter
 
 MAX_HEAD = 1 << 16  # bytes of a status line and headers, and of what is kept of an error's body
 _STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: |\r\n)")
 _HEADER = re.compile(rb"\r\n([^\r\n:]+):[ \t]*([^\r\n]*)")
 _LAST_CHUNK = b"0\r\n\r\n"
 _NO_BODY = frozenset({204, 304})
-_PACED_PIECE = 1 << 16
+# The event loop is woken for so many bytes of a body; where they trickle in, it would be busy with nothing else.
+_WAKE_BYTES = 1 << 18
+_TAIL_BYTES = 1 << 16  # of a body may lie in TLS already, and must not be waited for at the socket
 
 
 class HttpError(OSError):
@@ -55,24 +56,17 @@ class _ErrorHead:
 class Connection(asyncio.BufferedProtocol):
     """One connection, one request at a time.
 
-    Parameters
-    ----------
-    pace
-        Bytes a second that all connections together may receive; None for as many as come.
-
     Attributes
     ----------
     received
-        Bytes of the answer so far, headers included.
+        Bytes of the answer so far, headers included; of a body, what the loop was woken for.
     reusable
         Whether another request may follow an answer.
     """
 
-    def __init__(self, pace: AsyncLimiter | None = None) -> None:
+    def __init__(self) -> None:
         self.transport: asyncio.Transport
-        self._pace = pace
-        self._pausing: asyncio.Task[None] | None = None
-        self._piece = _PACED_PIECE if pace is None else min(_PACED_PIECE, int(pace.max_rate))
+        self._least = 1
         self.received = 0
         self.reusable = True
         self._answered: asyncio.Future[Answer] | None = None
@@ -94,15 +88,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._answered
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - all that is wanted is offered
-        rest = self._target[self._filled :]
-        return rest if self._pace is None else rest[: self._piece]
+        return self._target[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received += nbytes
         self._filled += nbytes
-        if self._pace is not None:
-            self.transport.pause_reading()
-            self._pausing = asyncio.ensure_future(self._resume_in_time(self._pace, nbytes))
         if self._answered is None or self._answered.done():
             self.fail(HttpError("sends what nobody asked for"))
         elif self._target is self._body:
@@ -113,10 +103,11 @@ class Connection(asyncio.BufferedProtocol):
             except HttpError as error:
                 self.fail(error)
 
-    async def _resume_in_time(self, pace: AsyncLimiter, nbytes: int) -> None:
-        await pace.acquire(nbytes)
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+    def wake_at(self, least: int) -> None:
+        """Have the system wake the loop once `least` bytes are here, and at the end of the connection in any case."""
+        if least != self._least and hasattr(socket, "SO_RCVLOWAT"):
+            self._least = least
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
 
     def eof_received(self) -> bool:
         if self._error is not None:
@@ -140,7 +131,9 @@ class Connection(asyncio.BufferedProtocol):
         self._target, self._filled = memoryview(self._head), 0  # nothing more belongs in the caller's buffer
 
     def _end_if_full(self) -> None:
-        if self._filled == len(self._target):
+        rest = len(self._target) - self._filled
+        self.wake_at(max(1, min(_WAKE_BYTES, rest - _TAIL_BYTES)))
+        if rest == 0:
             self._answer(Answer(200, self._filled))
 
     def _read_head(self) -> None:

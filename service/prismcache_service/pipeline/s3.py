@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -100,8 +100,11 @@ class S3Source(Source):
         ]
 
     async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
-        async def attempt() -> memoryview:
-            async with self._in_flight:
+        async def attempt(deadline: asyncio.Timeout) -> memoryview:
+            async with AsyncExitStack() as held:
+                async with _not_counted(deadline):
+                    await held.enter_async_context(self._in_flight)
+                    await self._bodies.admit(item.size)
                 view = await self._read_body(folder, item, into)
             try:
                 await asyncio.get_running_loop().run_in_executor(self._executor, check_digest, item, view)
@@ -125,7 +128,7 @@ class S3Source(Source):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def _page(self, what: str, request: dict[str, str]) -> dict[str, Any]:
+    async def _page(self, what: str, request: dict[str, str], _deadline: asyncio.Timeout) -> dict[str, Any]:
         page: dict[str, Any] = await self._client.list_objects_v2(**request)
         # botocore takes any 200 for a listing, and one that is none for one without keys: whatever is missing from it
         # would count as absent from the bucket, and become fill values.
@@ -146,7 +149,7 @@ class S3Source(Source):
             )
         return memoryview(into)[:length]
 
-    async def _retrying(self, attempt: Callable[[], Awaitable[T]], what: str, attempts: int) -> T:
+    async def _retrying(self, attempt: Callable[[asyncio.Timeout], Awaitable[T]], what: str, attempts: int) -> T:
         """`attempt` until it succeeds, fails for good, or attempts or the object's time run out."""
         last: SourceError | None = None
         policy = AsyncRetrying(
@@ -156,11 +159,11 @@ class S3Source(Source):
             reraise=True,
         )
         try:
-            async with asyncio.timeout(self._settings.s3_object_timeout):
+            async with asyncio.timeout(self._settings.s3_object_timeout) as deadline:
                 async for trial in policy:
                     with trial:
                         try:
-                            return await attempt()
+                            return await attempt(deadline)
                         except _RetryableError as failure:
                             last = failure.error
                             raise
@@ -198,6 +201,18 @@ class S3Source(Source):
         if status in _PERMANENT or 300 <= status < 400:
             return SourceError(said)
         return SourceUnreachableError(said)
+
+
+@asynccontextmanager
+async def _not_counted(deadline: asyncio.Timeout) -> AsyncIterator[None]:
+    """The time of the block is not the other side's: the deadline moves on by as much."""
+    loop, when = asyncio.get_running_loop(), deadline.when()
+    began = loop.time()
+    deadline.reschedule(None)
+    try:
+        yield
+    finally:
+        deadline.reschedule(None if when is None else when + loop.time() - began)
 
 
 @asynccontextmanager

@@ -41,14 +41,26 @@ class BodyReader:
         To the server of that bucket.
     folder
         What a URL's path has before the key, where nothing is signed; None has each URL signed.
+    pace
+        Bytes a second, or None.
     """
 
-    def __init__(self, client: Any, bucket: str, connections: Connections, folder: str | None) -> None:
+    def __init__(
+        self, client: Any, bucket: str, connections: Connections, *, folder: str | None, pace: AsyncLimiter | None
+    ) -> None:
         self._client = client
         self._bucket = bucket
         self._connections = connections
         self._folder = folder
+        self._pace = pace
         self._headers = f"User-Agent: prismcache/{version('prismcache')}\r\nAccept-Encoding: identity\r\n"
+
+    async def admit(self, size: int) -> None:
+        """Wait until `size` bytes more are within the pace."""
+        while self._pace is not None and size > 0:
+            piece = min(size, int(self._pace.max_rate))
+            await self._pace.acquire(piece)
+            size -= piece
 
     async def read(self, key: str, size: int, into: bytearray, *, if_match: str | None) -> int:
         """Read an object of `size` bytes into the buffer; answers the length that the server gives it.
@@ -100,18 +112,17 @@ async def open_bodies(client: Any, settings: Settings, ca_bundle: str | None) ->
     tls = None
     if url.scheme == "https":
         tls = ssl.create_default_context(cafile=ca_bundle or get_cert_path(verify=True))
-    # The limit is shared out evenly: every worker process has a reader of its own.
-    limit = settings.s3_bandwidth_limit
+    limit = settings.s3_bandwidth_limit  # shared out evenly: every worker process has a reader of its own
     connections = Connections(
         f"{url.scheme}://{url.netloc}",
         tls,
         proxy=_proxy(url.scheme, url.netloc),
-        pace=None if limit is None else AsyncLimiter(limit / settings.workers, 1.0),
         window=min(MAX_STALL_S, settings.s3_object_timeout / 4),
     )
     with connections:
         folder = url.path.removesuffix(_ANY_KEY) if settings.s3_anonymous else None
-        yield BodyReader(client, settings.s3_bucket, connections, folder)
+        pace = None if limit is None else AsyncLimiter(limit / settings.workers, 1.0)
+        yield BodyReader(client, settings.s3_bucket, connections, folder=folder, pace=pace)
 
 
 def _proxy(scheme: str, netloc: str) -> str | None:

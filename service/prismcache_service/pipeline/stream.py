@@ -78,7 +78,7 @@ class CropStream:
     executor
         Threads that decode and deflate.
     hdf5_thread
-        A single thread: the only one that calls HDF5.
+        A single thread: the only one that calls HDF5; until there is a file it spools.
     spool
         Keeps objects that are needed twice.
     on_fetched
@@ -110,9 +110,9 @@ class CropStream:
         self._labels, self._raw = _blocks(plan.labels), _blocks(plan.raw)
         # Set once a raw object that will be visited again is in the spool.
         self._spooled = {visit.key: asyncio.Event() for visit in plan.raw.visits if visit.again}
-        self._ids: list[Ids] = []
-        self._scans_left = sum(not visit.again for visit in plan.labels.visits)
-        self._scanned = asyncio.Event()
+        self._label_visits = [visit for visit in plan.labels.visits if not visit.again]
+        self._labels_left = len(self._label_visits)
+        self._labels_here = asyncio.Event()
         self.moved = Moved()
 
     async def run(self, open_writer: Callable[[Ids], CropWriter]) -> CropWriter:
@@ -134,18 +134,19 @@ class CropStream:
             block.open(await self._buffers.get())
 
     async def _fetch_all(self, group: asyncio.TaskGroup) -> None:
-        for visit in self._plan.labels.visits:
-            if not visit.again:
-                group.create_task(self._scan_labels(visit, await self._slots.get()))
+        for visit in self._label_visits:
+            group.create_task(self._spool_labels(visit, await self._slots.get()))
         for visit in self._plan.raw.visits:
             group.create_task(self._fill_raw(visit, await self._slots.get()))
 
     async def _relabel_and_write(
         self, group: asyncio.TaskGroup, open_writer: Callable[[Ids], CropWriter]
     ) -> CropWriter:
-        await self._scanned.wait()
-        table = await self._in_thread(id_table, self._ids)
-        writer = await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, open_writer, table)
+        await self._labels_here.wait()
+        # Only now: digests would queue behind the scans, and the link would idle. Raw is fetched ahead meanwhile.
+        ids = await asyncio.gather(*(self._in_thread(self._scan_chunk, visit) for visit in self._label_visits))
+        table = await self._in_thread(id_table, ids)
+        writer = await self._in_hdf5_thread(open_writer, table)
         try:
             group.create_task(self._fill_labels(table))
             await self._write_blocks(group, writer)
@@ -157,6 +158,9 @@ class CropStream:
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
+    async def _in_hdf5_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, work, *arguments)
+
     async def _fetch(self, visit: Visit, slot: bytearray) -> memoryview | None:
         """A visit's bytes: from the bucket, or None for an absent chunk and for one that is in the spool."""
         if visit.item is None or visit.again:
@@ -166,17 +170,17 @@ class CropStream:
         self._on_fetched(visit.item.size)
         return data
 
-    async def _scan_labels(self, visit: Visit, slot: bytearray) -> None:
+    async def _spool_labels(self, visit: Visit, slot: bytearray) -> None:
         data = await self._fetch(visit, slot)
-        self._ids.append(await self._in_thread(self._scan_chunk, visit, data))
-        self._slots.put_nowait(slot)
-        self._scans_left -= 1
-        if self._scans_left == 0:
-            self._scanned.set()
-
-    def _scan_chunk(self, visit: Visit, data: memoryview | None) -> Ids:
         if data is not None:
-            self._spool.put(visit.key, data)
+            await self._in_hdf5_thread(self._spool.put, visit.key, data)
+        self._slots.put_nowait(slot)
+        self._labels_left -= 1
+        if self._labels_left == 0:
+            self._labels_here.set()
+
+    def _scan_chunk(self, visit: Visit) -> Ids:
+        data = None if visit.item is None else self._spool.get(visit.key)
         parts = [unique_ids(part) for _, part in self._pieces(self._plan.labels, visit, data)]
         return np.unique(np.concatenate(parts))
 
@@ -243,7 +247,7 @@ class CropStream:
             self.moved.deflated += size
             if share.block is not None:
                 self._buffers.put_nowait(share.block.close())
-            await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, _write, writer, rows)
+            await self._in_hdf5_thread(_write, writer, rows)
             self.moved.written += size
             room.release()
         await encoding
