@@ -21,10 +21,10 @@ from botocore import UNSIGNED
 
 from prismcache.config import Settings
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.encode import encode_row
+from prismcache_service.pipeline.encode import Array, encode_row
 from prismcache_service.pipeline.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan import CropPlan, plan_crop
-from prismcache_service.pipeline.relabel import id_table, relabel, unique_ids
+from prismcache_service.pipeline.relabel import Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.s3_bodies import open_bodies
 from tests.bench.programs import BUCKET_DIR
 from tests.support.crops import PREFIX, CropSpec, crop_folder
@@ -80,13 +80,14 @@ def measure_limits(endpoint: str, spec: CropSpec, written: int) -> Limits:
     raw_share, label_share = len(raw) / len(raw_bodies), len(labels) / len(label_bodies)
     decode_raw = _cpu(lambda: [crop.raw.codec.decode(b, crop.raw.chunks) for b in raw_bodies])
     decode_labels = _cpu(lambda: [crop.labels.codec.decode(b, crop.labels.chunks) for b in label_bodies])
-    seconds["decode"] = raw_share * decode_raw + 2 * label_share * decode_labels  # labels twice: ids, then numbers
+    seconds["decode"] = raw_share * decode_raw + label_share * decode_labels
     seconds["relabel"] = label_share * _relabel(crop, label_bodies)
     voxels = int(np.prod(plan.labels.region.shape))
     row = crop.raw.codec.decode(raw_bodies[0], crop.raw.chunks)[0, :16, :64, :128].copy()
     deflate_raw = _cpu(lambda: [encode_row(row, (0, 0, 0), (16, 64, 64)) for _ in range(32)]) / (32 * row.size)
     decoded = crop.labels.codec.decode(label_bodies[0], crop.labels.chunks)[:16, :32, :64]
-    numbers = np.tile(relabel(decoded, id_table([unique_ids(decoded)])), (1, 2, 2))
+    runs = Runs.of(decoded)
+    numbers = np.tile(relabel(runs, id_table([unique_ids(runs)])), (1, 2, 2))
     deflate_labels = _cpu(lambda: [encode_row(numbers, (0, 0, 0), (16, 64, 64)) for _ in range(32)])
     seconds["deflate"] = voxels * (len(plan.channels) * deflate_raw + deflate_labels / (32 * numbers.size))
     seconds["copy"] = _copy(plan)
@@ -130,8 +131,14 @@ def _fetch(endpoint: str, items: list[SourceObject]) -> float:
 
 def _relabel(crop: CropSource, bodies: list[bytes]) -> float:
     chunks = [crop.labels.codec.decode(body, crop.labels.chunks).copy() for body in bodies]
-    table = id_table(unique_ids(chunk) for chunk in chunks)
-    return _cpu(lambda: [(unique_ids(chunk), relabel(chunk, table)) for chunk in chunks])
+    table = id_table(unique_ids(Runs.of(chunk)) for chunk in chunks)
+
+    def number(chunk: Array) -> Array:
+        runs = Runs.of(chunk)
+        unique_ids(runs)
+        return relabel(runs, table)
+
+    return _cpu(lambda: [number(chunk) for chunk in chunks])
 
 
 def _copy(plan: CropPlan) -> float:

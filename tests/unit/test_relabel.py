@@ -13,7 +13,7 @@ from skimage.segmentation import relabel_sequential
 
 from prismcache.errors import InvalidSourceError
 from prismcache_service.pipeline import relabel as relabelling
-from prismcache_service.pipeline.relabel import id_table, relabel, unique_ids
+from prismcache_service.pipeline.relabel import Runs, id_table, relabel, unique_ids
 
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=3, max_side=6)
 HUGE = st.sampled_from([0, 1, 2, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]) | st.integers(
@@ -22,8 +22,11 @@ HUGE = st.sampled_from([0, 1, 2, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 
 
 
 def relabelled(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    table = id_table([unique_ids(labels)])
-    return relabel(labels, table), table
+    runs = Runs.of(labels)
+    table = id_table([unique_ids(runs)])
+    found = relabel(runs, table)
+    np.testing.assert_array_equal(relabel(Runs.unpack(memoryview(runs.pack()), labels.shape), table), found)
+    return found, table
 
 
 @pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # scikit-image 0.26 with numpy 2.5
@@ -58,16 +61,17 @@ def test_every_integer_type_and_byte_order_gives_the_same(dtype: str) -> None:
 
 @given(arrays.arrays(np.uint64, SHAPES, elements=HUGE), st.integers(0, 2))
 def test_ids_found_part_by_part_are_those_of_the_whole(labels: np.ndarray, axis: int) -> None:
-    parts = [unique_ids(part) for part in np.array_split(labels, 3, axis) if part.size]
-    np.testing.assert_array_equal(id_table(parts), id_table([unique_ids(labels)]))
+    parts = [unique_ids(Runs.of(part)) for part in np.array_split(labels, 3, axis) if part.size]
+    np.testing.assert_array_equal(id_table(parts), id_table([unique_ids(Runs.of(labels))]))
 
 
 @given(arrays.arrays(np.uint64, SHAPES, elements=HUGE), st.permutations([0, 1, 2]))
 def test_views_that_are_not_contiguous_count_by_their_voxels(labels: np.ndarray, axes: list[int]) -> None:
     view = labels.transpose(axes)[::-1]
-    np.testing.assert_array_equal(unique_ids(view), np.unique(view))
-    table = id_table([unique_ids(labels)])
-    np.testing.assert_array_equal(table[relabel(view, table)], view)
+    runs = Runs.of(view)
+    np.testing.assert_array_equal(unique_ids(runs), np.unique(view))
+    table = id_table([unique_ids(Runs.of(labels))])
+    np.testing.assert_array_equal(table[relabel(runs, table)], view)
 
 
 def test_a_fill_value_broadcast_to_a_chunk_is_one_id() -> None:
@@ -81,7 +85,7 @@ def test_a_fill_value_broadcast_to_a_chunk_is_one_id() -> None:
 @pytest.mark.parametrize("dtype", ["|i1", "<i4", ">i8"])
 def test_a_negative_id_is_refused_by_its_value(dtype: str) -> None:
     with pytest.raises(InvalidSourceError, match=r"negative id -5$"):
-        unique_ids(np.array([[[3, 0, -5, -1]]], dtype))
+        Runs.of(np.array([[[3, 0, -5, -1]]], dtype))
 
 
 def test_more_ids_than_labels_can_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ the voxels or less, in numpy operations that release the GIL.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,19 +22,60 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _MAX_IDS = 2**32 - 1
 
 
-def unique_ids(labels: Array) -> Ids:
-    """Ascending unique ids of an integer array of any shape, as uint64.
+@dataclass(frozen=True)
+class Runs:
+    """Labels as runs of equal ids in C order.
 
-    Raises
-    ------
-    InvalidSourceError
-        If an id is negative.
+    Attributes
+    ----------
+    shape
+        Of the labels.
+    starts
+        (n,) first voxel of each run, counted in C order; the first is 0.
+    ids
+        (n,) uint64.
     """
-    _, values = _runs(labels)
-    found = np.unique(values)
-    if found[0] < 0:
-        raise InvalidSourceError(f"labels hold the negative id {int(found[0])}")
-    return found.astype(np.uint64)
+
+    shape: tuple[int, ...]
+    starts: np.ndarray[Any, np.dtype[np.intp]]
+    ids: Ids
+
+    @classmethod
+    def of(cls, labels: Array) -> Self:
+        """The runs of an integer array of any shape that is not empty.
+
+        Raises
+        ------
+        InvalidSourceError
+            If an id is negative.
+        """
+        flat = np.ascontiguousarray(labels).reshape(-1)
+        changes = np.flatnonzero(flat[1:] != flat[:-1])
+        starts = np.concatenate((np.zeros(1, np.intp), changes + 1))
+        ids = flat[starts]
+        if ids.dtype.kind == "i" and (least := ids.min()) < 0:
+            raise InvalidSourceError(f"labels hold the negative id {int(least)}")
+        return cls(labels.shape, starts, ids.astype(np.uint64))
+
+    @property
+    def packed_bytes(self) -> int:
+        return 12 * len(self.ids)
+
+    def pack(self) -> bytes:
+        """All but the shape, 12 bytes a run; for arrays of fewer than 2**32 voxels."""
+        return self.ids.tobytes() + self.starts.astype(np.uint32).tobytes()
+
+    @classmethod
+    def unpack(cls, data: memoryview, shape: tuple[int, ...]) -> Self:
+        """What `pack` made of labels of this shape."""
+        count = len(data) // 12
+        starts = np.frombuffer(data, np.uint32, count, 8 * count).astype(np.intp)
+        return cls(shape, starts, np.frombuffer(data, np.uint64, count))
+
+
+def unique_ids(runs: Runs) -> Ids:
+    """Ascending unique ids."""
+    return np.unique(runs.ids)
 
 
 def id_table(parts: Iterable[Ids]) -> Ids:
@@ -50,17 +92,11 @@ def id_table(parts: Iterable[Ids]) -> Ids:
     return table
 
 
-def relabel(labels: Array, table: Ids) -> Labels:
-    """The position of each voxel's id in `table`, uint32, of the shape of `labels`; every id must be in the table."""
-    starts, values = _runs(labels)
-    numbers = np.searchsorted(table, values.astype(np.uint64)).astype(np.uint32)
-    lengths = np.diff(starts, append=labels.size)
-    return np.repeat(numbers, lengths).reshape(labels.shape)
-
-
-def _runs(labels: Array) -> tuple[np.ndarray[Any, np.dtype[np.intp]], Array]:
-    """Start and id of each run of equal ids in C order."""
-    flat = np.ascontiguousarray(labels).reshape(-1)
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    starts = np.concatenate((np.zeros(1, np.intp), changes + 1))
-    return starts, flat[starts]
+def relabel(runs: Runs, table: Ids) -> Labels:
+    """The position of each voxel's id in `table`, uint32, of the labels' shape; every id must be in the table."""
+    numbers = np.searchsorted(table, runs.ids).astype(np.uint32)
+    labels = np.zeros(int(np.prod(runs.shape)), np.uint32)
+    # A running sum over the changes, modulo 2**32, is six times as fast as np.repeat.
+    labels[runs.starts] = np.diff(numbers, prepend=np.uint32(0))
+    np.cumsum(labels, out=labels)
+    return labels.reshape(runs.shape)

@@ -1,7 +1,7 @@
 """Fetched objects that are needed again: kept, still compressed, in an unnamed file beside the target.
 
 Labels are read twice (ids first, then numbers), and so is a chunk that crosses two columns of blocks. Keeping the
-compressed bytes means that every object is fetched once and memory stays bounded.
+compressed bytes means that every object is fetched once and memory stays bounded. Labels' runs are kept beside them.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class Spool:
         except OSError as error:
             raise storage_error(error, self._folder) from error
         self._places[key] = start, len(view)  # only now: until then there may be a hole, which reads as zeros
+
+    def find(self, key: str) -> memoryview | None:
+        """As `get`; None for what was never put."""
+        return self.get(key) if key in self._places else None
 
     def get(self, key: str) -> memoryview:
         """The object, in memory that this thread's next `get` reuses."""

@@ -28,10 +28,11 @@ from prismcache_service.pipeline.hdf5 import CropWriter
 from prismcache_service.pipeline.metadata import CropSource
 from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit
 from prismcache_service.pipeline.progress import Moved
-from prismcache_service.pipeline.relabel import Ids, id_table, relabel, unique_ids
+from prismcache_service.pipeline.relabel import Ids, Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
 
+_KEEP_RUNS = 2  # labels' runs are kept, not made again, where they take no more than so many times the object
 _SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 
 T = TypeVar("T")
@@ -113,6 +114,7 @@ class CropStream:
         self._label_visits = [visit for visit in plan.labels.visits if not visit.again]
         self._labels_left = len(self._label_visits)
         self._labels_here = asyncio.Event()
+        self._is_one_piece = plan.labels.source.codec.sharding is None
         self.moved = Moved()
 
     async def run(self, open_writer: Callable[[Ids], CropWriter]) -> CropWriter:
@@ -180,9 +182,15 @@ class CropStream:
             self._labels_here.set()
 
     def _scan_chunk(self, visit: Visit) -> Ids:
+        """The ids of a label object, whose runs are kept if they are small enough to be worth it."""
         data = None if visit.item is None else self._spool.get(visit.key)
-        parts = [unique_ids(part) for _, part in self._pieces(self._plan.labels, visit, data)]
-        return np.unique(np.concatenate(parts))
+        found = []
+        for _, part in self._pieces(self._plan.labels, visit, data):
+            runs = Runs.of(part)
+            found.append(unique_ids(runs))
+            if data is not None and self._is_one_piece and runs.packed_bytes <= _KEEP_RUNS * len(data):
+                self._spool.put(_runs_key(visit), runs.pack())
+        return np.unique(np.concatenate(found))
 
     async def _fill_labels(self, table: Ids) -> None:
         running = asyncio.Semaphore(4)  # enough to keep the threads busy; each holds no more than scratch memory
@@ -199,9 +207,15 @@ class CropStream:
                 group.create_task(fill(visit))
 
     def _place_labels(self, visit: Visit, blocks: Sequence[_Block], table: Ids) -> None:
+        if (kept := self._spool.find(_runs_key(visit))) is not None:
+            box = visit.box.overlap(self._plan.labels.region)
+            if box is None:
+                raise AssertionError("a visit meets the region")
+            _place(box, relabel(Runs.unpack(kept, box.shape), table), blocks)
+            return
         data = None if visit.item is None else self._spool.get(visit.key)
         for box, part in self._pieces(self._plan.labels, visit, data):
-            _place(box, relabel(part, table), blocks)
+            _place(box, relabel(Runs.of(part), table), blocks)
 
     async def _fill_raw(self, visit: Visit, slot: bytearray) -> None:
         data = await self._fetch(visit, slot)
@@ -269,6 +283,10 @@ class _Encoded:
 
     rows: asyncio.Future[list[tuple[str, list[Any]]]]
     block: _Block | None
+
+
+def _runs_key(visit: Visit) -> str:
+    return f"{visit.key} as runs"
 
 
 def _pool(count: int, size: int) -> asyncio.Queue[bytearray]:
