@@ -123,6 +123,23 @@ def test_one_that_the_server_gave_up_costs_no_error(first: bytes) -> None:
     assert [body for _, body in found] == [b"first", b"other"]
 
 
+def test_one_that_was_given_up_while_it_was_idle_is_not_asked_again() -> None:
+    async def main() -> Server:
+        async with Server([[OK + b"first"], [OK + b"other"]], frozenset([0])) as server:
+            with Connections(server.url, None, proxy=None, window=60) as connections:
+                into = bytearray(5)
+                await connections.get("/0", "", memoryview(into))
+                while not connections._idle[0].transport.is_closing():  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0)
+                for _ in range(5):  # and it has been told so
+                    await asyncio.sleep(0)
+                await connections.get("/1", "", memoryview(into))
+                assert into == b"other"
+        return server
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)).connections == 2
+
+
 @pytest.mark.parametrize(
     ("length", "body"), [(4, b"crop"), (6, b"crops!"), (10**15, b"crops"), (0, b"")], ids=lambda value: str(value)[:9]
 )

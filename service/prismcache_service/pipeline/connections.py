@@ -67,7 +67,7 @@ class Connections:
             target, headers = self._server.geturl() + target, headers + _credentials(self._proxy)
         request = f"GET {target} HTTP/1.1\r\nHost: {self._server.netloc}\r\n{headers}\r\n".encode()
         while True:
-            kept = self._idle.pop() if self._idle else None
+            kept = self._kept()
             connection = kept or await self._connect()
             try:
                 answer = await self._ask(connection, request, into)
@@ -78,6 +78,12 @@ class Connections:
             if connection.reusable:
                 self._idle.append(connection)
             return answer
+
+    def _kept(self) -> Connection | None:
+        while self._idle:
+            if (connection := self._idle.pop()).reusable:
+                return connection
+        return None
 
     async def _ask(self, connection: Connection, request: bytes, into: memoryview | None) -> Answer:
         answered = connection.ask(request, into)
