@@ -89,8 +89,6 @@ def main() -> None:
     if missing:
         report.say(f"\nNo link: this machine lacks {missing}.")
     else:
-        if not arguments.quick:
-            _loopback(report, _rclone, runs, "rclone")
         _over_link(report, runs, quick=arguments.quick)
     with serve(BUCKET_DIR) as server:
         warm(server.endpoint)

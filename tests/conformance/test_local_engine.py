@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prismcache.errors import WorkerError
+from prismcache.errors import MemoryLimitError, WorkerError
 from prismcache_service.engine import local
 from prismcache_service.engine.base import Engine
 from prismcache_service.engine.local import LocalEngine
@@ -89,6 +89,39 @@ class TestLocalEngine(EngineConformance):
             async with self.open(lab) as engine:
                 with pytest.raises(WorkerError, match=rf"crop_0\.zarr ended 3 worker processes.*{named}"):
                     await engine.run(task(0), ignore)
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("fits", [1, 0], ids=["the first crop fits", "none fits"])
+    def test_memory_that_earlier_crops_left_in_a_worker_costs_no_crop(
+        self, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+    ) -> None:
+        script = tmp_path / "python"
+        script.write_text(
+            f"#!{sys.executable}\n"
+            "from prismcache_service.engine.worker import main\n"
+            "from prismcache_service.pipeline import materialize\n"
+            "real, asked = materialize.resident_bytes, []\n"
+            "def grown():\n"
+            "    asked.append(None)\n"
+            f"    return real() + (10**9 if len(asked) > {fits} else 0)\n"
+            "materialize.resident_bytes = grown\n"
+            "main()\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(local.sys, "executable", str(script))
+
+        async def main() -> None:
+            async with self.open(lab) as engine:
+                if not fits:
+                    with pytest.raises(MemoryLimitError):
+                        await engine.run(task(0), ignore)
+                    return
+                await engine.run(task(0), ignore)
+                first = self.running()
+                await engine.run(task(1), ignore)
+                assert len(self.running()) == 1
+                assert self.running() != first
 
         asyncio.run(main())
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Self
 
 from prismcache.config import Settings
-from prismcache.errors import WorkerError, error_from_problem
+from prismcache.errors import MemoryLimitError, WorkerError, error_from_problem
 from prismcache.schema import CropFile
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
 from prismcache_service.engine.messages import EVENT, Alive, Failed, Made, Progressed, WorkOrder
@@ -85,16 +85,25 @@ class LocalEngine(Engine):
         await asyncio.gather(*(worker.stop() for worker in idle))
 
     async def _run_once(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
-        worker = self._idle.pop() if self._idle else await self._start()
-        try:
-            answer = await worker.work(task, report)
-        except BaseException:
-            await asyncio.shield(self._put_down(worker, task.token))
-            raise
-        self._idle.append(worker)
+        used = self._idle.pop() if self._idle else None
+        answer = None if used is None else await self._work(used, task, report)
+        if answer is None or _is_for_want_of_memory(answer):
+            answer = await self._work(await self._start(), task, report)
         if isinstance(answer, Made):
             return answer.file
         raise error_from_problem(answer.problem)
+
+    async def _work(self, worker: _WorkerProcess, task: CropTask, report: Callable[[Progress], None]) -> Made | Failed:
+        try:
+            answer = await worker.work(task, report)
+            if _is_for_want_of_memory(answer):
+                await worker.stop()  # what earlier crops left in it counts against the limit
+            else:
+                self._idle.append(worker)
+        except BaseException:
+            await asyncio.shield(self._put_down(worker, task.token))
+            raise
+        return answer
 
     async def _start(self) -> _WorkerProcess:
         return await _WorkerProcess.start(self._settings, self._silence, self._niceness)
@@ -103,6 +112,10 @@ class LocalEngine(Engine):
         """End a worker in the middle of its work; what it leaves goes too, so that the next may use the same token."""
         await worker.kill()
         await asyncio.to_thread(self._cache.discard, token)
+
+
+def _is_for_want_of_memory(answer: Made | Failed) -> bool:
+    return isinstance(answer, Failed) and answer.problem.code == MemoryLimitError.code
 
 
 class _WorkerProcess:

@@ -17,7 +17,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -55,6 +54,38 @@ class Outbox:
             self._stream.flush()
 
 
+class _Reporter:
+    """Tells of a crop's progress: its beginning and end at once, what is between ten times a second at most.
+
+    The last news of a while is told too, so that a crop whose next object is late shows how far it is.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._loop = asyncio.get_running_loop()
+        self._latest = Progress()
+        self._next_at = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        self._latest = progress
+        if progress.objects_done in {0, progress.objects_total}:
+            self._send()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._next_at, self._send)
+
+    def _send(self) -> None:
+        self.close()
+        self._next_at = self._loop.time() + _REPORT_S
+        self._outbox.send(Progressed(progress=self._latest))
+
+    def close(self) -> None:
+        """Tell no more: what comes after the answer would count for the next crop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 class Worker:
     """Makes and publishes crops for one engine."""
 
@@ -80,26 +111,16 @@ class Worker:
     async def _make(self, order: WorkOrder) -> CropFile:
         name = CropName(order.split, order.crop, order.channels)
         temporary = self._cache.temporary(name, order.token)
+        report = _Reporter(self._outbox)
         try:
-            made = await self._materializer.make(name, temporary, self._reporter(), strict=order.strict)
+            made = await self._materializer.make(name, temporary, report, strict=order.strict)
             name = CropName(order.split, order.crop, None if made.complete else made.channels)
             manifest = _manifest(name, made)
             sources = SourceList(source_fingerprint=made.source_fingerprint, objects=made.source_objects)
             return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, order.token)
         finally:
+            report.close()
             temporary.unlink(missing_ok=True)
-
-    def _reporter(self) -> Callable[[Progress], None]:
-        loop = asyncio.get_running_loop()
-        last = [-_REPORT_S]
-
-        def report(progress: Progress) -> None:
-            is_edge = progress.objects_done in {0, progress.objects_total}
-            if is_edge or loop.time() - last[0] >= _REPORT_S:
-                last[0] = loop.time()
-                self._outbox.send(Progressed(progress=progress))
-
-        return report
 
 
 def _manifest(name: CropName, made: MadeCrop) -> Manifest:

@@ -21,6 +21,7 @@ from prismcache.layout import FORMAT_VERSION, SourceObject
 from prismcache_service.pipeline.budget import plan_budget
 from prismcache_service.pipeline.encode import RECIPE
 from prismcache_service.pipeline.hdf5 import CropWriter, check_file
+from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
 from prismcache_service.pipeline.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan import CropPlan, plan_crop
 from prismcache_service.pipeline.progress import Moved, Progress
@@ -155,6 +156,7 @@ class Materializer:
         self, name: CropName, crop: CropSource, plan: CropPlan, target: Path, spool: Spool, report: Report
     ) -> CropWriter:
         threads = self._settings.decode_threads or os.cpu_count() or 1
+        give_memory_back()  # of the crop before
         budget = plan_budget(
             plan,
             limit=self._settings.memory_limit,
@@ -215,15 +217,6 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def resident_bytes() -> int:
-    """Memory that this process has resident now; an estimate where the system has no /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 120_000_000
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _sync_and_check(writer: CropWriter, target: Path, plan: CropPlan) -> None:
