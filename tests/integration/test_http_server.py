@@ -167,6 +167,8 @@ def test_the_threads_of_workers_give_way_to_the_api(lab: Lab, tmp_path: Path) ->
         own = os.getpriority(os.PRIO_PROCESS, service.pid)
         assert len(threads) > 1
         assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, own + 10)}
+        group = Path(f"/proc/{worker.pid}/autogroup")
+        assert not group.exists() or group.read_text().split()[-2:] == ["nice", "10"]
 
 
 def test_python_warnings_and_debug_show_nothing_left_behind(lab: Lab, tmp_path: Path) -> None:

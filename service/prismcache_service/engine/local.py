@@ -11,6 +11,7 @@ from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 from prismcache.config import Settings
@@ -114,6 +115,14 @@ class LocalEngine(Engine):
         await asyncio.to_thread(self._cache.discard, token)
 
 
+def _give_way(pid: int, niceness: int) -> None:
+    """Let others have the cores first, before the process has threads, which take over what it has."""
+    with contextlib.suppress(OSError):  # it has ended already, which its first event tells
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+    with contextlib.suppress(OSError):  # where sessions share cores out (autogroup), each has a niceness of its own
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+
+
 def _is_for_want_of_memory(answer: Made | Failed) -> bool:
     return isinstance(answer, Failed) and answer.problem.code == MemoryLimitError.code
 
@@ -144,9 +153,7 @@ class _WorkerProcess:
             start_new_session=True,
         )
         worker = cls(process, silence)
-        with contextlib.suppress(OSError):  # it has ended already, which its first event tells
-            # Before it has threads, which take over what their process has.
-            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+        _give_way(process.pid, niceness)
         await worker._say(settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"}))
         return worker
 
