@@ -7,6 +7,7 @@ the voxels or less, in numpy operations that release the GIL.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -95,8 +96,5 @@ def id_table(parts: Iterable[Ids]) -> Ids:
 def relabel(runs: Runs, table: Ids) -> Labels:
     """The position of each voxel's id in `table`, uint32, of the labels' shape; every id must be in the table."""
     numbers = np.searchsorted(table, runs.ids).astype(np.uint32)
-    labels = np.zeros(int(np.prod(runs.shape)), np.uint32)
-    # A running sum over the changes, modulo 2**32, is six times as fast as np.repeat.
-    labels[runs.starts] = np.diff(numbers, prepend=np.uint32(0))
-    np.cumsum(labels, out=labels)
-    return labels.reshape(runs.shape)
+    lengths = np.diff(runs.starts, append=math.prod(runs.shape))
+    return np.repeat(numbers, lengths).reshape(runs.shape)
