@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -62,11 +63,9 @@ def _sample(root: int, peaks: dict[int, int], ended: threading.Event) -> None:
 def _family(root: int) -> list[int]:
     found = [root]
     for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
                 found.extend(int(child) for child in children.read_text().split())
-            except OSError:
-                continue
     return found
 
 

@@ -228,6 +228,19 @@ def test_an_answer_that_does_not_grow_is_given_up() -> None:
     asyncio.run(main())
 
 
+def test_a_kept_connection_that_hangs_is_not_tried_again_here() -> None:
+    async def main() -> Server:
+        async with Server([[OK + b"first"], []]) as server:
+            with Connections(server.url, None, proxy=None, window=0.05) as connections:
+                into = bytearray(5)
+                await connections.get("/0", "", memoryview(into))
+                with pytest.raises(TimeoutError, match="less than 1024 bytes/s"):
+                    await connections.get("/1", "", memoryview(into))
+        return server
+
+    assert asyncio.run(main()).connections == 1
+
+
 def test_a_proxy_of_another_kind_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="socks5://proxy") as caught:
         Connections("https://bucket", None, proxy="socks5://proxy:1080", window=5)

@@ -71,6 +71,8 @@ class Connections:
             connection = kept or await self._connect()
             try:
                 answer = await self._ask(connection, request, into)
+            except TimeoutError:
+                raise  # an OSError too, but a delay: trying again is for the one retry layer above
             except OSError:
                 if kept is None or connection.received:
                     raise
