@@ -119,7 +119,7 @@ def sources_path(split: Split, crop: int, channels: Sequence[int] | None = None)
 class SourceObject(BaseModel):
     """One object of the source as it was listed: key below the crop's prefix, size in bytes, ETag without quotes."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     key: str
     size: int
@@ -132,7 +132,7 @@ class FileStamp(BaseModel):
     Never a proof: equal stamps spare a re-read, unequal ones cause it.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     size: int
     mtime_ns: int
@@ -145,7 +145,7 @@ class SourceList(BaseModel):
     Beside the manifest rather than in it: a hit reads the manifest, and a thousand ETags would be most of it.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     source_fingerprint: str
     objects: tuple[SourceObject, ...]
@@ -154,7 +154,7 @@ class SourceList(BaseModel):
 class Manifest(BaseModel):
     """The record beside a published file (JSON). A crop is cached only when both are there and agree."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     format_version: int
     split: Split

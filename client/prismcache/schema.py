@@ -48,7 +48,7 @@ class CacheState(StrEnum):
 
 
 class _Answer(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class Problem(_Answer):
@@ -69,7 +69,7 @@ class JobRequest(BaseModel):
     `strict` refuses a crop with chunks that are absent from the bucket. Jobs of higher `priority` go first.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     split: Split
     crops: Annotated[tuple[CropId, ...], Field(max_length=1000)] | None = None
@@ -154,7 +154,7 @@ class JobEvent(_Answer):
 class LeaseRequest(BaseModel):
     """Protect these crops from eviction while the asking process uses them."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     split: Split
     crops: Annotated[tuple[CropId, ...], Field(min_length=1, max_length=1000)]
@@ -248,7 +248,7 @@ class ClearedQuarantine(_Answer):
 class VerifyRequest(BaseModel):
     """Re-read cached files against their manifests; None means all."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     split: Split | None = None
     crops: Annotated[tuple[CropId, ...], Field(max_length=1000)] | None = None

@@ -118,7 +118,7 @@ def _fetch(endpoint: str, items: list[SourceObject]) -> float:
             before = time.process_time()
 
             async def read_some() -> None:
-                slot = bytearray(max(item.size for item in items))
+                slot = memoryview(bytearray(max(item.size for item in items)))
                 while waiting:
                     item = waiting.pop()
                     await bodies.read(f"{PREFIX}/instance/crop_0.zarr/{item.key}", item.size, slot, if_match=None)

@@ -86,7 +86,7 @@ class SourceConformance(ABC):
 
         async def read(source: Source) -> tuple[bytes, int]:
             item = (await source.list_objects(FOLDER))[KEY]
-            view = await source.read(FOLDER, item, buffer)
+            view = await source.read(FOLDER, item, memoryview(buffer))
             return bytes(view), len(view)
 
         assert ask(read) == (content, len(content))
@@ -97,7 +97,7 @@ class SourceConformance(ABC):
 
         async def read(source: Source) -> bytes:
             item = (await source.list_objects(FOLDER))["raw/empty"]
-            return bytes(await source.read(FOLDER, item, bytearray()))
+            return bytes(await source.read(FOLDER, item, memoryview(bytearray())))
 
         assert ask(read) == b""
 
@@ -106,7 +106,7 @@ class SourceConformance(ABC):
             listed = await source.list_objects(FOLDER)
 
             async def digest(item: SourceObject) -> tuple[str, str]:
-                view = await source.read(FOLDER, item, bytearray(item.size))
+                view = await source.read(FOLDER, item, memoryview(bytearray(item.size)))
                 return item.key, hashlib.md5(view).hexdigest()
 
             return dict(await asyncio.gather(*(digest(item) for item in listed.values())))
@@ -128,7 +128,7 @@ class SourceConformance(ABC):
                 path.unlink()
             else:
                 path.write_bytes(bodies[change])
-            return await source.read(FOLDER, item, bytearray(item.size))
+            return await source.read(FOLDER, item, memoryview(bytearray(item.size)))
 
         with pytest.raises(SourceCorruptError, match=KEY.replace(".", r"\.")):
             ask(read)

@@ -45,13 +45,14 @@ def noise(plan: CropPlan, seed: int = 0) -> tuple[Array, Array]:
 
 
 def write_crop_file(path: Path, plan: CropPlan, raw: Array, labels: Array, mode: int = 0o644) -> None:
-    """Make a finished, checked file of `raw` and `labels` (as `noise` gives them), in the canonical order."""
+    """Make a finished, checked file of `raw` and `labels` (as `noise` gives them)."""
     table = np.arange(5, dtype=np.uint64) * np.uint64(2**60)
-    with CropWriter(path, plan, table, ATTRIBUTES, mode) as writer:
-        for name, chunks in _encoded(plan.labels, labels[None], lambda _: LABELS):
-            writer.write(name, chunks)
+    with CropWriter(path, plan, ATTRIBUTES, mode) as writer:
         for name, chunks in _encoded(plan.raw, raw, raw_dataset):
             writer.write(name, chunks)
+        for name, chunks in _encoded(plan.labels, labels[None], lambda _: LABELS):
+            writer.write(name, chunks)
+        writer.write_ids(table)
         writer.close_file()
     check_file(path, plan)
 

@@ -33,7 +33,7 @@ class FolderSource(Source):
         base = self._root / folder
         return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
 
-    async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
         try:
             data = (self._root / folder / item.key).read_bytes()
         except OSError as error:
@@ -41,7 +41,7 @@ class FolderSource(Source):
         if len(data) != item.size:
             raise SourceCorruptError(f"object {item.key!r} has {len(data)} bytes, its listing says {item.size}")
         into[: item.size] = data
-        view = memoryview(into)[: item.size]
+        view = into[: item.size]
         check_digest(item, view)
         return view
 

@@ -17,7 +17,7 @@ from prismcache.config import Settings
 DEADLINE = 30.0
 CRASH_HOOK = Path(__file__).parent / "crash_hook"
 
-_WORKER = "prismcache_service.engine.worker"
+_WORKER = "prismcache_service.engine"
 
 
 def eventually(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:

@@ -101,7 +101,7 @@ def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
 
 
 def test_a_chunk_that_was_not_written_is_noticed(path: Path) -> None:
-    with CropWriter(path, PLAN, np.zeros(1, np.uint64), ATTRIBUTES, 0o644) as writer:
+    with CropWriter(path, PLAN, ATTRIBUTES, 0o644) as writer:
         writer.close_file()
         writer.sync()
     with pytest.raises(StorageError, match="raw/ch_00 reads back incomplete"):

@@ -60,7 +60,7 @@ class ChangingSource(FolderSource):
         super().__init__(root)
         self._change, self._at, self._reads = change, at, 0
 
-    async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
         if self._reads in self._at:
             self._change()
         self._reads += 1
@@ -210,7 +210,7 @@ def test_damage_that_is_no_change_is_corruption_at_once(bucket_dir: Path, target
     reads: list[str] = []
 
     class Damaged(FolderSource):
-        async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+        async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
             reads.append(item.key)
             if item.key == "raw/0.0.0.0":
                 raise SourceCorruptError(f"object {item.key!r} has another MD5")

@@ -19,6 +19,7 @@ from prismcache.errors import MemoryLimitError, WorkerError, error_from_problem
 from prismcache.schema import CropFile
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
 from prismcache_service.engine.messages import EVENT, Alive, Failed, Made, Progressed, WorkOrder
+from prismcache_service.engine.stagger import Stagger
 from prismcache_service.extras import require_service_extra
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.storage.cache import CropCache
@@ -36,6 +37,9 @@ WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    # aiohttp reads the system's certificates when it is imported, for 30 ms. Nothing here uses them: the SDK has its
+    # own, or those that AWS's settings name.
+    "SSL_CERT_FILE": os.devnull,
 }
 
 
@@ -64,14 +68,15 @@ class LocalEngine(Engine):
         self._niceness = niceness
         self._cache = CropCache(settings.root)
         self._free = asyncio.Semaphore(settings.workers)
+        self._stagger = Stagger(settings.workers)
         self._idle: list[_WorkerProcess] = []
 
     async def run(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
         require_service_extra()
-        async with self._free:
+        async with self._free, self._stagger.begin(report) as hear:
             for strike in range(1, MAX_STRIKES + 1):
                 try:
-                    return await self._run_once(task, report)
+                    return await self._run_once(task, hear)
                 except WorkerDiedError as error:
                     if strike == MAX_STRIKES:
                         text = f"making {task.name.folder} ended {strike} worker processes, the last by {error}"
@@ -142,7 +147,7 @@ class _WorkerProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "prismcache_service.engine.worker",
+            "prismcache_service.engine",
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,

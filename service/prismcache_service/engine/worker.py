@@ -1,6 +1,6 @@
 """A worker process: makes the crops that an engine sends on standard input, one at a time.
 
-Run by `prismcache_service.engine.local` as ``python -m prismcache_service.engine.worker``. The first line of standard
+Run by `prismcache_service.engine.local` as ``python -m prismcache_service.engine``. The first line of standard
 input is the settings, every further line a `WorkOrder`; each answer is one line of `Event`. The process ends when its
 input does, so it never outlives the engine, whatever ended that. It is a process of its own so that neither a crash
 in a C library, nor a full disk, nor the memory limit touches the program that asked for the crop.
@@ -31,6 +31,7 @@ from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile
 from prismcache_service.engine.messages import Alive, Failed, Made, Progressed, WorkOrder
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
+from prismcache_service.pipeline.memory import give_memory_back
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.pipeline.s3 import open_s3
 from prismcache_service.storage.cache import FILE_MODE, CropCache, CropName
@@ -107,6 +108,7 @@ class Worker:
             sys.stderr.write(text)
             answer = Failed(problem=WorkerError(f"{type(error).__name__}: {error}").to_problem())
         self._outbox.send(answer)
+        give_memory_back()  # what this crop left would count against the limit of the next
 
     async def _make(self, order: WorkOrder) -> CropFile:
         name = CropName(order.split, order.crop, order.channels)
@@ -188,7 +190,3 @@ def main() -> None:
         asyncio.run(_serve(sys.stdin.buffer, outbox))
     except PrismError as error:
         outbox.send(Failed(problem=error.to_problem()))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,9 +6,12 @@ it keeps the first error, drops what comes after, and raises once HDF5 has close
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +25,7 @@ from prismcache_service.pipeline.encode import EncodedChunk
 from prismcache_service.pipeline.plan import CropPlan
 from prismcache_service.storage.errors import storage_error
 
+_SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
 _FLUSH_BYTES = 64 << 20  # start writing back early, so that the last fsync is short
 
 
@@ -110,10 +114,16 @@ class Sink(io.RawIOBase):
 def start_writeback(fd: int, start: int) -> None:
     """Have the system begin to write a file's pages from `start` on to the disk, without waiting for it.
 
-    Linux does so when told that they will not be needed soon; other systems begin when it suits them.
+    They stay in memory, where the file is hashed and first trained from. Systems other than Linux begin when it suits
+    them.
     """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, start, 0, os.POSIX_FADV_DONTNEED)
+    if sys.platform == "linux":
+        _libc().sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 class CropWriter:
@@ -125,17 +135,13 @@ class CropWriter:
         A file that does not exist yet.
     plan
         Which datasets the file gets.
-    labels_ids
-        (n+1,) uint64, original ids.
     attributes
         The file's attributes.
     mode
         Permissions of the file.
     """
 
-    def __init__(
-        self, path: Path, plan: CropPlan, labels_ids: np.ndarray[Any, Any], attributes: Mapping[str, Any], mode: int
-    ) -> None:
+    def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
         try:
             self._sink = Sink(path, mode)
         except OSError as error:
@@ -143,17 +149,16 @@ class CropWriter:
         self._file = h5py.File(self._sink, "w", libver="earliest")
         self._datasets: dict[str, h5py.Dataset] = {}
         try:
-            self._create_all(plan, labels_ids, attributes)
+            self._create_all(plan, attributes)
         except BaseException:
             self.__exit__(None, None, None)  # HDF5 crashes the process at its end if a file is left open
             raise
 
-    def _create_all(self, plan: CropPlan, labels_ids: np.ndarray[Any, Any], attributes: Mapping[str, Any]) -> None:
+    def _create_all(self, plan: CropPlan, attributes: Mapping[str, Any]) -> None:
         self._file.attrs.update(attributes)
         for channel in plan.channels:
             self._create(raw_dataset(channel), plan.raw.region.shape[1:], np.uint8, plan)
         self._create(LABELS, plan.labels.region.shape[1:], np.uint32, plan)
-        self._file.create_dataset(LABELS_IDS, data=labels_ids, track_times=False)
         self._sink.raise_error()
 
     def __enter__(self) -> Self:
@@ -187,6 +192,11 @@ class CropWriter:
         dataset = self._datasets[name]
         for chunk in chunks:
             dataset.id.write_direct_chunk(chunk.origin, chunk.data)
+        self._sink.raise_error()
+
+    def write_ids(self, labels_ids: np.ndarray[Any, Any]) -> None:
+        """Write the table of original ids, (n+1,) uint64; errors as in `write`."""
+        self._file.create_dataset(LABELS_IDS, data=labels_ids, track_times=False)
         self._sink.raise_error()
 
     def close_file(self) -> int:

@@ -21,11 +21,10 @@ from prismcache.layout import FORMAT_VERSION, SourceObject
 from prismcache_service.pipeline.budget import plan_budget
 from prismcache_service.pipeline.encode import RECIPE
 from prismcache_service.pipeline.hdf5 import CropWriter, check_file
-from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
+from prismcache_service.pipeline.memory import resident_bytes
 from prismcache_service.pipeline.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan import CropPlan, plan_crop
 from prismcache_service.pipeline.progress import Moved, Progress
-from prismcache_service.pipeline.relabel import Ids
 from prismcache_service.pipeline.source import Source, fingerprint
 from prismcache_service.pipeline.spool import Spool
 from prismcache_service.pipeline.stream import CropStream
@@ -156,7 +155,6 @@ class Materializer:
         self, name: CropName, crop: CropSource, plan: CropPlan, target: Path, spool: Spool, report: Report
     ) -> CropWriter:
         threads = self._settings.decode_threads or os.cpu_count() or 1
-        give_memory_back()  # of the crop before
         budget = plan_budget(
             plan,
             limit=self._settings.memory_limit,
@@ -166,8 +164,8 @@ class Materializer:
         )
         attributes = self._attributes(name, crop, plan)
 
-        def open_writer(table: Ids) -> CropWriter:
-            return CropWriter(target, plan, table, attributes, self._mode)
+        def open_writer() -> CropWriter:
+            return CropWriter(target, plan, attributes, self._mode)
 
         stream = CropStream(
             self._source,

@@ -6,6 +6,7 @@ Sources: the zarr v2 and v3 core specifications; the attributes ``offset`` and `
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from prismcache_service.pipeline.codecs import ChunkCodec, codec_of
 from prismcache_service.pipeline.source import Source
 
 Shape = tuple[int, ...]
+_DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_GRID_CHUNKS = 100_000  # a hundred times the published crops'; planning takes memory and time for each
 _MAX_CHANNELS = 10_000  # as many as a request can name
@@ -83,29 +85,32 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
     SourceCorruptError
         If a listed metadata object cannot be had.
     """
-    raw = await _read_array(source, folder, objects, "raw", 4)
-    labels = await _read_array(source, folder, objects, "labels", 3)
+    keys = [f"{name}/{key}" for name in ("raw", "labels") for key in _DOCUMENTS]
+    items = [objects[key] for key in keys if key in objects]
+    # All at once, each of them to its end: one after the other, they would cost four times the bucket's latency.
+    reading = (_read_document(source, folder, item) for item in items)
+    documents: dict[str, bytes] = {}
+    for item, document in zip(items, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+        if isinstance(document, BaseException):
+            raise document
+        documents[item.key] = document
+    raw = _array(folder, "raw", 4, documents)
+    labels = _array(folder, "labels", 3, documents)
     return CropSource(folder, objects, raw, labels)
 
 
-async def _read_array(
-    source: Source, folder: str, objects: Mapping[str, SourceObject], name: str, ndim: int
-) -> ArraySource:
-    documents = {}
-    for key in ("zarr.json", ".zarray", ".zattrs"):
-        item = objects.get(f"{name}/{key}")
-        if item is not None:
-            documents[key] = await _read_document(source, folder, item)
+def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:
+    own = {key: documents[f"{name}/{key}"] for key in _DOCUMENTS if f"{name}/{key}" in documents}
     where = f"{folder}: array {name!r}"
-    if not documents.keys() & {"zarr.json", ".zarray"}:
+    if not own.keys() & {"zarr.json", ".zarray"}:
         raise InvalidSourceError(f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)")
-    return parse_array(where, name, ndim, documents)
+    return parse_array(where, name, ndim, own)
 
 
 async def _read_document(source: Source, folder: str, item: SourceObject) -> bytes:
     if item.size > _MAX_METADATA_BYTES:
         raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
-    return bytes(await source.read(folder, item, bytearray(item.size)))
+    return bytes(await source.read(folder, item, memoryview(bytearray(item.size))))
 
 
 def parse_array(where: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:

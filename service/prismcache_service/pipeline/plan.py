@@ -68,8 +68,8 @@ class Visit:
 class ArrayPlan:
     """The blocks of one array, in the array's own voxels, and the visits that fill them, both in canonical order.
 
-    `region` is what the file holds of the array; `chunk` the HDF5 chunk's (Z, Y, X); `open_blocks` how many blocks
-    one visit can need at the same time.
+    `region` is what the file holds of the array; `chunk` the HDF5 chunk's (Z, Y, X); `columns` counts the blocks of
+    each column, which no visit leaves; `open_blocks` says how many blocks one visit can need at the same time.
     """
 
     source: ArraySource
@@ -77,6 +77,7 @@ class ArrayPlan:
     chunk: tuple[int, int, int]
     blocks: tuple[Box, ...]
     visits: tuple[Visit, ...]
+    columns: tuple[int, ...]
     open_blocks: int
     itemsize: int
 
@@ -102,6 +103,15 @@ class CropPlan:
         """The objects to fetch, in order, each once."""
         visits = itertools.chain(self.labels.visits, self.raw.visits)
         return [v.item for v in visits if v.item is not None and not v.again]
+
+    @property
+    def blocks_before_labels(self) -> int:
+        """How many blocks of raw come before those of labels in the file: half of its columns.
+
+        Labels are numbered once all of them have been seen. In the middle of the file nothing waits for that: raw is
+        under way already, and there is more of it to fetch while labels are deflated.
+        """
+        return sum(self.raw.columns[: -(-len(self.raw.columns) // 2)])
 
     @property
     def missing_chunks(self) -> int:
@@ -184,6 +194,7 @@ def _plan_array(
     bands = _bands(region, channels, chunks[0], chunk, block_bytes // itemsize)
     blocks: list[Box] = []
     visits: list[Visit] = []
+    columns: list[int] = []
     seen: set[str] = set()
     for group, top, bottom in bands:
         rows = _rows(region, group, top, bottom, chunk[0])
@@ -194,8 +205,9 @@ def _plan_array(
             visits.append(Visit(key, objects.get(key), box, met, again=key in seen))
             seen.add(key)
         blocks.extend(rows)
+        columns.append(len(rows))
     width = max(len(v.blocks) for v in visits)
-    return ArrayPlan(source, region, chunk, tuple(blocks), tuple(visits), width, itemsize)
+    return ArrayPlan(source, region, chunk, tuple(blocks), tuple(visits), tuple(columns), width, itemsize)
 
 
 def _hdf5_chunk(shape: Shape) -> tuple[int, int, int]:

@@ -62,7 +62,7 @@ class BodyReader:
             await self._pace.acquire(piece)
             size -= piece
 
-    async def read(self, key: str, size: int, into: bytearray, *, if_match: str | None) -> int:
+    async def read(self, key: str, size: int, into: memoryview, *, if_match: str | None) -> int:
         """Read an object of `size` bytes into the buffer; answers the length that the server gives it.
 
         Another length than `size` is not read.
@@ -77,7 +77,7 @@ class BodyReader:
         condition = {} if if_match is None else {"IfMatch": if_match}
         headers = self._headers if if_match is None else f"{self._headers}If-Match: {if_match}\r\n"
         target = await self._target(key, condition)
-        answer = await self._connections.get(target, headers, memoryview(into)[:size])
+        answer = await self._connections.get(target, headers, into[:size])
         if answer.status != 200:
             raise _refusal(answer)
         return answer.length

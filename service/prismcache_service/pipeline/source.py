@@ -35,7 +35,7 @@ class Source(ABC):
         """Names of the folders directly below `folder`."""
 
     @abstractmethod
-    async def read(self, folder: str, item: SourceObject, into: bytearray) -> memoryview:
+    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
         """The whole of one listed object, verified, as a view of the first `item.size` bytes of `into`.
 
         Raises

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
 
 _KEEP_RUNS = 2  # labels' runs are kept, not made again, where they take no more than so many times the object
+_AT_A_TIME = 4
 _SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 
 T = TypeVar("T")
@@ -48,10 +49,10 @@ class _Block:
         self.opened = asyncio.Event()
         self.filled = asyncio.Event()
         self.voxels: Array = np.empty((0, 0, 0, 0), np.uint8)
-        self._buffer = bytearray()
+        self._buffer = memoryview(b"")
         self._visits_left = visits
 
-    def open(self, buffer: bytearray) -> None:
+    def open(self, buffer: memoryview) -> None:
         dtype = np.dtype(np.uint32 if self.array.itemsize == 4 else np.uint8)
         count = int(np.prod(self.box.shape))
         self._buffer = buffer
@@ -63,7 +64,7 @@ class _Block:
         if self._visits_left == 0:
             self.filled.set()
 
-    def close(self) -> bytearray:
+    def close(self) -> memoryview:
         """Give the buffer up for the next block."""
         self.voxels = self.voxels[:0]
         return self._buffer
@@ -109,51 +110,59 @@ class CropStream:
         self._slots = _pool(budget.slots, budget.slot_bytes)
         self._buffers = _pool(budget.blocks, budget.block_bytes)
         self._labels, self._raw = _blocks(plan.labels), _blocks(plan.raw)
+        before = plan.blocks_before_labels
+        self._in_order = (*self._raw[:before], *self._labels, *self._raw[before:])
         # Set once a raw object that will be visited again is in the spool.
         self._spooled = {visit.key: asyncio.Event() for visit in plan.raw.visits if visit.again}
-        self._label_visits = [visit for visit in plan.labels.visits if not visit.again]
-        self._labels_left = len(self._label_visits)
-        self._labels_here = asyncio.Event()
         self._is_one_piece = plan.labels.source.codec.sharding is None
+        # Enough labels at a time to keep the threads busy, so few that what else waits for a thread soon has it.
+        self._few = asyncio.Semaphore(_AT_A_TIME)
         self.moved = Moved()
 
-    async def run(self, open_writer: Callable[[Ids], CropWriter]) -> CropWriter:
-        """Move the whole crop; `open_writer` gets the table of ids and creates the file.
+    async def run(self, open_writer: Callable[[], CropWriter]) -> CropWriter:
+        """Move the whole crop; `open_writer` creates the file.
 
         Returns
         -------
         CropWriter
-            The writer with every chunk written, to be finished and closed by the caller.
+            The writer with everything written, to be closed by the caller.
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._open_blocks())
-            group.create_task(self._fetch_all(group))
-            writing = group.create_task(self._relabel_and_write(group, open_writer))
+            table = group.create_task(self._number_labels(group))
+            writing = group.create_task(self._write(group, open_writer, table))
         return writing.result()
 
     async def _open_blocks(self) -> None:
-        for block in (*self._labels, *self._raw):
+        for block in self._in_order:
             block.open(await self._buffers.get())
 
-    async def _fetch_all(self, group: asyncio.TaskGroup) -> None:
-        for visit in self._label_visits:
-            group.create_task(self._spool_labels(visit, await self._slots.get()))
+    async def _number_labels(self, group: asyncio.TaskGroup) -> Ids:
+        """Fetch labels, and then raw; the table of labels' ids as soon as all have been seen."""
+        scans = [
+            group.create_task(self._scan_labels(visit, await self._slots.get()))
+            for visit in self._plan.labels.visits
+            if not visit.again
+        ]
+        group.create_task(self._fetch_raw(group))
+        table = await self._in_thread(id_table, await asyncio.gather(*scans))
+        group.create_task(self._fill_labels(table))
+        return table
+
+    async def _fetch_raw(self, group: asyncio.TaskGroup) -> None:
         for visit in self._plan.raw.visits:
             group.create_task(self._fill_raw(visit, await self._slots.get()))
 
-    async def _relabel_and_write(
-        self, group: asyncio.TaskGroup, open_writer: Callable[[Ids], CropWriter]
+    async def _write(
+        self, group: asyncio.TaskGroup, open_writer: Callable[[], CropWriter], table: asyncio.Task[Ids]
     ) -> CropWriter:
-        await self._labels_here.wait()
-        # Only now: digests would queue behind the scans, and the link would idle. Raw is fetched ahead meanwhile.
-        ids = await asyncio.gather(*(self._in_thread(self._scan_chunk, visit) for visit in self._label_visits))
-        table = await self._in_thread(id_table, ids)
-        writer = await self._in_hdf5_thread(open_writer, table)
+        opening = self._hdf5_thread.submit(open_writer)
         try:
-            group.create_task(self._fill_labels(table))
+            writer = await asyncio.wrap_future(opening)
             await self._write_blocks(group, writer)
+            await self._in_hdf5_thread(writer.write_ids, await table)
         except BaseException:
-            self._hdf5_thread.submit(writer.__exit__, None, None, None)
+            self._hdf5_thread.submit(_close, opening)
             raise
         return writer
 
@@ -163,7 +172,7 @@ class CropStream:
     async def _in_hdf5_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, work, *arguments)
 
-    async def _fetch(self, visit: Visit, slot: bytearray) -> memoryview | None:
+    async def _fetch(self, visit: Visit, slot: memoryview) -> memoryview | None:
         """A visit's bytes: from the bucket, or None for an absent chunk and for one that is in the spool."""
         if visit.item is None or visit.again:
             return None
@@ -172,14 +181,13 @@ class CropStream:
         self._on_fetched(visit.item.size)
         return data
 
-    async def _spool_labels(self, visit: Visit, slot: bytearray) -> None:
+    async def _scan_labels(self, visit: Visit, slot: memoryview) -> Ids:
         data = await self._fetch(visit, slot)
         if data is not None:
             await self._in_hdf5_thread(self._spool.put, visit.key, data)
         self._slots.put_nowait(slot)
-        self._labels_left -= 1
-        if self._labels_left == 0:
-            self._labels_here.set()
+        async with self._few:
+            return await self._in_thread(self._scan_chunk, visit)
 
     def _scan_chunk(self, visit: Visit) -> Ids:
         """The ids of a label object, whose runs are kept if they are small enough to be worth it."""
@@ -193,10 +201,8 @@ class CropStream:
         return np.unique(np.concatenate(found))
 
     async def _fill_labels(self, table: Ids) -> None:
-        running = asyncio.Semaphore(4)  # enough to keep the threads busy; each holds no more than scratch memory
-
         async def fill(visit: Visit) -> None:
-            async with running:
+            async with self._few:
                 blocks = await self._opened(self._labels, visit)
                 await self._in_thread(self._place_labels, visit, blocks, table)
             for block in blocks:
@@ -217,7 +223,7 @@ class CropStream:
         for box, part in self._pieces(self._plan.labels, visit, data):
             _place(box, relabel(Runs.of(part), table), blocks)
 
-    async def _fill_raw(self, visit: Visit, slot: bytearray) -> None:
+    async def _fill_raw(self, visit: Visit, slot: memoryview) -> None:
         data = await self._fetch(visit, slot)
         if visit.again:
             await self._spooled[visit.key].wait()
@@ -254,7 +260,7 @@ class CropStream:
         encoded: asyncio.Queue[_Encoded] = asyncio.Queue()
         room = asyncio.Semaphore(_SHARES)
         encoding = group.create_task(self._encode_blocks(encoded, room))
-        for _ in range(sum(len(_shares(block)) for block in (*self._labels, *self._raw))):
+        for _ in range(sum(len(_shares(block)) for block in self._in_order)):
             share = await encoded.get()
             rows = await share.rows
             size = sum(len(chunk.data) for _, chunks in rows for chunk in chunks)
@@ -267,7 +273,7 @@ class CropStream:
         await encoding
 
     async def _encode_blocks(self, encoded: asyncio.Queue[_Encoded], room: asyncio.Semaphore) -> None:
-        for block in (*self._labels, *self._raw):
+        for block in self._in_order:
             await block.filled.wait()
             self.moved.decoded += block.voxels.nbytes
             shares = _shares(block)
@@ -289,10 +295,11 @@ def _runs_key(visit: Visit) -> str:
     return f"{visit.key} as runs"
 
 
-def _pool(count: int, size: int) -> asyncio.Queue[bytearray]:
-    pool: asyncio.Queue[bytearray] = asyncio.Queue()
+def _pool(count: int, size: int) -> asyncio.Queue[memoryview]:
+    """Buffers whose pages the system provides when they are first written, not here, where nothing moves yet."""
+    pool: asyncio.Queue[memoryview] = asyncio.Queue()
     for _ in range(count):
-        pool.put_nowait(bytearray(size))
+        pool.put_nowait(np.empty(size, np.uint8).data)
     return pool
 
 
@@ -352,6 +359,12 @@ def _encode(block: _Block, channel: int, y: int) -> tuple[str, list[Any]]:
     _, z0, y0, _ = (a - b for a, b in zip(block.box.start, block.array.region.start, strict=True))
     name = LABELS if block.array.itemsize == 4 else raw_dataset(block.box.start[0] + channel)
     return name, encode_row(row, (z0, y0 + y, 0), block.array.chunk)
+
+
+def _close(opening: Future[CropWriter]) -> None:
+    """Close what was opened; run in the thread that opens, so that it has ended or will not begin."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().__exit__(None, None, None)
 
 
 def _write(writer: CropWriter, encoded: Sequence[tuple[str, list[Any]]]) -> None:

@@ -64,5 +64,5 @@ def _append(name: str, text: str) -> None:
         os.close(file)
 
 
-if ("prismcache_service.engine.worker" in sys.orig_argv) == (os.environ["CRASH_ROLE"] == "worker"):
+if ("prismcache_service.engine" in sys.orig_argv) == (os.environ["CRASH_ROLE"] == "worker"):
     sys.addaudithook(_hook)
