@@ -75,7 +75,7 @@ def workers_of(pid: int) -> list[Watched]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (state := _state(int(entry.name))) is not None and state[2] == str(pid):
             try:
-                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
             if _WORKER in command:

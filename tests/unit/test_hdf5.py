@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
-from prismcache_service.pipeline.hdf5 import CropWriter, Sink, check_file
+from prismcache_service.pipeline.hdf5 import CropWriter, Sink, check_file, start_writeback
 from prismcache_service.storage.cache import file_sha256
 from prismcache_service.storage.errors import storage_error
 from tests.support import crop_files
@@ -42,6 +42,22 @@ def test_what_was_written_reads_back_with_nothing_but_gzip(path: Path) -> None:
         for dataset in (file["labels"], file["raw/ch_01"]):
             assert dataset.compression == "gzip"
             assert dataset.chunks == PLAN.raw.chunk == (16, 64, 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems begin when it suits them")
+def test_what_goes_to_the_disk_early_stays_in_memory_for_its_hash(path: Path) -> None:
+    with path.open("w+b", buffering=0) as file:
+        file.write(b"voxels" * 100_000)
+        os.fsync(file.fileno())
+        start_writeback(file.fileno(), 0)
+        try:
+            # Fails, rather than ask the disk, for what is not in memory.
+            found = os.preadv(file.fileno(), [bytearray(600_000)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            pytest.skip("this file system cannot say what is in memory")
+    assert found == 600_000
 
 
 def test_every_volume_says_where_it_lies_as_gunpowder_and_funlib_read_it(path: Path) -> None:

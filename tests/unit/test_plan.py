@@ -179,9 +179,26 @@ def test_published_crop_0_needs_this_many_objects(channels: tuple[int, ...] | No
     assert (plan.raw.open_blocks + 1) * plan.raw.block_bytes <= FULL_WINDOW
 
 
-def test_labels_come_first_as_their_ids_are_needed_before_anything_is_written() -> None:
+def test_labels_are_fetched_first_as_all_of_them_are_needed_for_the_first_number() -> None:
     keys = [item.key.split("/")[0] for item in plan_crop(published_crop(), None, strict=False).fetched()]
     assert keys == ["labels"] * 256 + ["raw"] * 576
+
+
+@given(cases())
+def test_labels_stand_between_two_columns_that_no_visit_leaves(case: Case) -> None:
+    plan = case.plan()
+    ends = list(itertools.accumulate(plan.raw.columns))
+    assert ends[-1] == len(plan.raw.blocks)
+    assert plan.blocks_before_labels in ends
+    for visit in plan.raw.visits:
+        first, last = visit.blocks[0], visit.blocks[-1]
+        assert not any(first < end <= last for end in ends)
+
+
+def test_half_of_the_published_crop_comes_before_its_labels() -> None:
+    plan = plan_crop(published_crop(), None, strict=False)
+    assert plan.blocks_before_labels == len(plan.raw.blocks) // 2
+    assert plan_crop(published_crop(), [0], strict=False).blocks_before_labels == 13
 
 
 def test_channels_are_ascending_each_once_and_complete_only_when_all_are_there() -> None:

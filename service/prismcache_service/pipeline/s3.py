@@ -31,6 +31,7 @@ from prismcache.errors import (
 )
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.connections import CONNECT_TIMEOUT_S
+from prismcache_service.pipeline.in_flight import InFlight
 from prismcache_service.pipeline.s3_bodies import MAX_STALL_S, BodyReader, open_bodies
 from prismcache_service.pipeline.source import Source, check_digest, plain_md5
 
@@ -40,8 +41,6 @@ T = TypeVar("T")
 # contact, where an unreachable endpoint should be reported in seconds.
 _READ_ATTEMPTS = 16
 _LIST_ATTEMPTS = 5
-# What a link of 10 Gbit/s brings in 30 ms, the time to an object's first byte.
-_IN_FLIGHT_BYTES = 40_000_000
 _PERMANENT = frozenset({400, 405, 409, 411, 413, 416, 501})
 _CONNECTION_ERRORS = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
@@ -52,33 +51,6 @@ class _RetryableError(Exception):
     def __init__(self, error: SourceError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-class _InFlight:
-    """Who may fetch: at most so many requests, and bytes, at a time; in the order in which they ask.
-
-    Small objects need many requests to fill a link. As many large ones would share it until all of them come to their
-    end at once, and leave nothing to do before.
-    """
-
-    def __init__(self, requests: int) -> None:
-        self._requests, self._bytes = requests, _IN_FLIGHT_BYTES
-        self._count, self._size = 0, 0
-        self._turn = asyncio.Lock()
-        self._ended = asyncio.Event()
-
-    @asynccontextmanager
-    async def of(self, size: int) -> AsyncIterator[None]:
-        async with self._turn:
-            while self._count == self._requests or (self._count and self._size + size > self._bytes):
-                self._ended.clear()
-                await self._ended.wait()
-            self._count, self._size = self._count + 1, self._size + size
-        try:
-            yield
-        finally:
-            self._count, self._size = self._count - 1, self._size - size
-            self._ended.set()
 
 
 class S3Source(Source):
@@ -101,7 +73,7 @@ class S3Source(Source):
         self._bodies = bodies
         self._settings = settings
         self._executor = executor
-        self._in_flight = _InFlight(settings.s3_concurrency)
+        self._in_flight = InFlight(settings.s3_concurrency)
 
     @property
     def url(self) -> str:
@@ -132,7 +104,7 @@ class S3Source(Source):
         async def attempt(deadline: asyncio.Timeout) -> memoryview:
             async with AsyncExitStack() as held:
                 async with _not_counted(deadline):
-                    await held.enter_async_context(self._in_flight.of(item.size))
+                    await held.enter_async_context(self._in_flight.fetching(item.size))
                     await self._bodies.admit(item.size)
                 view = await self._read_body(folder, item, into)
             try:
