@@ -87,11 +87,13 @@ def test_noise_takes_less_than_the_bound(path: Path) -> None:
     assert RAW.nbytes + LABELS.nbytes < path.stat().st_size < PLAN.file_bytes_bound
 
 
-def test_the_digest_is_that_of_the_whole_file(path: Path) -> None:
-    write_crop_file(path, PLAN, RAW, LABELS)
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_the_digest_is_that_of_the_whole_file_wherever_its_descriptor_stands(path: Path, size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    path.write_bytes(content)
     with path.open("rb") as file:
-        file.seek(100)
-        assert file_sha256(file.fileno()) == hashlib.sha256(path.read_bytes()).hexdigest()
+        file.seek(size // 2)
+        assert file_sha256(file.fileno()) == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o600])

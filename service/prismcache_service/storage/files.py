@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -53,13 +54,16 @@ def stamp_of(status: os.stat_result) -> FileStamp:
 
 
 def file_sha256(fd: int) -> str:
-    """SHA-256 (hex) of an open file from its beginning."""
+    """SHA-256 (hex) of an open file from its beginning; another thread reads ahead, so that no disk waits for it."""
     digest = hashlib.sha256()
-    buffer = bytearray(_HASH_BYTES)
+    buffer, spare = bytearray(_HASH_BYTES), bytearray(_HASH_BYTES)
     os.lseek(fd, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+    with os.fdopen(os.dup(fd), "rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(file.readinto, buffer)
+        while count := ahead.result():
+            ahead = reader.submit(file.readinto, spare)
             digest.update(memoryview(buffer)[:count])
+            buffer, spare = spare, buffer
     return digest.hexdigest()
 
 
