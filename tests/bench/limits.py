@@ -83,8 +83,9 @@ def measure_limits(endpoint: str, spec: CropSpec, written: int) -> Limits:
     seconds["decode"] = raw_share * decode_raw + label_share * decode_labels
     seconds["relabel"] = label_share * _relabel(crop, label_bodies)
     voxels = int(np.prod(plan.labels.region.shape))
-    row = crop.raw.codec.decode(raw_bodies[0], crop.raw.chunks)[0, :16, :64, :128].copy()
-    deflate_raw = _cpu(lambda: [encode_row(row, (0, 0, 0), (16, 64, 64)) for _ in range(32)]) / (32 * row.size)
+    # Different ones, as in a crop: the same chunk again and again would deflate faster than any real one.
+    rows = [crop.raw.codec.decode(body, crop.raw.chunks)[0, :16, :64, :128].copy() for body in raw_bodies[:32]]
+    deflate_raw = _cpu(lambda: [encode_row(row, (0, 0, 0), (16, 64, 64)) for row in rows]) / sum(r.size for r in rows)
     decoded = crop.labels.codec.decode(label_bodies[0], crop.labels.chunks)[:16, :32, :64]
     runs = Runs.of(decoded)
     numbers = np.tile(relabel(runs, id_table([unique_ids(runs)])), (1, 2, 2))

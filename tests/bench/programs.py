@@ -8,6 +8,7 @@ to run already, as it does in a service, a tiny crop is fetched before. An endpo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,7 @@ def warm(endpoint: str) -> None:
 def run(command: list[str]) -> Run:
     """Run a program in a new folder, which it gets as its last argument, and delete that."""
     root = Path(tempfile.mkdtemp(prefix="run-", dir=BENCH_DIR)).absolute()
+    os.sync()  # what the run before wrote and deleted would cost this one
     try:
         usage = measure([*command, f"{root}/"])
         size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
