@@ -59,7 +59,7 @@ test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real 
 test-adapters: $(READY) $(ADAPTERS_READY) ## Run the tests with gunpowder, funlib, MONAI, napari and zarr 2, in an environment of their own
 	PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
 
-bench: $(BENCH_READY) ## Compare with torch_em, s5cmd and the limits: table and plot (ARGS=--quick: two minutes)
+bench: $(BENCH_READY) ## Compare with torch_em, s5cmd and the limits: table and plot (ARGS=--quick: a minute)
 	@$(BIN)/python -m tests.bench.speed $(ARGS)
 
 bench-crop: $(BENCH_READY) ## Time a full-size crop: seconds, CPU, memory, bytes

@@ -33,7 +33,7 @@ from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
 
 _KEEP_RUNS = 2  # labels' runs are kept, not made again, where they take no more than so many times the object
-_AT_A_TIME = 4
+_AT_A_TIME = 4  # objects of labels that are scanned, or numbered
 _SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class CropStream:
     executor
         Threads that decode and deflate.
     hdf5_thread
-        A single thread: the only one that calls HDF5; until there is a file it spools.
+        A single thread: the only one that calls HDF5; fetched labels are spooled there, too.
     spool
         Keeps objects that are needed twice.
     on_fetched
