@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import io
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -117,8 +116,9 @@ def start_writeback(fd: int, start: int) -> None:
     They stay in memory, where the file is hashed and first trained from. Systems other than Linux begin when it suits
     them.
     """
-    if sys.platform == "linux":
-        _libc().sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+    begin = getattr(_libc(), "sync_file_range", None)
+    if begin is not None:
+        begin(fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 @cache
