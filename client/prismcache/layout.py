@@ -116,45 +116,41 @@ def sources_path(split: Split, crop: int, channels: Sequence[int] | None = None)
     return manifest_path(split, crop, channels).with_suffix(".sources.json")
 
 
-class SourceObject(BaseModel):
-    """One object of the source as it was listed: key below the crop's prefix, size in bytes, ETag without quotes."""
-
+class _Record(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
+
+
+class SourceObject(_Record):
+    """One object of the source as it was listed: key below the crop's prefix, size in bytes, ETag without quotes."""
 
     key: str
     size: int
     etag: str
 
 
-class FileStamp(BaseModel):
+class FileStamp(_Record):
     """What the file system said of a file when its content was last known to be right.
 
     Never a proof: equal stamps spare a re-read, unequal ones cause it.
     """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     size: int
     mtime_ns: int
     ctime_ns: int
 
 
-class SourceList(BaseModel):
+class SourceList(_Record):
     """The objects of a crop's folder as they were listed when the file was made, by key (JSON).
 
     Beside the manifest rather than in it: a hit reads the manifest, and a thousand ETags would be most of it.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
-
     source_fingerprint: str
     objects: tuple[SourceObject, ...]
 
 
-class Manifest(BaseModel):
+class Manifest(_Record):
     """The record beside a published file (JSON). A crop is cached only when both are there and agree."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     format_version: int
     split: Split

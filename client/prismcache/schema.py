@@ -47,6 +47,11 @@ class CacheState(StrEnum):
     CACHED = "cached"
 
 
+# Built when they are first used: a program needs few of them, and importing should be quick.
+class _Request(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
 class _Answer(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
@@ -62,14 +67,12 @@ class Problem(_Answer):
     remedy: str = ""
 
 
-class JobRequest(BaseModel):
+class JobRequest(_Request):
     """Ask for crops of one split.
 
     `crops` None means every published crop; `channels` None means every channel of each crop.
     `strict` refuses a crop with chunks that are absent from the bucket. Jobs of higher `priority` go first.
     """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     split: Split
     crops: Annotated[tuple[CropId, ...], Field(max_length=1000)] | None = None
@@ -151,10 +154,8 @@ class JobEvent(_Answer):
     crop: CropProgress | None = None
 
 
-class LeaseRequest(BaseModel):
+class LeaseRequest(_Request):
     """Protect these crops from eviction while the asking process uses them."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     split: Split
     crops: Annotated[tuple[CropId, ...], Field(min_length=1, max_length=1000)]
@@ -245,10 +246,8 @@ class ClearedQuarantine(_Answer):
     bytes: int
 
 
-class VerifyRequest(BaseModel):
+class VerifyRequest(_Request):
     """Re-read cached files against their manifests; None means all."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     split: Split | None = None
     crops: Annotated[tuple[CropId, ...], Field(max_length=1000)] | None = None

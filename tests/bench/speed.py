@@ -38,7 +38,8 @@ _MBIT = 1000
 _DELAY_S = 0.03
 _LINK = f"{_MBIT // 1000} Gbit/s, {1000 * _DELAY_S:.0f} ms"
 _MANY = 4
-_QUICK = ("prismcache", "prismcache, channels=[0]", "s5cmd, all 1,024 objects")
+_OURS, _ONE_CHANNEL, _S5CMD = "prismcache", "prismcache, channels=[0]", "s5cmd, all 1,024 objects"
+_QUICK = (_OURS, _ONE_CHANNEL, _S5CMD)
 _COLD = "with the start of its worker"
 
 
@@ -99,7 +100,7 @@ def main() -> None:
         _over_link(report, runs)
     with serve(BUCKET_DIR) as server:
         warm(server.endpoint)
-        _limits(report, server.endpoint, loopback["prismcache"][0].bytes_made, runs)
+        _limits(report, server.endpoint, loopback[_OURS][0].bytes_made, runs)
         samples = {"loopback": stages.record(server.endpoint)}
     if not missing and not arguments.quick:
         with Link(BUCKET_DIR, mbit_per_s=_MBIT, delay=_DELAY_S) as link:
@@ -146,13 +147,13 @@ def _loopback(report: Report, serve: growth.Serve, runs: int, server_name: str, 
     with serve(BUCKET_DIR) as server:
         warm(server.endpoint)
         programs = {
-            "prismcache": ours(server.endpoint),
-            f"prismcache, {_COLD}": ours(server.endpoint, has_worker=False),
-            "prismcache, memory_limit=250MB": ours(server.endpoint, memory_limit="250MB"),
-            "prismcache, channels=[0]": ours(server.endpoint, channels=[0]),
-            f"prismcache, channels=[0], {_COLD}": ours(server.endpoint, channels=[0], has_worker=False),
+            _OURS: ours(server.endpoint),
+            f"{_OURS}, {_COLD}": ours(server.endpoint, has_worker=False),
+            f"{_OURS}, memory_limit=250MB": ours(server.endpoint, memory_limit="250MB"),
+            _ONE_CHANNEL: ours(server.endpoint, channels=[0]),
+            f"{_ONE_CHANNEL}, {_COLD}": ours(server.endpoint, channels=[0], has_worker=False),
             "torch_em": torch_em(server.endpoint),
-            "s5cmd, all 1,024 objects": s5cmd(server.endpoint),
+            _S5CMD: s5cmd(server.endpoint),
         }
         found = _in_turn({name: programs[name] for name in programs if not quick or name in _QUICK}, runs)
     report.say(f"\n**One crop, loopback, bodies from {server_name}**")
@@ -183,9 +184,9 @@ def _over_link(report: Report, runs: int) -> None:
     with Link(BUCKET_DIR, mbit_per_s=_MBIT, delay=_DELAY_S) as link:
         warm(link.endpoint)
         programs = {
-            "prismcache": ours(link.endpoint),
-            f"prismcache, {_COLD}": ours(link.endpoint, has_worker=False),
-            "s5cmd, all 1,024 objects": s5cmd(link.endpoint),
+            _OURS: ours(link.endpoint),
+            f"{_OURS}, {_COLD}": ours(link.endpoint, has_worker=False),
+            _S5CMD: s5cmd(link.endpoint),
         }
         found = _in_turn(programs, runs)
     folder = BENCH_DIR / "many"
@@ -193,7 +194,7 @@ def _over_link(report: Report, runs: int) -> None:
     try:
         with Link(folder, mbit_per_s=_MBIT, delay=_DELAY_S) as link:
             warm(link.endpoint)
-            many = f"prismcache, {_MANY} crops"
+            many = f"{_OURS}, {_MANY} crops"
             programs = {
                 many: ours(link.endpoint, range(_MANY)),
                 f"{many}, {_COLD}": ours(link.endpoint, range(_MANY), has_worker=False),
@@ -219,7 +220,7 @@ def _limits(report: Report, endpoint: str, written: int, runs: int) -> None:
     medians = [statistics.median(each.seconds[step] for each in limits) for step in limits[0].seconds]
     total = statistics.median(each.total for each in limits)
     report.say("\n**CPU seconds of a crop, each step alone on one core**")
-    report.table(*limits[0].seconds, "sum", f"prismcache, {_COLD}")
+    report.table(*limits[0].seconds, "sum", f"{_OURS}, {_COLD}")
     report.row(*(f"{each:.2f}" for each in medians), f"{total:.2f}", f"{statistics.median(whole):.2f}")
     ratio, ratio_to_bare = (
         statistics.median(cpu / alone for cpu, alone in zip(whole, sums, strict=True))

@@ -21,6 +21,7 @@ class Scene:
     def __init__(self, crops: int, patience: float = 30.0) -> None:
         self.stagger = Stagger(crops, patience)
         self.begun: list[Callable[[Progress], None]] = []
+        self.arrived: asyncio.Queue[None] = asyncio.Queue()
         self.heard: list[Progress] = []
         self.making: list[asyncio.Task[None]] = []
 
@@ -30,6 +31,7 @@ class Scene:
     async def _make(self) -> None:
         async with self.stagger.begin(self.heard.append) as report:
             self.begun.append(report)
+            self.arrived.put_nowait(None)
             await asyncio.Event().wait()
 
     async def number_begun(self) -> int:
@@ -78,8 +80,9 @@ def test_one_without_news_keeps_nobody_waiting() -> None:
         scene.ask()
         scene.ask()
         async with asyncio.timeout(10):
-            while await scene.number_begun() < 2:  # noqa: ASYNC110 - time itself is what is waited for
-                await asyncio.sleep(0.005)
+            for _ in range(2):
+                await scene.arrived.get()
+        assert len(scene.begun) == 2
         await asyncio.gather(*map(scene.end, range(2)))
 
     asyncio.run(main())

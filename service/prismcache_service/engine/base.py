@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from prismcache.schema import CropFile
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Report
 from prismcache_service.storage.cache import CropName
 
 MAX_STRIKES = 3
@@ -30,7 +29,7 @@ class Engine(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    async def run(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
+    async def run(self, task: CropTask, report: Report) -> CropFile:
         """Make the crop and publish it; `report` hears of progress on the event loop, at most ten times a second.
 
         Cancelling stops the work and removes what is unfinished.

@@ -25,7 +25,7 @@ from prismcache_service.engine.dask_cluster import Cluster, Member
 from prismcache_service.engine.dask_messages import DaskAnswer, DaskOrder, DaskProgress, settings_json, task_key
 from prismcache_service.engine.dask_worker import make_crop, rest, stop_crop
 from prismcache_service.engine.messages import Failed, Made, WorkOrder
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Report
 from prismcache_service.storage.cache import CropCache
 
 _HUNG_S = 20.0
@@ -71,10 +71,10 @@ class DaskEngine(Engine):
         self._silence = silence
         self._cache = CropCache(settings.root)
         self._free = asyncio.Semaphore(settings.workers)
-        self._reports: defaultdict[str, list[Callable[[Progress], None]]] = defaultdict(list)
+        self._reports: defaultdict[str, list[Report]] = defaultdict(list)
         self._cluster = Cluster(scheduler, settings, timeout=timeout, hung_after=hung_after, on_event=self._hear)
 
-    async def run(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
+    async def run(self, task: CropTask, report: Report) -> CropFile:
         key = task_key(task, self._settings)
         self._reports[key].append(report)
         try:

@@ -10,7 +10,6 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +20,7 @@ from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
 from prismcache_service.engine.messages import EVENT, Alive, Failed, Made, Progressed, WorkOrder
 from prismcache_service.engine.stagger import Stagger
 from prismcache_service.extras import require_service_extra
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Report
 from prismcache_service.storage.cache import CropCache
 
 _SILENCE_S = 60.0
@@ -71,7 +70,7 @@ class LocalEngine(Engine):
         self._stagger = Stagger(settings.workers)
         self._idle: list[_WorkerProcess] = []
 
-    async def run(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
+    async def run(self, task: CropTask, report: Report) -> CropFile:
         require_service_extra()
         async with self._free, self._stagger.begin(report) as hear:
             for strike in range(1, MAX_STRIKES + 1):
@@ -90,16 +89,16 @@ class LocalEngine(Engine):
         idle, self._idle = self._idle, []
         await asyncio.gather(*(worker.stop() for worker in idle))
 
-    async def _run_once(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
+    async def _run_once(self, task: CropTask, report: Report) -> CropFile:
         used = self._idle.pop() if self._idle else None
-        answer = None if used is None else await self._work(used, task, report)
-        if answer is None or _is_for_want_of_memory(answer):
+        answer = await self._work(used or await self._start(), task, report)
+        if used is not None and _is_for_want_of_memory(answer):
             answer = await self._work(await self._start(), task, report)
         if isinstance(answer, Made):
             return answer.file
         raise error_from_problem(answer.problem)
 
-    async def _work(self, worker: _WorkerProcess, task: CropTask, report: Callable[[Progress], None]) -> Made | Failed:
+    async def _work(self, worker: _WorkerProcess, task: CropTask, report: Report) -> Made | Failed:
         try:
             answer = await worker.work(task, report)
             if _is_for_want_of_memory(answer):
@@ -162,7 +161,7 @@ class _WorkerProcess:
         await worker._say(settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"}))
         return worker
 
-    async def work(self, task: CropTask, report: Callable[[Progress], None]) -> Made | Failed:
+    async def work(self, task: CropTask, report: Report) -> Made | Failed:
         """Send an order and wait for its answer.
 
         Raises

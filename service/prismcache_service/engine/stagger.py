@@ -8,14 +8,12 @@ the first of them is there sooner, and the last no later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Progress, Report
 
 PATIENCE_S = 3.0
-
-Report = Callable[[Progress], None]
 
 
 class Stagger:

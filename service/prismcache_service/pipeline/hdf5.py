@@ -10,7 +10,6 @@ import ctypes
 import io
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +20,7 @@ import numpy as np
 from prismcache.errors import StorageError
 from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, raw_dataset
 from prismcache_service.pipeline.encode import EncodedChunk
+from prismcache_service.pipeline.libc import call_if_there
 from prismcache_service.pipeline.plan import CropPlan
 from prismcache_service.storage.errors import storage_error
 
@@ -116,14 +116,7 @@ def start_writeback(fd: int, start: int) -> None:
     They stay in memory, where the file is hashed and first trained from. Systems other than Linux begin when it suits
     them.
     """
-    begin = getattr(_libc(), "sync_file_range", None)
-    if begin is not None:
-        begin(fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+    call_if_there("sync_file_range", fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 class CropWriter:

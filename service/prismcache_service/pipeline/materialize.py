@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,12 @@ from prismcache_service.pipeline.hdf5 import CropWriter, check_file
 from prismcache_service.pipeline.memory import resident_bytes
 from prismcache_service.pipeline.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan import CropPlan, plan_crop
-from prismcache_service.pipeline.progress import Moved, Progress
+from prismcache_service.pipeline.progress import Moved, Progress, Report
 from prismcache_service.pipeline.source import Source, fingerprint
 from prismcache_service.pipeline.spool import Spool
 from prismcache_service.pipeline.stream import CropStream
+from prismcache_service.pipeline.threads import run_in
 from prismcache_service.storage.cache import CropName, file_sha256
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Materializer:
             spool = files.enter_context(Spool(target.parent))
             writer = await self._stream(name, crop, plan, target, spool, report)
             files.enter_context(writer)
-            fd = await self._in_hdf5_thread(writer.close_file)
+            fd = await run_in(self._hdf5_thread, writer.close_file)
             # What is hashed is what is read back; the disk takes its time beside it.
-            syncing = asyncio.ensure_future(self._in_hdf5_thread(_sync_and_check, writer, target, plan))
-            hashing = asyncio.ensure_future(self._in_thread(file_sha256, fd))
+            syncing = asyncio.ensure_future(run_in(self._hdf5_thread, _sync_and_check, writer, target, plan))
+            hashing = asyncio.ensure_future(run_in(self._executor, file_sha256, fd))
             await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
             syncing.result()
             sha256 = hashing.result()
@@ -162,11 +162,7 @@ class Materializer:
             threads=threads,
             concurrency=self._settings.s3_concurrency,
         )
-        attributes = self._attributes(name, crop, plan)
-
-        def open_writer() -> CropWriter:
-            return CropWriter(target, plan, attributes, self._mode)
-
+        open_writer = partial(CropWriter, target, plan, self._attributes(name, crop, plan), self._mode)
         stream = CropStream(
             self._source,
             crop,
@@ -194,12 +190,6 @@ class Materializer:
             "source_fingerprint": fingerprint(crop.objects.values()),
             "missing_chunks": plan.missing_chunks,
         }
-
-    async def _in_hdf5_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, work, *arguments)
-
-    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
 
 def crop_of_folder(name: str) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from pathlib import Path
+
+from prismcache_service.pipeline.libc import call_if_there
 
 
 def resident_bytes() -> int:
@@ -24,6 +25,4 @@ def give_memory_back() -> None:
     `engine.local.WORKER_ENVIRONMENT`); other C libraries give large ones back by themselves.
     """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    call_if_there("malloc_trim", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -13,6 +14,9 @@ class Progress:
     objects_total: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
+
+
+Report = Callable[[Progress], None]
 
 
 @dataclass

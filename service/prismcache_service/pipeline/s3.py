@@ -34,6 +34,7 @@ from prismcache_service.pipeline.connections import CONNECT_TIMEOUT_S
 from prismcache_service.pipeline.in_flight import InFlight
 from prismcache_service.pipeline.s3_bodies import MAX_STALL_S, BodyReader, open_bodies
 from prismcache_service.pipeline.source import Source, check_digest, plain_md5
+from prismcache_service.pipeline.threads import run_in
 
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ class S3Source(Source):
                     await self._bodies.admit(item.size)
                 view = await self._read_body(folder, item, into)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._executor, check_digest, item, view)
+                await run_in(self._executor, check_digest, item, view)
             except SourceCorruptError as error:
                 raise _RetryableError(error) from None
             return view

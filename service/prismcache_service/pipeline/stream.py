@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -31,12 +31,12 @@ from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.relabel import Ids, Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.source import Source
 from prismcache_service.pipeline.spool import Spool
+from prismcache_service.pipeline.threads import run_in
 
 _KEEP_RUNS = 2  # labels' runs are kept, not made again, where they take no more than so many times the object
 _AT_A_TIME = 4  # objects of labels that are scanned, or numbered
 _SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 
-T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -145,7 +145,7 @@ class CropStream:
             if not visit.again
         ]
         group.create_task(self._fetch_raw(group))
-        table = await self._in_thread(id_table, await asyncio.gather(*scans))
+        table = await run_in(self._executor, id_table, await asyncio.gather(*scans))
         group.create_task(self._fill_labels(table))
         return table
 
@@ -160,17 +160,11 @@ class CropStream:
         try:
             writer = await asyncio.wrap_future(opening)
             await self._write_blocks(group, writer)
-            await self._in_hdf5_thread(writer.write_ids, await table)
+            await run_in(self._hdf5_thread, writer.write_ids, await table)
         except BaseException:
             self._hdf5_thread.submit(_close, opening)
             raise
         return writer
-
-    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-
-    async def _in_hdf5_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._hdf5_thread, work, *arguments)
 
     async def _fetch(self, visit: Visit, slot: memoryview) -> memoryview | None:
         """A visit's bytes: from the bucket, or None for an absent chunk and for one that is in the spool."""
@@ -184,10 +178,10 @@ class CropStream:
     async def _scan_labels(self, visit: Visit, slot: memoryview) -> Ids:
         data = await self._fetch(visit, slot)
         if data is not None:
-            await self._in_hdf5_thread(self._spool.put, visit.key, data)
+            await run_in(self._hdf5_thread, self._spool.put, visit.key, data)
         self._slots.put_nowait(slot)
         async with self._few:
-            return await self._in_thread(self._scan_chunk, visit)
+            return await run_in(self._executor, self._scan_chunk, visit)
 
     def _scan_chunk(self, visit: Visit) -> Ids:
         """The ids of a label object, whose runs are kept if they are small enough to be worth it."""
@@ -204,7 +198,7 @@ class CropStream:
         async def fill(visit: Visit) -> None:
             async with self._few:
                 blocks = await self._opened(self._labels, visit)
-                await self._in_thread(self._place_labels, visit, blocks, table)
+                await run_in(self._executor, self._place_labels, visit, blocks, table)
             for block in blocks:
                 block.visited()
 
@@ -228,7 +222,7 @@ class CropStream:
         if visit.again:
             await self._spooled[visit.key].wait()
         blocks = await self._opened(self._raw, visit)
-        await self._in_thread(self._place_raw, visit, data, blocks)
+        await run_in(self._executor, self._place_raw, visit, data, blocks)
         if visit.key in self._spooled:
             self._spooled[visit.key].set()
         self._slots.put_nowait(slot)
@@ -267,7 +261,7 @@ class CropStream:
             self.moved.deflated += size
             if share.block is not None:
                 self._buffers.put_nowait(share.block.close())
-            await self._in_hdf5_thread(_write, writer, rows)
+            await run_in(self._hdf5_thread, _write, writer, rows)
             self.moved.written += size
             room.release()
         await encoding
@@ -279,7 +273,7 @@ class CropStream:
             shares = _shares(block)
             for number, share in enumerate(shares):
                 await room.acquire()
-                rows = asyncio.ensure_future(self._in_thread(_encode_rows, block, share))
+                rows = asyncio.ensure_future(run_in(self._executor, _encode_rows, block, share))
                 encoded.put_nowait(_Encoded(rows, block if number == len(shares) - 1 else None))
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from prismcache.errors import MissingChunksError, PrismError
 from prismcache.schema import CropFile, CropProgress, JobRequest, State
 from prismcache_service.engine.base import CropTask, Engine
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Report
 from prismcache_service.storage.cache import CropCache, CropName
 from prismcache_service.storage.lease import Watch, acquire
 
@@ -35,7 +35,7 @@ class EnsureService:
         self._engine = engine
         self._room: Room = room or (lambda _: contextlib.nullcontext())
 
-    async def ensure(self, name: CropName, report: Callable[[Progress], None], *, strict: bool = False) -> CropFile:
+    async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> CropFile:
         """A right file with the crop's channels, from the cache or made now.
 
         Parameters
@@ -94,7 +94,7 @@ class EnsureService:
             raise MissingChunksError(f"{found.path} was made with {found.missing_chunks} absent chunks")
         return found
 
-    async def _make(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
+    async def _make(self, task: CropTask, report: Report) -> CropFile:
         async with self._cache.leases.held(task.name.lease, task.token):
             await asyncio.to_thread(self._cache.sweep)
             # Somebody may have published between our look and our lease.

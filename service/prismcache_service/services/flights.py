@@ -11,7 +11,7 @@ from time import monotonic
 
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, Problem
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Progress, Report
 from prismcache_service.services.ensure import EnsureService
 from prismcache_service.services.observer import Observer
 from prismcache_service.services.schedule import Wish, choose
@@ -29,7 +29,7 @@ class Passenger:
 
     job_id: str
     wish: Wish
-    on_progress: Callable[[Progress], None]
+    on_progress: Report
     on_started: Callable[[], Awaitable[None]]
     on_ended: Callable[[Outcome], Awaitable[None]]
 
