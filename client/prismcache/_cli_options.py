@@ -132,6 +132,6 @@ def _with_options(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in options.items()
     ]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it; a Callable has none
     run.__annotations__ = {name: hint for name, hint in hints.items() if name != first.name} | options
     return run

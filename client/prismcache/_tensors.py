@@ -71,15 +71,15 @@ def seeded(seed: Sequence[int]) -> Iterator[None]:
     """Within the block torch's (CPU), numpy's and Python's generators start from `seed`; then they are as before."""
     words = np.random.SeedSequence(list(seed)).generate_state(3)
     # Users' callables, torch_em's too, draw from the global generators.
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - users' callables draw from it
     torch.default_generator.manual_seed(int(words[0]))
-    np.random.seed(int(words[1]))  # noqa: NPY002
+    np.random.seed(int(words[1]))  # noqa: NPY002 - users' callables draw from it
     random.seed(int(words[2]))
     try:
         yield
     finally:
         torch.default_generator.set_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])  # noqa: NPY002 - users' callables draw from it
         random.setstate(states[2])
 
 

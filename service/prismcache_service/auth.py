@@ -176,7 +176,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _write(path: Path, tokens: tuple[TokenRecord, ...]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(_TokenFile(tokens=tokens).model_dump_json(indent=1).encode())
             file.flush()
             os.fsync(file.fileno())

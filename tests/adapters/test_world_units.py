@@ -96,7 +96,7 @@ def test_funlib_arrays_take_channels_and_original_ids_and_pickle(instance, seman
         assert labels.dtype == np.uint64
         assert np.array_equal(labels[labels.roi], crop.expected["source_labels"])
     for array, name in ((raw_array(instance.path), "raw"), (labels_array(instance.path), "labels")):
-        assert np.array_equal(pickle.loads(pickle.dumps(array.data)).compute(), instance.expected[name])  # noqa: S301
+        assert np.array_equal(pickle.loads(pickle.dumps(array.data)).compute(), instance.expected[name])
 
 
 def test_gunpowder_takes_several_channels_and_original_ids_as_funlib_arrays(semantic):

@@ -137,7 +137,7 @@ def _batches(dataset: Dataset[Any], workers: int) -> Iterator[Any]:
         if workers:
             yield from DataLoader(dataset, batch_size=1, num_workers=workers)
         else:
-            yield from (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
+            yield from (dataset[index] for index in range(len(dataset)))
 
 
 def _cpu() -> float:

@@ -98,7 +98,7 @@ def s5cmd(endpoint: str) -> list[str] | None:
     """s5cmd, which only copies the objects of a crop, all of them; None where it is not installed."""
     found = shutil.which("s5cmd", path=str(Path(sys.executable).parent)) or shutil.which("s5cmd")
     folder = f"s3://{BUCKET}/{PREFIX}/instance/crop_0.zarr/*"
-    return found and [found, "--no-sign-request", "--endpoint-url", endpoint, "--log", "error", "cp", folder]  # type: ignore[return-value]
+    return found and [found, "--no-sign-request", "--endpoint-url", endpoint, "--log", "error", "cp", folder]
 
 
 def warm(endpoint: str) -> None:

@@ -92,7 +92,7 @@ def main() -> None:
         _loopback(report, _rclone, runs, "rclone", quick=arguments.quick)
         return
     missing = lacking()
-    serve: growth.Serve = _rclone if missing else Link  # type: ignore[assignment]
+    serve: growth.Serve = _rclone if missing else Link
     loopback = _loopback(report, serve, runs, "rclone" if missing else "nginx", quick=arguments.quick)
     if missing:
         report.say(f"\nNo link: this machine lacks {missing}.")

@@ -410,7 +410,7 @@ def test_requests_that_cannot_be_meant_ask_nobody(elsewhere: Lab) -> None:
     with PrismClient(settings=elsewhere.settings()) as client:
         for crops, channels in ((True, None), ("0", None), (0, []), (0, 1.5)):
             with pytest.raises(RequestError):
-                client.ensure("instance", crops, channels=channels, progress=False)  # type: ignore[arg-type]
+                client.ensure("instance", crops, channels=channels, progress=False)
     assert elsewhere.proxy.requests == []
     assert files_below(elsewhere.root) == []
 

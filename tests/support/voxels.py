@@ -93,7 +93,7 @@ class LabelVoxels:
         if self.semantic:
             ids = random.choice(np.array(SEMANTIC_CLASSES, np.uint64), segments)
         else:
-            largest = self.largest_id or int(np.iinfo(self.dtype).max)  # type: ignore[type-var]
+            largest = self.largest_id or int(np.iinfo(self.dtype).max)  # type: ignore[type-var]  # an integer type here
             ids = _instance_ids(random, segments, largest)
         return np.concatenate([np.zeros(1, np.uint64), ids]).astype(self.dtype)
 

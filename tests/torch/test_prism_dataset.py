@@ -196,7 +196,7 @@ class Noise:
     """Draws from every generator that augmentations draw from."""
 
     def __call__(self, raw, labels):
-        return raw + np.random.rand() + random.random() + torch.rand(1).item(), labels  # noqa: NPY002
+        return raw + np.random.rand() + random.random() + torch.rand(1).item(), labels  # noqa: NPY002 - as augmentations do
 
 
 def batches(dataset: PrismDataset, workers: int = 0, context: str | None = None, size: int = 3) -> list[torch.Tensor]:
@@ -205,7 +205,7 @@ def batches(dataset: PrismDataset, workers: int = 0, context: str | None = None,
 
 
 def global_states() -> tuple[object, object]:
-    return np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    return np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002 - as augmentations do
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_each_epoch_has_other_patches_and_can_be_had_again(path) -> None:
 def test_a_pickled_dataset_goes_on_where_it_was(path, cache, tmp_path) -> None:
     dataset = PrismDataset(path, patch_shape=PATCH, cache=cache, cache_folder=tmp_path)
     batches(dataset)
-    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(dataset))
     assert all(torch.equal(a, b) for a, b in zip(batches(dataset), batches(copy), strict=True))
     dataset.close()
     assert torch.equal(copy[0][1], dataset[0][1])

@@ -74,7 +74,7 @@ def test_a_crop_joins_workers_that_run_already(client, held, context, cache) -> 
 def test_the_first_crop_is_waited_for_where_none_is_there(client, held) -> None:
     dataset = PrismDataset(client, crops=[5, 0], patch_shape=PATCH, cache="mmap", progress=False)
     assert dataset.ready_crops == [0]
-    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(dataset))
     held.release()
     for each in (dataset, copy):
         assert each.wait().ready_crops == [5, 0]

@@ -167,7 +167,7 @@ def test_original_values_come_before_the_users_own_transform_and_pickle(cache: P
         table = file["labels_ids"][()].astype(np.uint32)
     arguments = {"split": "semantic", "crop_ids": [0], "pre_label_transform": np.sqrt}
     dataset = torch_em.get_e11bio_dataset(cache, PATCH, label_values="original", **arguments)
-    found = batches(lambda *_, **__: DataLoader(pickle.loads(pickle.dumps(dataset))), cache)  # noqa: S301 - its own
+    found = batches(lambda *_, **__: DataLoader(pickle.loads(pickle.dumps(dataset))), cache)
     arguments["pre_label_transform"] = lambda labels: np.sqrt(table[labels])
     expected = original.get_e11bio_dataset(cache, PATCH, **arguments)
     assert_same(found, batches(lambda *_, **__: DataLoader(expected), cache))

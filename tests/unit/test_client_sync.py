@@ -191,13 +191,13 @@ def test_absent_chunks_are_warned_of_in_the_callers_name():
 def test_pickles_as_its_settings(embedded):
     with PrismClient("/lab/prism", token="secret", workers=3) as client:
         client.catalog()
-        copy = pickle.loads(pickle.dumps(client))  # noqa: S301 - our own
+        copy = pickle.loads(pickle.dumps(client))
         assert copy.settings == client.settings
         assert "secret" not in repr(copy)
         assert copy.ensure("instance", 0, progress=False) == [CROP_0]
         copy.close()
     assert len(embedded) == 2
-    assert pickle.loads(pickle.dumps(PrismClient(backend=FakeBackend())))._owner._backend is None  # noqa: S301 - as above
+    assert pickle.loads(pickle.dumps(PrismClient(backend=FakeBackend())))._owner._backend is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

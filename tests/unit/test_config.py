@@ -140,5 +140,5 @@ def test_slashes_around_urls_and_prefix_do_not_matter() -> None:
 def test_settings_cannot_be_changed_and_survive_json() -> None:
     found = Settings.load({}, memory_limit="1GB", root="/data", s3_endpoint_url="http://s3")
     with pytest.raises(ValidationError):
-        found.workers = 3  # type: ignore[misc]
+        found.workers = 3
     assert Settings.model_validate_json(found.model_dump_json(exclude={"token", "url"})) == found

@@ -109,7 +109,7 @@ def test_a_box_that_is_none_or_leaves_the_crop_is_refused(box) -> None:
 def test_it_pickles_as_its_path_and_opens_again_after_closing(path: Path) -> None:
     crop = Crop(path)
     assert crop.shape == (8, 24, 24)
-    copy = pickle.loads(pickle.dumps(crop))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(crop))
     crop.close()
     assert (copy.path, copy.shape, crop.shape, repr(copy)) == (path, crop.shape, (8, 24, 24), f"Crop({str(path)!r})")
     copy.close()

@@ -51,7 +51,7 @@ def test_an_error_crosses_a_border_as_itself(cls: type[PrismError], remedy: str 
     problem = Problem.model_validate_json(error.to_problem().model_dump_json())
     assert (problem.code, problem.status, problem.title) == (cls.code, cls.status, cls.title)
     assert problem.type == f"urn:prismcache:error:{cls.code}"
-    for found in (error_from_problem(problem), pickle.loads(pickle.dumps(error))):  # noqa: S301 - our own bytes
+    for found in (error_from_problem(problem), pickle.loads(pickle.dumps(error))):
         assert type(found) is cls
         assert str(found) == str(error)
         assert found.remedy == error.remedy == (cls.default_remedy if remedy is None else remedy)

@@ -163,7 +163,7 @@ def test_a_client_that_takes_nothing_is_given_up(path: Path, monkeypatch: pytest
             await asyncio.Event().wait()
 
     async def run() -> None:
-        await response({"type": "http", "method": "GET"}, None, send)  # type: ignore[arg-type]
+        await response({"type": "http", "method": "GET"}, None, send)
 
     with pytest.raises(TimeoutError):
         asyncio.run(run())

@@ -22,7 +22,7 @@ PROBLEM = SourceDeniedError("no").to_problem()
 
 def record(*crops: CropProgress, **changes: object) -> JobRecord:
     request = JobRequest(split=Split.INSTANCE, crops=tuple(crop.crop for crop in crops), channels=(2, 0, 2))
-    return replace(JobRecord("j", "ada", request, State.QUEUED, crops, NOW, 7), **changes)  # type: ignore[arg-type]
+    return replace(JobRecord("j", "ada", request, State.QUEUED, crops, NOW, 7), **changes)
 
 
 def event(job: LiveJob, seq: int, state: State = State.RUNNING, crop: CropProgress | None = None) -> JobEvent:

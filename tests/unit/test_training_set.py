@@ -49,7 +49,7 @@ def test_crops_of_files_are_read_from_wherever_they_are_decoded(mode, service, t
     paths = [service.cache("instance", crop) for crop in (0, 2)]
     found = training(paths, mode=mode, folder=tmp_path, wants=demands("all"))
     assert (found.split, found.crops, found.channels, found.ready()) == (Split.INSTANCE, (0, 2), (0, 1, 2), [0, 1])
-    for each in (found, pickle.loads(pickle.dumps(found))):  # noqa: S301
+    for each in (found, pickle.loads(pickle.dumps(found))):
         for slot in each.ready():
             check(each, slot)
         each.close()
@@ -130,7 +130,7 @@ def test_counts_are_shared_with_forks_and_copied_elsewhere() -> None:
     child = get_context("fork").Process(target=lambda: visits.next(1))
     child.start()
     child.join()
-    copy = pickle.loads(pickle.dumps(visits))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(visits))
     assert [visits.next(1), visits.next(1), copy.next(1), visits.peek(0)] == [1, 2, 1, 0]
     visits.set_all(7)
     assert [visits.peek(place) for place in range(3)] == [7, 7, 7]

@@ -43,7 +43,7 @@ def raw_array(path: os.PathLike[str] | str, channels: Numbers | None = None) -> 
     wanted = as_channels(channels) or crop.channels
     for channel in wanted:
         crop.channel(channel)
-    voxels = from_array(crop.raw, chunks=(1, *crop.labels.chunks))  # type: ignore[no-untyped-call]
+    voxels = from_array(crop.raw, chunks=(1, *crop.labels.chunks))  # type: ignore[no-untyped-call]  # dask has no types there
     if wanted != crop.channels:
         voxels = voxels[[crop.channels.index(channel) for channel in wanted]]
     return _placed(crop, voxels, ["c^", *AXIS_NAMES], ["channel", "space", "space", "space"])
@@ -62,7 +62,7 @@ def labels_array(path: os.PathLike[str] | str, label_values: LabelValues | None 
     crop = Crop(path)
     labels = labels_of(crop, label_values)
     lazy = labels if isinstance(labels, OriginalLabels) else _ConsecutiveLabels(crop)
-    voxels = from_array(lazy, chunks=crop.labels.chunks)  # type: ignore[no-untyped-call]
+    voxels = from_array(lazy, chunks=crop.labels.chunks)  # type: ignore[no-untyped-call]  # dask has no types there
     return _placed(crop, voxels, list(AXIS_NAMES), ["space"] * 3)
 
 

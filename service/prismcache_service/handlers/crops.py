@@ -46,7 +46,7 @@ Refresh = Annotated[bool, Query(description="Ask the bucket even if it was asked
     summary="Every crop",
     responses=documented(ForbiddenError),
 )
-async def catalog(crops: Crops, caller: Reader, *, refresh: Refresh = False) -> CropPage:  # noqa: ARG001
+async def catalog(crops: Crops, caller: Reader, *, refresh: Refresh = False) -> CropPage:  # noqa: ARG001 - checks the role
     """What is published, by split and number, and what the cache holds of it."""
     return CropPage(crops=tuple(await crops.catalog(None, refresh=refresh)))
 
@@ -60,7 +60,7 @@ async def catalog(crops: Crops, caller: Reader, *, refresh: Refresh = False) -> 
 async def catalog_of_split(
     split: SplitPath,
     crops: Crops,
-    caller: Reader,  # noqa: ARG001
+    caller: Reader,  # noqa: ARG001 - checks the role
     *,
     refresh: Refresh = False,
 ) -> CropPage:
@@ -74,7 +74,7 @@ async def catalog_of_split(
     summary="One crop",
     responses=documented(ForbiddenError, UnknownCropError),
 )
-async def describe(split: SplitPath, crop: CropPath, crops: Crops, caller: Reader) -> CropInfo:  # noqa: ARG001
+async def describe(split: SplitPath, crop: CropPath, crops: Crops, caller: Reader) -> CropInfo:  # noqa: ARG001 - checks the role
     """Shape, offset and voxel size as published; files, pin, leases and last use as cached."""
     return await crops.describe(split, crop)
 
@@ -85,7 +85,7 @@ async def describe(split: SplitPath, crop: CropPath, crops: Crops, caller: Reade
     summary="Delete a crop's cached files",
     responses=documented(ForbiddenError, CropInUseError),
 )
-async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> RemovedFiles:  # noqa: ARG001
+async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> RemovedFiles:  # noqa: ARG001 - checks the role
     """Answers what was deleted, which may be nothing. A pinned or leased crop stays."""
     return RemovedFiles(files=tuple(await crops.remove(split, [crop])))
 
@@ -107,7 +107,7 @@ async def pin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> 
     summary="Allow a crop's eviction again",
     responses=documented(ForbiddenError, UnknownCropError),
 )
-async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:  # noqa: ARG001
+async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:  # noqa: ARG001 - checks the role
     """Unpinning again changes nothing."""
     return await crops.unpin(split, crop)
 
@@ -166,7 +166,7 @@ async def release(lease_id: LeasePath, crops: Crops, caller: Requester) -> None:
     responses=documented(ForbiddenError),
     tags=["operation"],
 )
-async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  # noqa: ARG001
+async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  # noqa: ARG001 - checks the role
     """Files that were found wrong, or lay in a crop's place unknown. They also go after a week, or for want of room."""
     return await crops.clear_quarantine()
 
@@ -178,6 +178,6 @@ async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  #
     responses=documented(ForbiddenError, CropNotCachedError),
     tags=["operation"],
 )
-async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:  # noqa: ARG001
+async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:  # noqa: ARG001 - checks the role
     """Compares every byte with the manifests, which takes as long as reading does."""
     return VerifyReport(results=tuple(await crops.verify(body.split, body.crops, repair=body.repair)))

@@ -97,7 +97,7 @@ async def service_status(factory: FactoryOf, caller: Reader) -> ServiceStatus:  
         **documented(ForbiddenError, StorageError),
     },
 )
-async def metrics(factory: FactoryOf, caller: Reader, request: Request) -> Response:  # noqa: ARG001
+async def metrics(factory: FactoryOf, caller: Reader, request: Request) -> Response:  # noqa: ARG001 - checks the role
     """Where there are tokens, give Prometheus one of role `reader`."""
     figures: Metrics = request.app.state.metrics
     return Response(figures.expose(await factory.status()), media_type=MEDIA_TYPE)

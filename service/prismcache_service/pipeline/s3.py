@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from prismcache.config import Settings
 from prismcache.errors import (
     ConfigError,
+    PrismError,
     SourceChangedError,
     SourceCorruptError,
     SourceDeniedError,
@@ -153,7 +154,7 @@ class S3Source(Source):
 
     async def _retrying(self, attempt: Callable[[asyncio.Timeout], Awaitable[T]], what: str, attempts: int) -> T:
         """`attempt` until it succeeds, fails for good, or attempts or the object's time run out."""
-        last: SourceError | None = None
+        last: PrismError | None = None
         policy = AsyncRetrying(
             retry=retry_if_exception_type(_RetryableError),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),  # full jitter: uniform in [0, 0.1 s · 2^n]
@@ -187,7 +188,7 @@ class S3Source(Source):
         reason = str(error) or type(error).__name__
         return SourceUnreachableError(f"{what}: {self.endpoint} does not answer: {reason}")
 
-    def _refused(self, what: str, error: ClientError) -> SourceError:
+    def _refused(self, what: str, error: ClientError) -> PrismError:
         """The typed error for an HTTP error answer (`SourceUnreachableError` for those worth a retry)."""
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         code = error.response.get("Error", {}).get("Code", "")
@@ -195,7 +196,7 @@ class S3Source(Source):
         if status in {401, 403}:
             return SourceDeniedError(said)
         if code == "NoSuchBucket":
-            return ConfigError(said, remedy="Check PRISMCACHE_S3_BUCKET.")  # type: ignore[return-value]
+            return ConfigError(said, remedy="Check PRISMCACHE_S3_BUCKET.")
         if status == 404:
             return SourceCorruptError(f"{said}, though it was listed")
         if status == 412:
