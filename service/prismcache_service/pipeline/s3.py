@@ -32,10 +32,10 @@ from prismcache.errors import (
 )
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.connections import CONNECT_TIMEOUT_S
+from prismcache_service.pipeline.digests import DigestChecks
 from prismcache_service.pipeline.in_flight import InFlight
 from prismcache_service.pipeline.s3_bodies import MAX_STALL_S, BodyReader, open_bodies
-from prismcache_service.pipeline.source import Source, check_digest, plain_md5
-from prismcache_service.pipeline.threads import run_in
+from prismcache_service.pipeline.source import Source, plain_md5
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class S3Source(Source):
         self._client = client
         self._bodies = bodies
         self._settings = settings
-        self._executor = executor
+        self._digests = DigestChecks(executor)
         self._in_flight = InFlight(settings.s3_concurrency)
 
     @property
@@ -110,7 +110,7 @@ class S3Source(Source):
                     await self._bodies.admit(item.size)
                 view = await self._read_body(folder, item, into)
             try:
-                await run_in(self._executor, check_digest, item, view)
+                await self._digests.check(item, view)
             except SourceCorruptError as error:
                 raise _RetryableError(error) from None
             return view
