@@ -132,9 +132,10 @@ class Materializer:
             writer = await self._stream(name, crop, plan, target, spool, report)
             files.enter_context(writer)
             fd = await run_in(self._hdf5_thread, writer.close_file)
-            # What is hashed is what is read back; the disk takes its time beside it.
+            # What is hashed is what is read back; the disk takes its time beside it. Not in a thread that has deflated:
+            # ISA-L leaves AVX's registers in a state in which SHA instructions take a third longer.
             syncing = asyncio.ensure_future(run_in(self._hdf5_thread, _sync_and_check, writer, target, plan))
-            hashing = asyncio.ensure_future(run_in(self._executor, file_sha256, fd))
+            hashing = asyncio.ensure_future(asyncio.to_thread(file_sha256, fd))
             await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
             syncing.result()
             sha256 = hashing.result()
