@@ -82,6 +82,16 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     assert hashlib.sha256((tmp_path / "c.h5").read_bytes()).hexdigest() not in digests
 
 
+def test_chunks_reach_the_disk_in_few_large_writes(path: Path, monkeypatch) -> None:
+    sizes = []
+    write = Sink.write
+    monkeypatch.setattr(Sink, "write", lambda sink, data: sizes.append(len(data)) or write(sink, data))
+    write_crop_file(path, PLAN, RAW, LABELS)
+    with h5py.File(path, "r", locking=False) as file:
+        chunks = sum(file[name].id.get_num_chunks() for name in ("labels", "raw/ch_00", "raw/ch_01"))
+    assert sum(size > 10_000 for size in sizes) < chunks / 4
+
+
 def test_noise_takes_less_than_the_bound(path: Path) -> None:
     write_crop_file(path, PLAN, RAW, LABELS)
     assert RAW.nbytes + LABELS.nbytes < path.stat().st_size < PLAN.file_bytes_bound
