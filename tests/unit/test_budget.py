@@ -42,6 +42,7 @@ def test_the_published_crop_fits_the_default_limit_with_room_for_fetching_ahead(
     assert found.slot_bytes == OBJECT
     assert found.slots > 8
     assert found.blocks > PLAN.raw.open_blocks
+    assert found.deflated_blocks == 2
 
 
 @given(limit=st.integers(USED, 4_000_000_000), threads=st.integers(1, 64), concurrency=st.integers(1, 1024))
@@ -50,7 +51,8 @@ def test_what_is_planned_never_exceeds_the_limit(limit: int, threads: int, concu
         found = budget(limit, threads=threads, concurrency=concurrency)
     except MemoryLimitError:
         return
-    assert USED + found.buffer_bytes < limit
+    assert USED + found.buffer_bytes + found.deflated_blocks * PLAN.raw.block_bytes < limit
+    assert found.deflated_blocks in {1, 2}
     assert found.slots >= 2
     assert found.slots <= max(2, 2 * concurrency)
     # Fewer could wait for each other for ever.
@@ -62,6 +64,8 @@ def test_more_memory_never_gives_less() -> None:
     assert [found.slots for found in sizes] == sorted(found.slots for found in sizes)
     assert [found.blocks for found in sizes] == sorted(found.blocks for found in sizes)
     assert sizes[-1].slots == 64
+    deflated = [found.deflated_blocks for found in sizes]
+    assert deflated == sorted(deflated)
 
 
 def test_too_small_a_limit_says_how_much_would_do() -> None:

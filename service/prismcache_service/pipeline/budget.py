@@ -19,13 +19,15 @@ _MIN_SLOTS = 2
 class Budget:
     """Sizes in bytes and counts of the buffers for one crop.
 
-    A *slot* holds one fetched object; `slots` bounds how far fetching runs ahead of decoding.
+    A *slot* holds one fetched object; `slots` bounds how far fetching runs ahead of decoding. `deflated_blocks` bounds
+    what is deflated and waits for the writer.
     """
 
     block_bytes: int
     blocks: int
     slot_bytes: int
     slots: int
+    deflated_blocks: int
 
     @property
     def buffer_bytes(self) -> int:
@@ -44,7 +46,6 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     block_bytes = max(a.block_bytes for a in arrays)
     needed_blocks = max(a.open_blocks for a in arrays)
     slot_bytes = max([item.size for item in plan.fetched()], default=0) or 1
-    # What is deflated and waits for the writer comes to one block at most.
     fixed = used + _SLACK_BYTES + threads * _decode_bytes(arrays) + plan.raw.block_bytes
     least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_bytes
     if least > limit:
@@ -53,10 +54,13 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
             f"{max(a.source.chunk_bytes for a in arrays) / 1e6:.1f} MB), the limit is {limit / 1e6:.0f} MB"
         )
     free = limit - least
+    # Deflated voxels of noise are as large as before. With two blocks of them, what fills up late delays less.
+    deflated_blocks = 2 if free >= 2 * plan.raw.block_bytes else 1
+    free -= (deflated_blocks - 1) * plan.raw.block_bytes
     spare = min(_SPARE_BLOCKS, free // 2 // block_bytes)
     free -= spare * block_bytes
     slots = min(_MIN_SLOTS + free // slot_bytes, 2 * concurrency, max(_MIN_SLOTS, len(plan.fetched())))
-    return Budget(block_bytes, needed_blocks + spare, slot_bytes, slots)
+    return Budget(block_bytes, needed_blocks + spare, slot_bytes, slots, deflated_blocks)
 
 
 def _decode_bytes(arrays: tuple[ArrayPlan, ...]) -> int:

@@ -2,7 +2,8 @@
 
 * *Slots* hold fetched objects. They are taken in the plan's order, so fetching runs ahead only as far as they reach.
 * *Blocks* hold decoded voxels. They open in canonical order, as buffers come free; an object is decoded once every
-  block it fills is open. A full block is deflated, its buffer goes to the next one, and the chunks go to the writer.
+  block it fills is open. A *share* of a block, some rows of its chunks, is deflated once it is full, and goes to the
+  writer in its turn; with its last share a block's buffer goes to the next one.
 * Decoding, relabelling and deflating run in `executor`'s threads and release the GIL; HDF5 has a thread of its own.
 
 The order in which slots and blocks are given out makes a deadlock impossible: what the earliest unfinished block
@@ -23,7 +24,7 @@ from prismcache.errors import SourceCorruptError
 from prismcache.layout import LABELS, raw_dataset
 from prismcache_service.pipeline.budget import Budget
 from prismcache_service.pipeline.codecs import Bytes, DecodeError
-from prismcache_service.pipeline.encode import encode_row
+from prismcache_service.pipeline.encode import EncodedChunk, encode_row
 from prismcache_service.pipeline.hdf5 import CropWriter
 from prismcache_service.pipeline.metadata import CropSource
 from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit
@@ -38,19 +39,24 @@ _AT_A_TIME = 4  # objects of labels that are scanned, or numbered
 _SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Share = Sequence[tuple[int, int]]
+"""(channel, row of HDF5 chunks) pairs, counted within a block."""
+Rows = list[tuple[str, list[EncodedChunk]]]
+"""Deflated rows of HDF5 chunks, each with its dataset's name."""
 
 
 class _Block:
-    """A block while it is filled: its voxels once it is open, and how many visits are still to come."""
+    """A block while it is filled: its voxels once it is open, and how many visits each chunk row still waits for."""
 
-    def __init__(self, array: ArrayPlan, box: Box, visits: int) -> None:
+    def __init__(self, array: ArrayPlan, box: Box) -> None:
         self.array = array
         self.box = box
         self.opened = asyncio.Event()
-        self.filled = asyncio.Event()
         self.voxels: Array = np.empty((0, 0, 0, 0), np.uint8)
         self._buffer = memoryview(b"")
-        self._visits_left = visits
+        count = -(-box.shape[2] // array.chunk[1])
+        self._filled = [asyncio.Event() for _ in range(count)]
+        self._visits_left = [0] * count
 
     def open(self, buffer: memoryview) -> None:
         dtype = np.dtype(np.uint32 if self.array.itemsize == 4 else np.uint8)
@@ -59,10 +65,33 @@ class _Block:
         self.voxels = np.frombuffer(buffer, dtype, count).reshape(self.box.shape)
         self.opened.set()
 
-    def visited(self) -> None:
-        self._visits_left -= 1
-        if self._visits_left == 0:
-            self.filled.set()
+    def expect(self, box: Box) -> None:
+        """Count a visit that is to come."""
+        for row in self._rows_of(box):
+            self._visits_left[row] += 1
+
+    def visited(self, box: Box) -> None:
+        for row in self._rows_of(box):
+            self._visits_left[row] -= 1
+            if self._visits_left[row] == 0:
+                self._filled[row].set()
+
+    async def filled(self, share: Share) -> None:
+        """Wait until all visits to the rows of a share have been made."""
+        for row in {row for _, row in share}:
+            await self._filled[row].wait()
+
+    def nbytes(self, share: Share) -> int:
+        """Voxels of a share, in bytes."""
+        _, depth, height, width = self.box.shape
+        rows = self.array.chunk[1]
+        return sum(depth * min(rows, height - row * rows) * width * self.array.itemsize for _, row in share)
+
+    def _rows_of(self, box: Box) -> range:
+        """Chunk rows, counted within the block, that a box fills, each perhaps in part."""
+        rows, first = self.array.chunk[1], self.box.start[2]
+        top, bottom = max(box.start[2], first), min(box.stop[2], self.box.stop[2])
+        return range((top - first) // rows, -(-(bottom - first) // rows))
 
     def close(self) -> memoryview:
         """Give the buffer up for the next block."""
@@ -104,7 +133,7 @@ class CropStream:
         spool: Spool,
         on_fetched: Callable[[int], None],
     ) -> None:
-        self._source, self._crop, self._plan = source, crop, plan
+        self._source, self._crop, self._plan, self._budget = source, crop, plan, budget
         self._executor, self._hdf5_thread, self._spool = executor, hdf5_thread, spool
         self._on_fetched = on_fetched
         self._slots = _pool(budget.slots, budget.slot_bytes)
@@ -200,7 +229,7 @@ class CropStream:
                 blocks = await self._opened(self._labels, visit)
                 await run_in(self._executor, self._place_labels, visit, blocks, table)
             for block in blocks:
-                block.visited()
+                block.visited(visit.box)
 
         async with asyncio.TaskGroup() as group:
             for visit in self._plan.labels.visits:
@@ -227,7 +256,7 @@ class CropStream:
             self._spooled[visit.key].set()
         self._slots.put_nowait(slot)
         for block in blocks:
-            block.visited()
+            block.visited(visit.box)
 
     def _place_raw(self, visit: Visit, data: memoryview | None, blocks: Sequence[_Block]) -> None:
         if data is not None and visit.key in self._spooled:
@@ -252,8 +281,8 @@ class CropStream:
 
     async def _write_blocks(self, group: asyncio.TaskGroup, writer: CropWriter) -> None:
         encoded: asyncio.Queue[_Encoded] = asyncio.Queue()
-        room = asyncio.Semaphore(_SHARES)
-        encoding = group.create_task(self._encode_blocks(encoded, room))
+        room = asyncio.Semaphore(_SHARES * self._budget.deflated_blocks)
+        encoding = group.create_task(self._encode_blocks(group, encoded, room))
         for _ in range(sum(len(_shares(block)) for block in self._in_order)):
             share = await encoded.get()
             rows = await share.rows
@@ -266,22 +295,28 @@ class CropStream:
             room.release()
         await encoding
 
-    async def _encode_blocks(self, encoded: asyncio.Queue[_Encoded], room: asyncio.Semaphore) -> None:
+    async def _encode_blocks(
+        self, group: asyncio.TaskGroup, encoded: asyncio.Queue[_Encoded], room: asyncio.Semaphore
+    ) -> None:
+        """Deflate shares as soon as they are filled, so many ahead of the first one that is not."""
         for block in self._in_order:
-            await block.filled.wait()
-            self.moved.decoded += block.voxels.nbytes
             shares = _shares(block)
             for number, share in enumerate(shares):
                 await room.acquire()
-                rows = asyncio.ensure_future(run_in(self._executor, _encode_rows, block, share))
+                rows = group.create_task(self._encode(block, share))
                 encoded.put_nowait(_Encoded(rows, block if number == len(shares) - 1 else None))
+
+    async def _encode(self, block: _Block, share: Share) -> Rows:
+        await block.filled(share)
+        self.moved.decoded += block.nbytes(share)
+        return await run_in(self._executor, _encode_rows, block, share)
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Rows of chunks on their way through deflate, in canonical order; `block` is set on its last ones."""
+    """A share on its way through deflate, in canonical order; `block` is set on its last one."""
 
-    rows: asyncio.Future[list[tuple[str, list[Any]]]]
+    rows: asyncio.Task[Rows]
     block: _Block | None
 
 
@@ -298,11 +333,11 @@ def _pool(count: int, size: int) -> asyncio.Queue[memoryview]:
 
 
 def _blocks(array: ArrayPlan) -> list[_Block]:
-    visits = [0] * len(array.blocks)
+    blocks = [_Block(array, box) for box in array.blocks]
     for visit in array.visits:
         for number in visit.blocks:
-            visits[number] += 1
-    return [_Block(array, box, count) for box, count in zip(array.blocks, visits, strict=True)]
+            blocks[number].expect(visit.box)
+    return blocks
 
 
 def _pieces_in_region(array: ArrayPlan, box: Box, data: Bytes | None) -> Any:
@@ -331,28 +366,24 @@ def _place(box: Box, voxels: Array, blocks: Sequence[_Block]) -> None:
             block.voxels[to] = voxels[part.moved(tuple(-a for a in box.start)).slices()]
 
 
-def _chunk_rows(block: _Block) -> list[tuple[int, int]]:
-    """(channel, Y) of each row of HDF5 chunks in a block, counted within it, in canonical order."""
+def _shares(block: _Block) -> list[Share]:
+    """A block's chunk rows in at most `_SHARES` runs of nearly equal length, in canonical order."""
     channels, _, height, _ = block.box.shape
-    return [(c, y) for c in range(channels) for y in range(0, height, block.array.chunk[1])]
-
-
-def _shares(block: _Block) -> list[list[tuple[int, int]]]:
-    """A block's chunk rows in at most `_SHARES` runs of nearly equal length, in order."""
-    rows = _chunk_rows(block)
+    rows = [(c, row) for c in range(channels) for row in range(-(-height // block.array.chunk[1]))]
     size = -(-len(rows) // _SHARES)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _encode_rows(block: _Block, rows: Sequence[tuple[int, int]]) -> list[tuple[str, list[Any]]]:
-    return [_encode(block, *row) for row in rows]
+def _encode_rows(block: _Block, share: Share) -> Rows:
+    return [_encode(block, *row) for row in share]
 
 
-def _encode(block: _Block, channel: int, y: int) -> tuple[str, list[Any]]:
-    row = block.voxels[channel, :, y : y + block.array.chunk[1]]
+def _encode(block: _Block, channel: int, row: int) -> tuple[str, list[EncodedChunk]]:
+    y = row * block.array.chunk[1]
     _, z0, y0, _ = (a - b for a, b in zip(block.box.start, block.array.region.start, strict=True))
     name = LABELS if block.array.itemsize == 4 else raw_dataset(block.box.start[0] + channel)
-    return name, encode_row(row, (z0, y0 + y, 0), block.array.chunk)
+    voxels = block.voxels[channel, :, y : y + block.array.chunk[1]]
+    return name, encode_row(voxels, (z0, y0 + y, 0), block.array.chunk)
 
 
 def _close(opening: Future[CropWriter]) -> None:
@@ -361,6 +392,6 @@ def _close(opening: Future[CropWriter]) -> None:
         opening.result().__exit__(None, None, None)
 
 
-def _write(writer: CropWriter, encoded: Sequence[tuple[str, list[Any]]]) -> None:
-    for name, chunks in encoded:
+def _write(writer: CropWriter, rows: Rows) -> None:
+    for name, chunks in rows:
         writer.write(name, chunks)
