@@ -1,8 +1,9 @@
 """The programs that are compared: each a process of its own that fetches instance crop 0 (or more) into a new folder.
 
-Each prints the seconds that its call took, without the time to import it. Ours runs in a worker process: where that is
-to run already, as it does in a service, a tiny crop is fetched before. An endpoint's listing is asked once before by
-`warm`, so that a server's one-time MD5 of the objects is not counted for anybody.
+Each prints the seconds that its call took, without the time to import it; ours also its CPU seconds, where the others'
+are those of the whole process. Ours runs in a worker process: where that is to run already, as it does in a service, a
+tiny crop is fetched before. An endpoint's listing is asked once before by `warm`, so that a server's one-time MD5 of
+the objects is not counted for anybody.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ REFERENCE_PYTHON = Path(".venv-torch/bin/python")
 _OURS = """
 import json, sys, time
 from prismcache import PrismClient
+from tests.bench.process import cpu_of_family
 endpoint, root, crops, keywords, settings, before = sys.argv[1], sys.argv[6], *map(json.loads, sys.argv[2:6])
 with PrismClient(root=root, s3_endpoint_url=endpoint, **settings) as client:
     if before:
         client.ensure("instance", before, progress=False)
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_of_family()
     client.ensure("instance", crops, progress=False, **keywords)
-    print(json.dumps({"seconds": time.perf_counter() - began}))
+    seconds, cpu = time.perf_counter() - began, cpu_of_family() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu}))
 """
 # The reference reads the real bucket's name through s3fs; only the endpoint is told to it.
 _REFERENCE = """
@@ -60,10 +63,11 @@ with PrismClient(root=sys.argv[2], s3_endpoint_url=sys.argv[1]) as client:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what the process used, the seconds of its call, and the bytes of the files it made."""
+    """One run: what the process used, the seconds and CPU seconds of its call, and the bytes of the files it made."""
 
     usage: Usage
     seconds: float
+    cpu: float
     bytes_made: int
 
 
@@ -118,5 +122,5 @@ def run(command: list[str]) -> Run:
     finally:
         shutil.rmtree(root)
     said = [line for line in usage.output.splitlines() if line.startswith('{"seconds"')]
-    seconds = json.loads(said[-1])["seconds"] if said else usage.wall
-    return Run(usage, seconds, size)
+    call = {"seconds": usage.wall, "cpu": usage.cpu} | (json.loads(said[-1]) if said else {})
+    return Run(usage, call["seconds"], call["cpu"], size)

@@ -161,7 +161,7 @@ def _loopback(report: Report, serve: growth.Serve, runs: int, server_name: str, 
     for name in found:
         ratio = f"{found.median('torch_em') / found.median(name):.1f} ×" if "torch_em" in found else "not run"
         peaks = [found.median(name, of) / 1e6 for of in (_peak, _peak_of_all, _made)]
-        cpu = found.median(name, lambda each: each.usage.cpu)
+        cpu = found.median(name, lambda each: each.cpu)
         report.row(name, found.spread(name), f"{cpu:.1f}", *(f"{peak:.0f}" for peak in peaks), ratio)
     return found
 
@@ -207,7 +207,7 @@ def _over_link(report: Report, runs: int) -> None:
     for name in found:
         ideal = wire * (_MANY if "crops" in name else 1)
         ratio = "" if name.startswith("s5cmd") else f"{found.median(name) / ideal:.3f}"
-        report.row(name, found.spread(name), ratio, f"{found.median(name, lambda each: each.usage.cpu):.1f}")
+        report.row(name, found.spread(name), ratio, f"{found.median(name, lambda each: each.cpu):.1f}")
 
 
 def _limits(report: Report, endpoint: str, written: int, runs: int) -> None:
@@ -216,11 +216,11 @@ def _limits(report: Report, endpoint: str, written: int, runs: int) -> None:
     whole: list[float] = []
     for _ in range(runs):
         limits.append(measure_limits(endpoint, full_size_spec(), written))
-        whole.append(run(ours(endpoint, has_worker=False)).usage.cpu)
+        whole.append(run(ours(endpoint)).cpu)
     medians = [statistics.median(each.seconds[step] for each in limits) for step in limits[0].seconds]
     total = statistics.median(each.total for each in limits)
     report.say("\n**CPU seconds of a crop, each step alone on one core**")
-    report.table(*limits[0].seconds, "sum", f"{_OURS}, {_COLD}")
+    report.table(*limits[0].seconds, "sum", _OURS)
     report.row(*(f"{each:.2f}" for each in medians), f"{total:.2f}", f"{statistics.median(whole):.2f}")
     ratio, ratio_to_bare = (
         statistics.median(cpu / alone for cpu, alone in zip(whole, sums, strict=True))
@@ -245,7 +245,7 @@ def _growth(report: Report, serve: growth.Serve) -> None:
     report.table("work", "s", "s for one of full size", "CPU s", "peak MB, largest process")
     for name, size, each in rows:
         memory = f"{each.usage.peak_process / 1e6:.0f}"
-        report.row(name, f"{each.seconds:.2f}", f"{each.seconds / size:.2f}", f"{each.usage.cpu:.1f}", memory)
+        report.row(name, f"{each.seconds:.2f}", f"{each.seconds / size:.2f}", f"{each.cpu:.1f}", memory)
 
 
 if __name__ == "__main__":
