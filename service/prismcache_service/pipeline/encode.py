@@ -6,6 +6,7 @@ The streams are those of HDF5's gzip filter (zlib format, RFC 1950), made by ISA
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,18 @@ def encode_row(row: Array, origin: tuple[int, int, int], chunk: tuple[int, int, 
     chunk
         The chunk's shape (Z,Y,X).
     """
-    padded = np.frombuffer(_scratch.take("chunk", int(np.prod(chunk)) * row.itemsize), row.dtype).reshape(chunk)
-    encoded = []
-    for x in range(0, row.shape[2], chunk[2]):
-        part = row[:, :, x : x + chunk[2]]
-        if part.shape != chunk:
-            padded.fill(0)
-        padded[tuple(map(slice, part.shape))] = part
-        encoded.append(EncodedChunk((origin[0], origin[1], origin[2] + x), deflate(padded)))
-    return encoded
+    depth, height, width = row.shape
+    whole = width // chunk[2]
+    shape = (-(-width // chunk[2]), *chunk)
+    chunks = np.frombuffer(_scratch.take("chunks", math.prod(shape) * row.itemsize), row.dtype, math.prod(shape))
+    chunks = chunks.reshape(shape)
+    chunks[whole if (depth, height) == chunk[:2] else 0 :] = 0
+    # All whole chunks at once: along X, as the row lies in memory, and with the GIL given up once, not once a chunk.
+    cut = row[:, :, : whole * chunk[2]].reshape(depth, height, whole, chunk[2])
+    chunks[:whole, :depth, :height].transpose(1, 2, 0, 3)[...] = cut
+    for number in range(whole, len(chunks)):  # the last one, if it is cut off
+        chunks[number, :depth, :height, : width - number * chunk[2]] = row[:, :, number * chunk[2] :]
+    return [
+        EncodedChunk((origin[0], origin[1], origin[2] + number * chunk[2]), deflate(each))
+        for number, each in enumerate(chunks)
+    ]
