@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from prismcache import Crop, PrismClient
 from prismcache.layout import LABELS, raw_dataset
 from prismcache.torch import PrismDataset
+from tests.bench.process import cpu_of_family
 from tests.support.crops import CropSpec, crop_folder, full_size_spec, small_spec, write_crop
 from tests.support.s3 import S3Server
 
@@ -124,11 +124,11 @@ def _measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     for _ in range(4):
         raw, labels = next(patches)
         assert raw.shape[-3:] == labels.shape[-3:] == _patch_of(Path(arguments.ours))
-    count, begin, before = 0, time.perf_counter(), _cpu()
+    count, begin, before = 0, time.perf_counter(), cpu_of_family()
     while time.perf_counter() - begin < arguments.seconds:
         next(patches)
         count += 1
-    wall, cpu = time.perf_counter() - begin, _cpu() - before
+    wall, cpu = time.perf_counter() - begin, cpu_of_family() - before
     return {"rate": count / wall, "cpu_ms": 1000 * cpu / count, "ready_s": ready}
 
 
@@ -138,18 +138,6 @@ def _batches(dataset: Dataset[Any], workers: int) -> Iterator[Any]:
             yield from DataLoader(dataset, batch_size=1, num_workers=workers)
         else:
             yield from (dataset[index] for index in range(len(dataset)))
-
-
-def _cpu() -> float:
-    """CPU seconds of this process and of workers that have ended; of running ones, what /proc says."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
-    for task in Path("/proc/self/task").glob("*/children"):
-        for child in task.read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
 
 
 def _dataset(name: str, ours: Path, theirs: Path, sidecars: Path) -> Dataset[Any]:

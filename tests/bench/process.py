@@ -55,12 +55,12 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
 
 
 def cpu_of_family() -> float:
-    """CPU seconds, user and system, of this process and those that it has started and that run."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    total = 0.0
-    for pid in _family(os.getpid()):
+    """CPU seconds, user and system, of this process and those that it has started, whether they run or have ended."""
+    own = os.times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for pid in _family(os.getpid())[1:]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / ticks
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 

@@ -256,9 +256,13 @@ def _rows(region: Box, group: tuple[int, int], top: int, bottom: int, height: in
 
 
 def _met(rows: Sequence[Box], box: Box) -> range:
-    """Numbers of the rows that a box in their band meets. Reckoned, not searched: there may be thousands of each."""
-    first, height = rows[0].start[1], rows[0].shape[1]
-    return range(max(0, (box.start[1] - first) // height), min(len(rows), -(-(box.stop[1] - first) // height)))
+    """Numbers of the rows that a box in their band meets."""
+    return met_tiles(box.start[1] - rows[0].start[1], box.stop[1] - rows[0].start[1], rows[0].shape[1], len(rows))
+
+
+def met_tiles(start: int, stop: int, size: int, count: int) -> range:
+    """Which of `count` tiles of `size` from 0 on a range meets. Reckoned, not searched: there may be thousands."""
+    return range(max(0, start // size), min(count, -(-stop // size)))
 
 
 def _touched(chunks: Shape, start: Shape, stop: Shape) -> Iterator[Shape]:

@@ -27,7 +27,7 @@ from prismcache_service.pipeline.codecs import Bytes, DecodeError
 from prismcache_service.pipeline.encode import EncodedChunk, encode_row
 from prismcache_service.pipeline.hdf5 import CropWriter
 from prismcache_service.pipeline.metadata import CropSource
-from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit
+from prismcache_service.pipeline.plan import ArrayPlan, Box, CropPlan, Visit, met_tiles
 from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.relabel import Ids, Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.source import Source
@@ -54,9 +54,9 @@ class _Block:
         self.opened = asyncio.Event()
         self.voxels: Array = np.empty((0, 0, 0, 0), np.uint8)
         self._buffer = memoryview(b"")
-        count = -(-box.shape[2] // array.chunk[1])
-        self._filled = [asyncio.Event() for _ in range(count)]
-        self._visits_left = [0] * count
+        self.rows = -(-box.shape[2] // array.chunk[1])
+        self._filled = [asyncio.Event() for _ in range(self.rows)]
+        self._visits_left = [0] * self.rows
 
     def open(self, buffer: memoryview) -> None:
         dtype = np.dtype(np.uint32 if self.array.itemsize == 4 else np.uint8)
@@ -89,9 +89,8 @@ class _Block:
 
     def _rows_of(self, box: Box) -> range:
         """Chunk rows, counted within the block, that a box fills, each perhaps in part."""
-        rows, first = self.array.chunk[1], self.box.start[2]
-        top, bottom = max(box.start[2], first), min(box.stop[2], self.box.stop[2])
-        return range((top - first) // rows, -(-(bottom - first) // rows))
+        first = self.box.start[2]
+        return met_tiles(box.start[2] - first, box.stop[2] - first, self.array.chunk[1], self.rows)
 
     def close(self) -> memoryview:
         """Give the buffer up for the next block."""
@@ -368,8 +367,7 @@ def _place(box: Box, voxels: Array, blocks: Sequence[_Block]) -> None:
 
 def _shares(block: _Block) -> list[Share]:
     """A block's chunk rows in at most `_SHARES` runs of nearly equal length, in canonical order."""
-    channels, _, height, _ = block.box.shape
-    rows = [(c, row) for c in range(channels) for row in range(-(-height // block.array.chunk[1]))]
+    rows = [(channel, row) for channel in range(block.box.shape[0]) for row in range(block.rows)]
     size = -(-len(rows) // _SHARES)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
