@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isal import isal_zlib
 
 from prismcache_service.pipeline.encode import deflate, encode_row
 
@@ -50,6 +51,28 @@ def test_equal_voxels_give_equal_bytes_that_later_rows_leave_alone(dtype: str) -
     encode_row(row[:, ::-1], (0, 0, 0), CHUNK)
     assert [bytes(chunk.data) for chunk in first] == copies
     assert encode_row(row, (0, 0, 0), CHUNK) == first
+
+
+@given(st.binary(max_size=600) | st.binary(min_size=1, max_size=12).map(lambda pattern: pattern * 50))
+def test_any_stock_zlib_inflates_what_is_deflated(data: bytes) -> None:
+    assert zlib.decompress(deflate(np.frombuffer(data, np.uint8))) == data
+
+
+@pytest.mark.parametrize("size", [1 << 10, 1 << 18, 5 << 20])
+def test_noise_is_stored_whatever_came_before(size: int) -> None:
+    noise = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    deflate(noise[:100])
+    deflated = deflate(noise)
+    assert zlib.decompress(deflated) == noise.tobytes()
+    assert len(deflated) < 1.01 * size + 100
+
+
+def test_a_new_stream_for_each_chunk_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where python-isal no longer has the class that keeps its state."""
+    rows = [row_of((16, 64, 200)), row_of((16, 64, 200), "u4"), row_of((3, 4, 5)), row_of((1, 1, 1))]
+    kept = [encode_row(row, (0, 0, 0), (16, 64, 64)) for row in rows]
+    monkeypatch.delattr(isal_zlib, "_ParallelCompress")
+    assert [encode_row(row, (0, 0, 0), (16, 64, 64)) for row in rows] == kept
 
 
 def test_every_thread_deflates_to_the_same_bytes() -> None:

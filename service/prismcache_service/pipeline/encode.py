@@ -7,6 +7,7 @@ The streams are those of HDF5's gzip filter (zlib format, RFC 1950), made by ISA
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,11 @@ from prismcache_service.pipeline.codecs import ScratchPad
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ISAL_LEVEL = 1  # 2 and 3 are slower for the same size on crops
-RECIPE = f"isal-deflate-{ISAL_LEVEL}"
-_PRIMING = 8  # bytes; more than the 4 of a match, fewer than the 16 from which on the assembly takes over
+RECIPE = f"isal-deflate-{ISAL_LEVEL}-after-8"
+_PRIMING = 8  # bytes; more than the 4 of a match
+_ZLIB_HEADER = b"\x78\x01"  # RFC 1950: deflate, window of 32 KiB, no preset dictionary, fastest level
+_RAW_WINDOW = -15  # bits; negative for a stream without header and checksum
+_LAST_BLOCK = b"\x03\x00"  # RFC 1951: an empty block of fixed codes, marked as the last one
 
 _scratch = ScratchPad()
 
@@ -32,17 +36,47 @@ class EncodedChunk:
     data: bytes
 
 
+class _Deflater(threading.local):
+    """Deflates with ISA-L's state and output buffer kept for each thread, and the GIL given up once a call.
+
+    A stream made anew for each chunk gives it up each time its output has grown, and costs a sixth more.
+    ``isal.igzip_threaded`` deflates this way, with a class that python-isal (1.9) does not promise to keep: where it is
+    gone, a new stream gives the same bytes.
+    """
+
+    def __init__(self) -> None:
+        self._room = 0
+        self._kept: Any = None
+
+    def blocks(self, data: memoryview, history: memoryview) -> bytes:
+        """Deflated blocks (RFC 1951), none of them the last, of `data`, which may refer to `history` before it."""
+        if not hasattr(isal_zlib, "_ParallelCompress"):
+            stream = isal_zlib.compressobj(ISAL_LEVEL, isal_zlib.DEFLATED, _RAW_WINDOW, zdict=history)
+            return stream.compress(data) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
+        if len(data) > self._room or self._kept is None:
+            self._room = len(data)
+            # What cannot be deflated is stored, in blocks with a few bytes before each; more would be an error.
+            self._kept = isal_zlib._ParallelCompress(len(data) + len(data) // 8 + (1 << 12), ISAL_LEVEL)  # noqa: SLF001
+        blocks: bytes = self._kept.compress_and_crc(data, history)[0]
+        return blocks
+
+
+_deflater = _Deflater()
+
+
 def deflate(data: Array) -> bytes:
     """A zlib stream (RFC 1950) of a C-contiguous array, the same bytes in every thread and process.
 
-    ISA-L (2.31) hashes an address of its own in place of the data's third byte when its assembly begins a stream, so
-    that a plain ``isal_zlib.compress`` differs from thread to thread for one chunk in ten thousand. A few bytes that
-    are flushed first go through another routine, which does not; they cost nine bytes a chunk.
+    ISA-L (2.32) hashes an address of its own in place of the data's third byte when its assembly begins a stream, so
+    that a plain ``isal_zlib.compress`` differs from thread to thread for one chunk in ten thousand. A stream that has
+    a history does not begin: the first bytes are stored as they are, and are the history of the rest.
     """
     view = data.reshape(-1).view(np.uint8).data
-    stream = isal_zlib.compressobj(ISAL_LEVEL)
-    begin = stream.compress(view[:_PRIMING]), stream.flush(isal_zlib.Z_SYNC_FLUSH)
-    return b"".join((*begin, stream.compress(view[_PRIMING:]), stream.flush()))
+    begin = view[:_PRIMING]
+    size = len(begin).to_bytes(2, "little")
+    stored = b"\x00" + size + bytes(255 - byte for byte in size) + begin  # RFC 1951, 3.2.4
+    blocks = _deflater.blocks(view[_PRIMING:], begin)
+    return b"".join((_ZLIB_HEADER, stored, blocks, _LAST_BLOCK, isal_zlib.adler32(view).to_bytes(4, "big")))
 
 
 def encode_row(row: Array, origin: tuple[int, int, int], chunk: tuple[int, int, int]) -> list[EncodedChunk]:
