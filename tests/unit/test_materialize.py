@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -265,6 +266,36 @@ def test_too_little_memory_is_said_before_anything_is_fetched(bucket_dir: Path, 
     with patch.object(materialize, "resident_bytes", lambda: 500_000_000), pytest.raises(MemoryLimitError):
         make(bucket_dir, target)
     assert not target.exists()
+
+
+def test_memory_is_given_back_beside_the_listing_and_before_the_next_crop_takes_any(
+    bucket_dir: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, given_back = threading.Event(), threading.Event()
+
+    class Listing(FolderSource):
+        async def list_objects(self, folder: str) -> dict[str, SourceObject]:
+            listed.set()
+            return await super().list_objects(folder)
+
+    def give_back() -> None:
+        if listed.wait(30):
+            given_back.set()
+
+    def used() -> int:
+        assert given_back.is_set()
+        return 1
+
+    monkeypatch.setattr(materialize, "give_memory_back", give_back)
+    monkeypatch.setattr(materialize, "resident_bytes", used)
+
+    async def main() -> MadeCrop:
+        maker.tidy()
+        return await maker.make(NAME, target, lambda _: None)
+
+    with materializer(Listing(bucket_dir / BUCKET / PREFIX)) as maker:
+        asyncio.run(main())
+    assert given_back.is_set()
 
 
 def test_too_little_space_is_said_before_anything_is_fetched(bucket_dir: Path, target: Path) -> None:

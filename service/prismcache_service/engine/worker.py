@@ -31,7 +31,6 @@ from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile
 from prismcache_service.engine.messages import Alive, Failed, Made, Progressed, WorkOrder
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
-from prismcache_service.pipeline.memory import give_memory_back
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.pipeline.s3 import open_s3
 from prismcache_service.storage.cache import FILE_MODE, CropCache, CropName
@@ -108,7 +107,7 @@ class Worker:
             sys.stderr.write(text)
             answer = Failed(problem=WorkerError(f"{type(error).__name__}: {error}").to_problem())
         self._outbox.send(answer)
-        give_memory_back()  # what this crop left would count against the limit of the next
+        self._materializer.tidy()  # what this crop left would count against the limit of the next
 
     async def _make(self, order: WorkOrder) -> CropFile:
         name = CropName(order.split, order.crop, order.channels)

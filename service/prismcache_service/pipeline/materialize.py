@@ -22,7 +22,7 @@ from prismcache.layout import FORMAT_VERSION, SourceObject
 from prismcache_service.pipeline.budget import plan_budget
 from prismcache_service.pipeline.encode import RECIPE
 from prismcache_service.pipeline.hdf5 import CropWriter, check_file
-from prismcache_service.pipeline.memory import resident_bytes
+from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
 from prismcache_service.pipeline.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan import CropPlan, plan_crop
 from prismcache_service.pipeline.progress import Moved, Progress, Report
@@ -71,11 +71,16 @@ class Materializer:
         self._source, self._settings, self._mode = source, settings, file_mode
         self._executor = executor
         self._hdf5_thread = ThreadPoolExecutor(1, "hdf5")
+        self._tidying: asyncio.Task[None] | None = None
         self.moved = Moved()
 
     def close(self) -> None:
         """End the HDF5 thread; files are closed by then."""
         self._hdf5_thread.shutdown()
+
+    def tidy(self) -> None:
+        """Give back the memory that a crop left, beside the listing of the next, which waits before it takes any."""
+        self._tidying = asyncio.create_task(asyncio.to_thread(give_memory_back))
 
     async def make(self, name: CropName, target: Path, report: Report, *, strict: bool = False) -> MadeCrop:
         """Make the file `target`, which must not exist; `report` hears of progress on the event loop.
@@ -134,7 +139,7 @@ class Materializer:
             fd = await run_in(self._hdf5_thread, writer.close_file)
             # What is hashed is what is read back; the disk takes its time beside it. Not in a thread that has deflated:
             # ISA-L leaves AVX's registers in a state in which SHA instructions take a third longer.
-            syncing = asyncio.ensure_future(run_in(self._hdf5_thread, _sync_and_check, writer, target, plan))
+            syncing = asyncio.ensure_future(run_in(self._hdf5_thread, _end, spool, writer, target, plan))
             hashing = asyncio.ensure_future(asyncio.to_thread(file_sha256, fd))
             await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
             syncing.result()
@@ -155,6 +160,8 @@ class Materializer:
     async def _stream(
         self, name: CropName, crop: CropSource, plan: CropPlan, target: Path, spool: Spool, report: Report
     ) -> CropWriter:
+        if self._tidying is not None:
+            await self._tidying
         threads = self._settings.decode_threads or os.cpu_count() or 1
         budget = plan_budget(
             plan,
@@ -208,7 +215,8 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _sync_and_check(writer: CropWriter, target: Path, plan: CropPlan) -> None:
+def _end(spool: Spool, writer: CropWriter, target: Path, plan: CropPlan) -> None:
+    spool.close()
     writer.sync()
     check_file(target, plan)
 

@@ -50,6 +50,10 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give its disk space back, which takes the system a while; again does nothing."""
         self._file.close()
 
     def put(self, key: str, data: Bytes) -> None:
