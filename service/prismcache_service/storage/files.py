@@ -17,7 +17,7 @@ FILE_MODE = 0o664
 FOLDER_MODE = 0o775
 TEMPORARY = ".tmp"
 
-_HASH_BYTES = 1 << 20
+_HASH_BYTES = 4 << 20  # at 1 MiB, handing buffers over takes a twentieth more
 # Not through a link, and without waiting for the other end of a pipe.
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
 
