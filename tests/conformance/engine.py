@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import os
 import signal
@@ -209,6 +210,7 @@ class EngineConformance(ABC):
 
         asyncio.run(main())
         assert files_below(lab.root) == []
+        gc.collect()  # warns of a socket that nobody closed
 
     def test_cancelling_what_waits_its_turn_leaves_the_others_alone(self, lab: Lab) -> None:
         async def main() -> None:

@@ -33,6 +33,7 @@ _LOOK_S = 1.0
 _ANSWER_S = 10.0
 _CONNECT_S = 5.0
 _CHECK_S = 1.5
+_SETTLE_S = 1.0
 _AGAIN_S = 15.0
 _SHOWN = 3
 _SCHEDULER_PARTS = ("prismcache", "python", "distributed")
@@ -113,6 +114,7 @@ class Cluster:
         self._trouble: str | None = "no connection yet"
         self._changed = asyncio.Event()
         self._doubted = asyncio.Event()
+        self._settled = asyncio.Event()  # not while a connection is made, and its workers are seen for the first time
         self._keeping: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -178,6 +180,12 @@ class Cluster:
         """Leave the cluster; the scheduler then stops whatever still runs for us."""
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
+            # Dask leaves a socket open when a call is cancelled that connects.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLE_S):
+                    await self._settled.wait()
+                    inspecting = [m.inspecting for m in self._members.values() if m.inspecting is not None]
+                    await asyncio.gather(*inspecting, return_exceptions=True)
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
 
@@ -207,11 +215,13 @@ class Cluster:
         """Stay connected and look at the workers, for ever."""
         try:
             while True:
+                self._settled.clear()
                 try:
                     async with self._connected() as client:
                         await self._watch(client)
                 except Exception as error:  # noqa: BLE001 - whatever Dask raises, there is another try
                     self._lose_all(str(error) or type(error).__name__)
+                self._settled.set()
                 await asyncio.sleep(_LOOK_S)
         finally:
             self._trouble = "the connection was closed"  # on purpose, so it is not logged
@@ -245,6 +255,7 @@ class Cluster:
             except Exception as error:
                 raise ConnectionError("it answers no more") from error  # Dask's own words tell of its innards
             self._look(client, identity["workers"])
+            self._settled.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._doubted.wait()
