@@ -45,7 +45,7 @@ class _Deflater(threading.local):
     """
 
     def __init__(self) -> None:
-        self._room = 0
+        self._largest = -1  # bytes of data that the output buffer has room for
         self._kept: Any = None
 
     def blocks(self, data: memoryview, history: memoryview) -> bytes:
@@ -53,10 +53,11 @@ class _Deflater(threading.local):
         if not hasattr(isal_zlib, "_ParallelCompress"):
             stream = isal_zlib.compressobj(ISAL_LEVEL, isal_zlib.DEFLATED, _RAW_WINDOW, zdict=history)
             return stream.compress(data) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
-        if len(data) > self._room or self._kept is None:
-            self._room = len(data)
+        if len(data) > self._largest:
+            self._largest = len(data)
             # What cannot be deflated is stored, in blocks with a few bytes before each; more would be an error.
-            self._kept = isal_zlib._ParallelCompress(len(data) + len(data) // 8 + (1 << 12), ISAL_LEVEL)  # noqa: SLF001
+            room = len(data) + len(data) // 8 + (1 << 12)
+            self._kept = isal_zlib._ParallelCompress(room, ISAL_LEVEL)  # noqa: SLF001 - see the class's own words
         blocks: bytes = self._kept.compress_and_crc(data, history)[0]
         return blocks
 
