@@ -47,11 +47,12 @@ class CacheState(StrEnum):
     CACHED = "cached"
 
 
-# Built when they are first used: a program needs few of them, and importing should be quick.
+# Not deferred: FastAPI silences what pydantic warns of while it takes a model for a body, but not what is built later.
 class _Request(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
+# Built when they are first used: a program needs few of them, and importing should be quick.
 class _Answer(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 

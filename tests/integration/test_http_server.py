@@ -115,6 +115,11 @@ def test_the_address_stays_over_a_restart_and_clients_may_connect_early(lab: Lab
             assert http.get("/healthz").status_code == 200
 
 
+def test_a_start_says_where_it_listens_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+    with Service(service_config(lab.settings(), tmp_path / "state")) as service:
+        assert service.log == f"prismcache serves {service.url}\n"
+
+
 def test_a_port_that_is_taken_is_said_to_be_in_one_line(lab: Lab, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         service = _service(lab, tmp_path, port=other.getsockname()[1])
