@@ -85,7 +85,8 @@ def makers(cluster: DaskCluster, crop: int) -> list[Watched]:
 
     def makes(worker: Watched) -> bool:
         links = [link for child in workers_of(worker.pid) for link in Path(f"/proc/{child.pid}/fd").iterdir()]
-        return any(f".crop_{crop}.h5." in str(link.readlink()) for link in links)
+        # Not `readlink`, which fails for what was closed since it was listed.
+        return any(f".crop_{crop}.h5." in os.path.realpath(link) for link in links)
 
     return list(filter(makes, cluster.workers()))
 
