@@ -83,10 +83,10 @@ constraints: ## Resolve constraints.txt anew, on every supported Python
 clean: ## Remove everything that these targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
 	find client service tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f service/prismcache_service/pipeline/*.so
+	rm -f service/prismcache_service/pipeline/bucket/*.so
 
 # Installing compiles what is in C, where there is a compiler.
-COMPILED = hatch_build.py service/prismcache_service/pipeline/md5_lanes.c
+COMPILED = hatch_build.py service/prismcache_service/pipeline/bucket/md5_lanes.c
 
 $(READY): pyproject.toml constraints.txt $(COMPILED)
 	@sh .ci/venv $(PYTHON) $(VENV)

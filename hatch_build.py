@@ -16,7 +16,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_SOURCE = "service/prismcache_service/pipeline/md5_lanes.c"
+_SOURCE = "service/prismcache_service/pipeline/bucket/md5_lanes.c"
 _FLAGS = ("-O3", "-shared", "-fPIC")
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prismcache import errors
-    from prismcache.aio import AsyncPrismClient
     from prismcache.client import PrismClient
+    from prismcache.client.aio import AsyncPrismClient
     from prismcache.config import Settings
     from prismcache.crop import Crop
     from prismcache.errors import (
@@ -126,7 +126,7 @@ __all__ = [
     "errors",
 ]
 
-_HOMES = {"AsyncPrismClient": "aio", "Crop": "crop", "PrismClient": "client", "Settings": "config"}
+_HOMES = {"AsyncPrismClient": "client", "Crop": "crop", "PrismClient": "client", "Settings": "config"}
 _SCHEMA = frozenset(
     {"CropFile", "CropInfo", "CropProgress", "Job", "Problem", "Split", "State", "Verdict", "VerifyResult"}
 )

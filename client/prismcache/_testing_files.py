@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prismcache._disk import stamp_of, write_atomically
+from prismcache.disk import stamp_of, write_atomically
 from prismcache.errors import RequestError
 from prismcache.layout import (
     AXIS_NAMES,

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prismcache._disk import sha256_of
 from prismcache._testing_files import VOXEL_SIZE, CropArrays, crop_arrays, write_crop
+from prismcache.disk import sha256_of
 from prismcache.errors import (
     CropInUseError,
     CropNotCachedError,

@@ -11,9 +11,9 @@ import httpx2
 from pydantic import BaseModel
 
 from prismcache._testing_lab import Key, Lab
-from prismcache.api import CLIENT_HEADER
-from prismcache.crops_arg import parse_channels
 from prismcache.errors import PrismError
+from prismcache.numbers import parse_channels
+from prismcache.remote.api import CLIENT_HEADER
 from prismcache.schema import (
     ClearedQuarantine,
     CropPage,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from prismcache._plugins import load_plugin
 from prismcache.config import Settings
+from prismcache.plugins import load_plugin
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
 
 ReceivedBytes: TypeAlias = Callable[[int], None]

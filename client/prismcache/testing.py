@@ -20,13 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prismcache import _transports
 from prismcache._testing_http import LabApi
 from prismcache._testing_lab import Lab
-from prismcache._transports import InProcess
-from prismcache.aio import AsyncPrismClient
 from prismcache.client import PrismClient
+from prismcache.client.aio import AsyncPrismClient
 from prismcache.errors import PrismError
+from prismcache.remote import transports as _transports
+from prismcache.remote.transports import InProcess
 from prismcache.schema import Split
 
 __all__ = ["InMemoryService"]

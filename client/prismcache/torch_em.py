@@ -35,9 +35,9 @@ except ImportError as error:
         f"prismcache.torch_em needs {error.name}, which is not installed", remedy='pip install "prismcache[torch-em]"'
     ) from error
 
-from prismcache._deliver import frames_inside
-from prismcache._request import as_crops, as_split
+from prismcache.arguments import as_crops, as_split
 from prismcache.client import PrismClient
+from prismcache.client.delivery import frames_inside
 from prismcache.config import Settings
 from prismcache.crop import Crop, LabelValues, manifest_of
 from prismcache.errors import ClassNumbersWarning, CropNotCachedError, RequestError, ServiceUnreachableError

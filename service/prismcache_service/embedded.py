@@ -19,7 +19,7 @@ from prismcache.config import Settings
 from prismcache.errors import PrismError, UnknownCropError
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
 from prismcache_service.factory import Factory
-from prismcache_service.storage.jobstore import MemoryJobStore
+from prismcache_service.store.base import MemoryJobStore
 
 _PATIENCE_S = 1.0  # for taking back what was just submitted
 _log = logging.getLogger("prismcache")  # the client's, whose warnings people see

@@ -14,20 +14,20 @@ from pathlib import Path
 from prismcache.config import Settings
 from prismcache.errors import MissingExtraError, PrismError
 from prismcache.schema import ServiceStatus, Split, State
+from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache.shown_root import check_shown_root
 from prismcache_service.config import ServiceConfig
+from prismcache_service.crops.catalog import CatalogService
+from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.crops.previews import PreviewService
+from prismcache_service.crops.service import CropService
+from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
 from prismcache_service.engine.base import Engine
-from prismcache_service.engine.local import LocalEngine
-from prismcache_service.services.catalog import CatalogService
-from prismcache_service.services.crops import CropService
-from prismcache_service.services.ensure import EnsureService
-from prismcache_service.services.jobs import JobLimits, JobService
-from prismcache_service.services.lastused import LastUsed
-from prismcache_service.services.observer import NoObserver, Observer
-from prismcache_service.services.previews import PreviewService
-from prismcache_service.services.space import Bounds, SpaceService, StoredFile
-from prismcache_service.storage.cache import CropCache, CropName
-from prismcache_service.storage.jobstore import JobStore
-from prismcache_service.storage.shown_root import check_shown_root
+from prismcache_service.engine.local.engine import LocalEngine
+from prismcache_service.jobs.observer import NoObserver, Observer
+from prismcache_service.jobs.service import JobLimits, JobService
+from prismcache_service.store.base import JobStore
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
@@ -172,8 +172,8 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
         If the cache folder cannot be written.
     """
     # Imported here: embedded use needs no database.
-    from prismcache_service.storage.database import database_url
-    from prismcache_service.storage.sqlstore import SqlJobStore
+    from prismcache_service.store.database import database_url
+    from prismcache_service.store.sql import SqlJobStore
 
     store = await SqlJobStore.open(database_url(config))
     try:
@@ -221,7 +221,7 @@ def engine_of(config: ServiceConfig) -> Engine:
     if config.engine == "local" or config.dask_scheduler is None:
         return LocalEngine(config, niceness=_NICENESS)
     try:
-        from prismcache_service.engine.dask import DaskEngine
+        from prismcache_service.engine.dask.engine import DaskEngine
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"engine 'dask' needs {error.name}, which is not installed here",

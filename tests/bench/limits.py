@@ -21,13 +21,13 @@ from botocore import UNSIGNED
 
 from prismcache.config import Settings
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.encode import Array, encode_row
-from prismcache_service.pipeline.hdf5 import start_writeback
-from prismcache_service.pipeline.md5 import LANES, md5_of_each
-from prismcache_service.pipeline.metadata import CropSource, read_crop
-from prismcache_service.pipeline.plan import CropPlan, plan_crop
-from prismcache_service.pipeline.relabel import Runs, id_table, relabel, unique_ids
-from prismcache_service.pipeline.s3_bodies import open_bodies
+from prismcache_service.pipeline.bucket.md5 import LANES, md5_of_each
+from prismcache_service.pipeline.bucket.s3_bodies import open_bodies
+from prismcache_service.pipeline.codec.encode import Array, encode_row
+from prismcache_service.pipeline.codec.relabel import Runs, id_table, relabel, unique_ids
+from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
+from prismcache_service.pipeline.plan.plan import CropPlan, plan_crop
+from prismcache_service.pipeline.write.hdf5 import start_writeback
 from tests.bench.programs import BUCKET_DIR
 from tests.support.crops import PREFIX, CropSpec, crop_folder
 from tests.support.folder_source import FolderSource

@@ -232,7 +232,7 @@ def _chunk_table(ours: Path, arguments: argparse.Namespace) -> None:
 
 def _rechunk(source: Path, target: Path, chunk: tuple[int, int, int]) -> float:
     """Write the same crop in chunks of another shape, deflated as the pipeline does; CPU seconds of the deflating."""
-    from prismcache_service.pipeline.encode import encode_row
+    from prismcache_service.pipeline.codec.encode import encode_row
 
     cpu = 0.0
     with Crop(source) as crop, h5py.File(target, "w") as file:

@@ -21,11 +21,11 @@ from typing import Any
 
 from prismcache.config import Settings
 from prismcache.schema import Split
-from prismcache_service.engine.local import WORKER_ENVIRONMENT
+from prismcache_service.cache.cache import CropName
+from prismcache_service.engine.local.engine import WORKER_ENVIRONMENT
+from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import Materializer
 from prismcache_service.pipeline.memory import resident_bytes
-from prismcache_service.pipeline.s3 import open_s3
-from prismcache_service.storage.cache import CropName
 from tests.bench.programs import BENCH_DIR
 
 _SAMPLE_S = 0.05

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import h5py
 import pytest
 
-from prismcache.aio import AsyncPrismClient
 from prismcache.backend import Backend
+from prismcache.client.aio import AsyncPrismClient
 from prismcache.config import Settings
 from prismcache.errors import CropNotCachedError, EnsureTimeoutError, UnknownChannelError, UnknownCropError
 from prismcache.schema import CropFile, Job, JobRequest, Split, State, Verdict

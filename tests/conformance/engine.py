@@ -29,9 +29,9 @@ from prismcache.errors import (
 )
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropFile, Split
+from prismcache_service.cache.cache import CropCache, CropName
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
 from prismcache_service.pipeline.progress import Progress
-from prismcache_service.storage.cache import CropCache, CropName
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
 from tests.support.faults import FaultProxy, Rule, Stall, Status
 from tests.support.labs import running_lab

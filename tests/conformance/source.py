@@ -14,7 +14,7 @@ import pytest
 
 from prismcache.errors import SourceCorruptError
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.source import Source, fingerprint
+from prismcache_service.pipeline.bucket.source import Source, fingerprint
 from tests.support.bucket import make_bucket
 from tests.support.cache_root import many_objects_spec, tiny_spec
 from tests.support.crops import crop_folder

@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from prismcache.schema import CropFile, CropProgress, JobRequest, Problem, Split, State
-from prismcache_service.storage.jobstore import JobRecord, JobStore, LeaseRecord, MemoryJobStore
-from prismcache_service.storage.sqlstore import SqlJobStore
-from prismcache_service.storage.tables import metadata
+from prismcache_service.store.base import JobRecord, JobStore, LeaseRecord, MemoryJobStore
+from prismcache_service.store.sql import SqlJobStore
+from prismcache_service.store.tables import metadata
 
 pytest_plugins = ["tests.support.postgres"]
 

@@ -16,11 +16,11 @@ from sqlalchemy import inspect, text
 
 from prismcache.errors import ConfigError, StorageError, StorageUnwritableError
 from prismcache.schema import CropProgress, JobRequest, Split, State
-from prismcache_service.storage import migrations
-from prismcache_service.storage.database import WRITES, make_engine, parse_url
-from prismcache_service.storage.jobstore import JobRecord, LeaseRecord
-from prismcache_service.storage.sqlstore import SqlJobStore
-from prismcache_service.storage.tables import metadata
+from prismcache_service.store import migrations
+from prismcache_service.store.base import JobRecord, LeaseRecord
+from prismcache_service.store.database import WRITES, make_engine, parse_url
+from prismcache_service.store.sql import SqlJobStore
+from prismcache_service.store.tables import metadata
 
 pytest_plugins = ["tests.support.postgres"]
 pytestmark = pytest.mark.anyio
@@ -33,8 +33,8 @@ WRITER = """
 import asyncio, sys
 from datetime import UTC, datetime
 from prismcache.schema import CropProgress, JobRequest, State
-from prismcache_service.storage.jobstore import JobRecord
-from prismcache_service.storage.sqlstore import SqlJobStore
+from prismcache_service.store.base import JobRecord
+from prismcache_service.store.sql import SqlJobStore
 
 async def main(url, name):
     store = await SqlJobStore.open(url)
@@ -50,7 +50,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 OPENER = """
 import asyncio, sys
-from prismcache_service.storage.sqlstore import SqlJobStore
+from prismcache_service.store.sql import SqlJobStore
 
 async def main(url):
     sys.stdin.readline()

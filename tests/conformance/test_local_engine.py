@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from prismcache.errors import MemoryLimitError, WorkerError
-from prismcache_service.engine import local
 from prismcache_service.engine.base import Engine
-from prismcache_service.engine.local import LocalEngine
+from prismcache_service.engine.local import engine as local
+from prismcache_service.engine.local.engine import LocalEngine
 from tests.conformance.engine import EngineConformance, ignore, task
 from tests.support.cache_root import Lab
 from tests.support.processes import Watched, environment, eventually, workers_of
@@ -99,7 +99,7 @@ class TestLocalEngine(EngineConformance):
         script = tmp_path / "python"
         script.write_text(
             f"#!{sys.executable}\n"
-            "from prismcache_service.engine.worker import main\n"
+            "from prismcache_service.engine.local.worker import main\n"
             "from prismcache_service.pipeline import materialize\n"
             "real, asked = materialize.resident_bytes, []\n"
             "def grown():\n"
@@ -129,7 +129,7 @@ class TestLocalEngine(EngineConformance):
         program = (
             "import asyncio, sys\n"
             "from prismcache.config import Settings\n"
-            "from prismcache_service.engine.local import LocalEngine\n"
+            "from prismcache_service.engine.local.engine import LocalEngine\n"
             "from tests.conformance.engine import ignore, task\n"
             "async def main():\n"
             "    engine = LocalEngine(Settings.load())\n"

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import pytest
 
 from prismcache.config import Settings
-from prismcache_service.pipeline import s3
-from prismcache_service.pipeline.s3 import open_s3
-from prismcache_service.pipeline.source import Source
+from prismcache_service.pipeline.bucket import s3
+from prismcache_service.pipeline.bucket.s3 import open_s3
+from prismcache_service.pipeline.bucket.source import Source
 from tests.conformance.source import SourceConformance
 from tests.support.crops import BUCKET, PREFIX
 from tests.support.faults import FaultProxy

@@ -25,9 +25,9 @@ LATE = "raw/0.0.0.0"
 HUNG_S = 4
 # The real service, but for how long a worker may send no heartbeats: twenty seconds would be long for a test.
 IMPATIENT = f"""
-from prismcache_service.engine.dask import DaskEngine
+from prismcache_service.engine.dask.engine import DaskEngine
 DaskEngine.__init__.__kwdefaults__["hung_after"] = {HUNG_S}
-from prismcache_service.server import main
+from prismcache_service.web.server import main
 main()
 """
 

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from prismcache.config import Settings
-from prismcache_service.server import HEADER_SECONDS
+from prismcache_service.web.server import HEADER_SECONDS
 from tests.support.service import Service, service_config
 
 MB = 1_000_000

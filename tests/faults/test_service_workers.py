@@ -25,9 +25,9 @@ SPECS = [tiny_spec(crop) for crop in range(2)]
 SILENCE_S = 10  # longer than a worker takes to start on a machine that is busy
 # The real service, but for how long a worker may be silent: a minute would be long for a test.
 IMPATIENT = f"""
-from prismcache_service.engine.local import LocalEngine
+from prismcache_service.engine.local.engine import LocalEngine
 LocalEngine.__init__.__kwdefaults__["silence"] = {SILENCE_S}
-from prismcache_service.server import main
+from prismcache_service.web.server import main
 main()
 """
 

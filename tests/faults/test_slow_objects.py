@@ -15,8 +15,8 @@ import pytest
 
 from prismcache import PrismClient
 from prismcache.errors import StorageError
-from prismcache_service.pipeline import spool as spool_module
-from prismcache_service.pipeline.spool import Spool
+from prismcache_service.pipeline.write import spool as spool_module
+from prismcache_service.pipeline.write.spool import Spool
 from tests.support.cache_root import Lab, object_key, tiny_spec, unfinished
 from tests.support.codecs import Compressor
 from tests.support.faults import Delay

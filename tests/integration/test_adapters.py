@@ -11,9 +11,10 @@ import pytest
 import zarr
 from typer.testing import CliRunner
 
-from prismcache import NoSpaceError, PrismClient, RequestError, UnknownChannelError, cli
+from prismcache import NoSpaceError, PrismClient, RequestError, UnknownChannelError
 from prismcache.adapters import napari
 from prismcache.adapters.zarr import to_zarr
+from prismcache.cli import app as cli
 from tests.support.cache_root import Lab, files_below, tiny_spec
 from tests.support.labs import running_lab
 from tests.support.mounts import small_disk

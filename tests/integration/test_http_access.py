@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from prismcache.config import Settings
-from prismcache_service.auth import Role, revoke_token, tokens_path
+from prismcache_service.web.tokens import Role, revoke_token, tokens_path
 from tests.support.processes import eventually
 from tests.support.service import Service, service_config
 

@@ -17,7 +17,7 @@ import pytest
 
 from prismcache.config import Settings
 from prismcache.schema import Job, State
-from prismcache_service.server import bind
+from prismcache_service.web.server import bind
 from tests.support.cache_root import Lab, tiny_spec
 from tests.support.fault_actions import Stall
 from tests.support.labs import running_lab

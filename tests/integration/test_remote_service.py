@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from prismcache import ForbiddenError, PrismClient, PrismError, ServiceUnreachableError, UnauthorizedError
-from prismcache._http import Connection
-from prismcache._retry import Patience
-from prismcache.aio import AsyncPrismClient
-from prismcache.api import ServiceApi
+from prismcache.client.aio import AsyncPrismClient
 from prismcache.config import Settings
 from prismcache.remote import RemoteBackend
+from prismcache.remote.api import ServiceApi
+from prismcache.remote.http import Connection
+from prismcache.remote.retry import Patience
 from prismcache.schema import CropDownload, CropFile, Job, JobEvent, JobRequest, Split, State
-from prismcache_service.storage.cache import CropCache, CropName
+from prismcache_service.cache.cache import CropCache, CropName
 from tests.support.cache_root import Lab, tiny_spec
 from tests.support.faults import Stall
 from tests.support.labs import running_lab
@@ -111,7 +111,7 @@ def test_no_mount(service, client, tmp_path):
 
 
 def test_a_download_is_seen(service, client, root, monkeypatch, capsys):
-    monkeypatch.setattr("prismcache._drive.TICK", 0.001)
+    monkeypatch.setattr("prismcache.client.drive.TICK", 0.001)
     file = store_crop(CropCache(root), CropName(Split.INSTANCE, 100), 20_000_000)
     seen: list[CropDownload] = []
     with client() as one:

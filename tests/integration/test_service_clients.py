@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prismcache.aio import AsyncPrismClient
+from prismcache.client.aio import AsyncPrismClient
 from prismcache.schema import State
 from tests.support.cache_root import Lab, many_objects_spec, object_key, published, tiny_spec, unfinished
 from tests.support.faults import Stall

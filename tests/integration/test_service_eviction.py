@@ -13,7 +13,7 @@ import pytest
 
 from prismcache import PrismClient
 from prismcache.schema import Split, State
-from prismcache_service.storage.cache import CropCache, CropName, file_bytes_bound
+from prismcache_service.cache.cache import CropCache, CropName, file_bytes_bound
 from tests.support.cache_root import Lab, published, tiny_spec
 from tests.support.labs import running_lab
 from tests.support.processes import eventually

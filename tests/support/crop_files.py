@@ -20,9 +20,9 @@ import numpy as np
 
 from prismcache.errors import PrismError
 from prismcache.layout import LABELS, raw_dataset
-from prismcache_service.pipeline.encode import encode_row
-from prismcache_service.pipeline.hdf5 import CropWriter, check_file
-from prismcache_service.pipeline.plan import ArrayPlan, CropPlan, plan_crop
+from prismcache_service.pipeline.codec.encode import encode_row
+from prismcache_service.pipeline.plan.plan import ArrayPlan, CropPlan, plan_crop
+from prismcache_service.pipeline.write.hdf5 import CropWriter, check_file
 from tests.support.crop_sources import crop_source
 from tests.support.voxels import Shape3
 

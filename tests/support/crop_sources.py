@@ -7,8 +7,8 @@ from collections.abc import Collection
 import numpy as np
 
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.codecs import ChunkCodec
-from prismcache_service.pipeline.metadata import ArraySource, CropSource
+from prismcache_service.pipeline.codec.decode import ChunkCodec
+from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource
 from tests.support.chunking import grid_indices
 from tests.support.voxels import Shape3
 

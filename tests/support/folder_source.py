@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prismcache.errors import SourceCorruptError
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.source import Source, check_digest
+from prismcache_service.pipeline.bucket.source import Source, check_digest
 
 
 class FolderSource(Source):

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Split, State
+from prismcache_service.cache.cache import CropName
+from prismcache_service.crops.catalog import CatalogService
+from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.jobs.observer import NoObserver
+from prismcache_service.jobs.service import JobLimits, JobService
 from prismcache_service.pipeline.progress import Progress
-from prismcache_service.services.catalog import CatalogService
-from prismcache_service.services.ensure import EnsureService
-from prismcache_service.services.jobs import JobLimits, JobService
-from prismcache_service.services.lastused import LastUsed
-from prismcache_service.services.observer import NoObserver
-from prismcache_service.storage.cache import CropName
-from prismcache_service.storage.jobstore import JobRecord, MemoryJobStore
+from prismcache_service.store.base import JobRecord, MemoryJobStore
 
 DEADLINE = 10.0
 

@@ -16,13 +16,13 @@ from typing import IO, Any, Self
 import httpx2
 
 from prismcache.config import Settings
-from prismcache_service.auth import Role, create_token, tokens_path
 from prismcache_service.config import ServiceConfig
+from prismcache_service.web.tokens import Role, create_token, tokens_path
 from tests.support.processes import environment
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
-COMMAND = (sys.executable, "-m", "prismcache_service.server")
+COMMAND = (sys.executable, "-m", "prismcache_service.web.server")
 
 _ADDRESS = re.compile(r"^prismcache serves (http://\S+)$", re.MULTILINE)
 
@@ -34,7 +34,7 @@ def service_config(settings: Settings, state_folder: Path, **changes: Any) -> Se
 
 
 class Service:
-    """``python -m prismcache_service.server``; a context manager that starts it and lets nothing outlive it.
+    """``python -m prismcache_service.web.server``; a context manager that starts it and lets nothing outlive it.
 
     Parameters
     ----------

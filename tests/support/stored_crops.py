@@ -7,7 +7,7 @@ import uuid
 
 from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile
-from prismcache_service.storage.cache import CropCache, CropName
+from prismcache_service.cache.cache import CropCache, CropName
 
 
 def store_crop(cache: CropCache, name: CropName, size: int = 1000, *, token: str = "") -> CropFile:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dask.array import from_array
 from funlib.persistence import Array
 
-from prismcache._request import Numbers, as_channels
 from prismcache.adapters import labels_of
+from prismcache.arguments import Numbers, as_channels
 from prismcache.crop import Crop, LabelValues, OriginalLabels
 from prismcache.layout import AXIS_NAMES, UNITS
 

@@ -20,8 +20,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from prismcache._request import Numbers
 from prismcache.adapters import labels_of
+from prismcache.arguments import Numbers
 from prismcache.crop import Crop, LabelValues
 from prismcache.errors import RequestError
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prismcache._request import Numbers, as_channels
 from prismcache.adapters import labels_of
+from prismcache.arguments import Numbers, as_channels
 from prismcache.crop import CITATION, Crop, LabelValues
 from prismcache.layout import AXIS_NAMES, UNITS, parse_crop_file_name
 

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prismcache._disk import disk_errors
-from prismcache._request import Numbers, as_channels
 from prismcache.adapters import labels_of
+from prismcache.arguments import Numbers, as_channels
 from prismcache.crop import Crop, LabelValues
+from prismcache.disk import disk_errors
 from prismcache.errors import MissingExtraError, RequestError
 from prismcache.layout import AXIS_NAMES, LABELS_IDS, UNITS
 

@@ -1,4 +1,4 @@
-"""``python -m prismcache_service.engine``: a worker process, see `prismcache_service.engine.worker`.
+"""``python -m prismcache_service.engine``: a worker process, see `prismcache_service.engine.local.worker`.
 
 Imports make a hundred thousand objects, none of them garbage: looking for some takes a tenth of a worker's start.
 """
@@ -7,7 +7,7 @@ import gc
 
 gc.disable()
 
-from prismcache_service.engine.worker import main  # noqa: E402 - see above
+from prismcache_service.engine.local.worker import main  # noqa: E402 - see above
 
 gc.enable()
 main()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prismcache.schema import CropFile
+from prismcache_service.cache.cache import CropName
 from prismcache_service.pipeline.progress import Report
-from prismcache_service.storage.cache import CropName
 
 MAX_STRIKES = 3
 """How many workers a crop may kill before it fails, alone."""

@@ -19,18 +19,18 @@ from typing import Any
 from prismcache.config import Settings
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
 from prismcache.layout import FORMAT_VERSION, SourceObject
-from prismcache_service.pipeline.budget import plan_budget
-from prismcache_service.pipeline.encode import RECIPE
-from prismcache_service.pipeline.hdf5 import CropWriter, check_file
+from prismcache_service.cache.cache import CropName, file_sha256
+from prismcache_service.pipeline.bucket.source import Source, fingerprint
+from prismcache_service.pipeline.codec.encode import RECIPE
 from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
-from prismcache_service.pipeline.metadata import CropSource, read_crop
-from prismcache_service.pipeline.plan import CropPlan, plan_crop
+from prismcache_service.pipeline.plan.budget import plan_budget
+from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
+from prismcache_service.pipeline.plan.plan import CropPlan, plan_crop
 from prismcache_service.pipeline.progress import Moved, Progress, Report
-from prismcache_service.pipeline.source import Source, fingerprint
-from prismcache_service.pipeline.spool import Spool
-from prismcache_service.pipeline.stream import CropStream
-from prismcache_service.pipeline.threads import run_in
-from prismcache_service.storage.cache import CropName, file_sha256
+from prismcache_service.pipeline.write.hdf5 import CropWriter, check_file
+from prismcache_service.pipeline.write.spool import Spool
+from prismcache_service.pipeline.write.stream import CropStream
+from prismcache_service.pipeline.write.threads import run_in
 
 
 @dataclass(frozen=True)

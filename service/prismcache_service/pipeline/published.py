@@ -6,11 +6,11 @@ import asyncio
 
 from prismcache.errors import SourceError
 from prismcache.schema import CropInfo, Split
-from prismcache_service.pipeline.align import align
+from prismcache_service.cache.cache import CropName
+from prismcache_service.pipeline.bucket.source import Source
 from prismcache_service.pipeline.materialize import crop_of_folder
-from prismcache_service.pipeline.metadata import CropSource, read_crop
-from prismcache_service.pipeline.source import Source
-from prismcache_service.storage.cache import CropName
+from prismcache_service.pipeline.plan.align import align
+from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
 
 _AT_ONCE = 8
 

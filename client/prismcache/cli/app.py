@@ -1,0 +1,246 @@
+"""The command ``prismcache``. Results go to stdout, everything else to stderr.
+
+Commands import what they need when they run, so that ``--help`` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from prismcache.cli import serve as serve_commands
+from prismcache.cli import service as service_commands
+from prismcache.cli.errors import CommandGroup, warnings_as_lines
+from prismcache.cli.options import (
+    AnyCropsArgument,
+    AnySplitArgument,
+    ChannelsOption,
+    CropsArgument,
+    JsonOption,
+    SplitArgument,
+    read_channels,
+    read_crops,
+    with_settings,
+)
+
+if TYPE_CHECKING:
+    from prismcache.client import PrismClient
+    from prismcache.schema import CropFile
+
+app = typer.Typer(
+    name="prismcache",
+    cls=CommandGroup,
+    help="Training-ready E11bio PRISM crops, each pulled from S3 once, verified and cached as HDF5.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+service_commands.register(app)
+serve_commands.register(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="prismcache")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import prismcache
+
+        typer.echo(f"prismcache {prismcache.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+@with_settings
+def ensure(
+    settings: dict[str, Any],
+    split: SplitArgument,
+    crops: CropsArgument,
+    *,
+    channels: ChannelsOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse crops with chunks absent from the bucket")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds")] = None,
+    progress: Annotated[
+        bool | None, typer.Option(help="Bars in any case, or nothing (default: bars in a terminal, lines elsewhere)")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch crops that are not cached yet; print their paths in the order asked."""
+    wanted = read_crops(crops)
+    only = read_channels(channels)
+    with _client(settings) as client, warnings_as_lines():
+        files = client.ensure_files(split, wanted, channels=only, strict=strict, timeout=timeout, progress=progress)
+    _print_files("files", files, as_json=as_json)
+
+
+@app.command("ls")
+@with_settings
+def list_crops(
+    settings: dict[str, Any],
+    split: AnySplitArgument = None,
+    *,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Read the bucket's listing again")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the published crops, and what is cached of them."""
+    from prismcache.cli.output import print_catalog, print_json, working
+
+    with _client(settings) as client, working("reading the catalog"):
+        infos = client.catalog(split, refresh=refresh)
+    if as_json:
+        print_json({"crops": infos})
+    else:
+        print_catalog(infos)
+
+
+@app.command()
+@with_settings
+def info(
+    settings: dict[str, Any],
+    split: SplitArgument,
+    crop: Annotated[int, typer.Argument(metavar="CROP", help="The crop's number")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one crop in full: shapes, voxel size, offset, sizes, cached files."""
+    from prismcache.cli.output import print_crop, print_json, working
+
+    with _client(settings) as client, working("reading the crop's metadata"):
+        found = client.describe(split, crop)
+    if as_json:
+        print_json(found)
+    else:
+        print_crop(found)
+
+
+@app.command()
+@with_settings
+def verify(
+    settings: dict[str, Any],
+    split: AnySplitArgument = None,
+    crops: AnyCropsArgument = None,
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Set bad files aside and fetch them again")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read cached files again and compare them with their manifests; exit 1 if one stays corrupt."""
+    from prismcache.cli.output import print_json, print_verdicts, working
+    from prismcache.schema import Verdict
+
+    wanted = read_crops(crops) if crops else None
+    with _client(settings) as client, working("reading the cached files"):
+        results = client.verify(split, wanted, repair=repair)
+    if as_json:
+        print_json({"results": results})
+    else:
+        print_verdicts(results)
+    if any(result.verdict is Verdict.CORRUPT for result in results):
+        raise typer.Exit(1)
+
+
+@app.command("rm")
+@with_settings
+def remove(
+    settings: dict[str, Any],
+    split: SplitArgument,
+    crops: CropsArgument,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete cached files, all channels and subsets of each crop; print the paths of what was deleted."""
+    from prismcache.cli.output import files_text
+
+    wanted = read_crops(crops)
+    with _client(settings) as client:
+        if not yes:
+            _confirm_removal(client, split, wanted)
+        removed = client.remove(split, wanted)
+    _print_files("removed", removed, as_json=as_json)
+    typer.echo(f"{files_text(len(removed))} deleted", err=True)
+
+
+@app.command()
+@with_settings
+def export(
+    settings: dict[str, Any],
+    split: SplitArgument,
+    crop: Annotated[int, typer.Argument(metavar="CROP", help="The crop's number")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make, as crop_0.zarr")],
+    *,
+    channels: ChannelsOption = None,
+    label_values: Annotated[
+        str | None, typer.Option(help="consecutive or original (default: original in semantic crops)")
+    ] = None,
+    label_dtype: Annotated[str | None, typer.Option(help="As uint16 (default: uint32, or uint64 for original)")] = None,
+) -> None:
+    """Write a crop as OME-Zarr (NGFF 0.4), fetching it first if need be; print the folder's path."""
+    from prismcache.adapters.zarr import to_zarr
+    from prismcache.cli.output import working
+
+    only = read_channels(channels)
+    with _client(settings) as client, warnings_as_lines():
+        path = client.ensure(split, crop, channels=only)[0]
+        with working("writing the export"):
+            written = to_zarr(
+                path, destination, channels=only, label_values=cast("Any", label_values), label_dtype=label_dtype
+            )
+    typer.echo(written)
+
+
+def _client(settings: dict[str, Any]) -> PrismClient:
+    from prismcache.client import PrismClient
+
+    return PrismClient(**settings)
+
+
+def _print_files(name: str, files: Sequence[CropFile], *, as_json: bool) -> None:
+    if as_json:
+        from prismcache.cli.output import print_json
+
+        print_json({name: files})
+    else:
+        for file in files:
+            typer.echo(file.path)
+
+
+def _confirm_removal(client: PrismClient, split: str, crops: Sequence[int] | None) -> None:
+    """Ask before more than one file goes; where nobody can answer, only ``all`` needs --yes."""
+    if not _is_interactive():
+        if crops is None:
+            raise typer.BadParameter("deleting all crops needs --yes where nobody can be asked", param_hint="CROPS")
+        return
+    files = [file for crop in client.catalog(split) for file in crop.files if crops is None or file.crop in crops]
+    if len(files) > 1:
+        from prismcache.cli.output import files_text
+        from prismcache.units import format_bytes
+
+        size = format_bytes(sum(file.size for file in files))
+        where = client.settings.url or client.settings.root
+        _confirm(f"Delete {files_text(len(files))} ({size}) of {split} from {where}?")
+
+
+def _confirm(question: str) -> None:
+    """Ask on stderr alone; typer's own question puts a blank on stdout, where paths are expected."""
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise typer.Abort
+
+
+def _is_interactive() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()

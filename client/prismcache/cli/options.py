@@ -1,0 +1,137 @@
+"""Options that several commands share, written once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
+
+import typer
+
+from prismcache.numbers import parse_channels, parse_crops
+
+P = ParamSpec("P")
+SETTINGS = "Settings (each also from the environment)"
+
+
+def _split_names() -> list[str]:
+    return ["instance", "semantic"]  # not from the schema: completion must answer faster than pydantic is imported
+
+
+def _setting(flag: str, text: str) -> Any:
+    variable = f"PRISMCACHE_{flag.removeprefix('--').replace('-', '_').upper()}"
+    return typer.Option(flag, help=f"{text} [{variable}]", rich_help_panel=SETTINGS, show_default=False)
+
+
+def _split_argument(text: str) -> Any:
+    return typer.Argument(metavar="SPLIT", help=text, autocompletion=_split_names, show_default=False)
+
+
+def _crops_argument(text: str) -> Any:
+    return typer.Argument(metavar="CROPS", help=text, show_default=False)
+
+
+SplitArgument = Annotated[str, _split_argument("instance or semantic")]
+AnySplitArgument = Annotated[str | None, _split_argument("instance or semantic (default: both)")]
+CropsArgument = Annotated[list[str], _crops_argument("0 5, 0-4, 0,3 or all")]
+AnyCropsArgument = Annotated[list[str] | None, _crops_argument("0 5, 0-4, 0,3 or all (default: all)")]
+ChannelsOption = Annotated[str | None, typer.Option(help="Only these channels: 0,3 or 0-2 (default: all)")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")]
+
+SETTINGS_OPTIONS: dict[str, Any] = {
+    "root": Annotated[Path | None, _setting("--root", "Cache folder")],
+    "url": Annotated[str | None, _setting("--url", "The lab's prismcache service; without it, work runs here")],
+    "s3_endpoint_url": Annotated[str | None, _setting("--s3-endpoint-url", "S3 endpoint; default: AWS")],
+    "s3_bucket": Annotated[str | None, _setting("--s3-bucket", "Bucket of the crops")],
+    "s3_prefix": Annotated[str | None, _setting("--s3-prefix", "Prefix of the crops in it")],
+    "s3_concurrency": Annotated[int | None, _setting("--s3-concurrency", "Objects in flight for one crop")],
+    "memory_limit": Annotated[str | None, _setting("--memory-limit", "Memory for making one crop, as 400MB or 1GiB")],
+    "workers": Annotated[int | None, _setting("--workers", "Crops made at the same time")],
+}
+
+
+SERVICE_OPTIONS: dict[str, Any] = {"url": Annotated[str | None, _setting("--url", "The lab's prismcache service")]}
+
+TOKEN_OPTIONS: dict[str, Any] = {
+    "tokens_file": Annotated[Path | None, _setting("--tokens-file", "Hashed tokens and roles")],
+    "state_folder": Annotated[Path | None, _setting("--state-folder", "Local folder for the database and the tokens")],
+}
+
+SERVE_OPTIONS: dict[str, Any] = {
+    "host": Annotated[str | None, _setting("--host", "Address to listen on")],
+    "port": Annotated[int | None, _setting("--port", "Port to listen on; 0 takes a free one")],
+    **{name: option for name, option in SETTINGS_OPTIONS.items() if name != "url"},
+    "engine": Annotated[str | None, _setting("--engine", "local: crops are made here; dask: on a Dask cluster")],
+    "dask_scheduler": Annotated[
+        str | None, _setting("--dask-scheduler", "Its scheduler, as tcp://host:8786, or a scheduler file")
+    ],
+    "advertised_root": Annotated[Path | None, _setting("--advertised-root", "The cache folder as others call it")],
+    "max_bytes": Annotated[str | None, _setting("--max-bytes", "Most that the cache may hold, as 500GB or 2TiB")],
+    "min_free_bytes": Annotated[str | None, _setting("--min-free-bytes", "What stays free on the disk")],
+    "s3_bandwidth_limit": Annotated[str | None, _setting("--s3-bandwidth-limit", "Bytes a second, as 100MB")],
+    "database_url": Annotated[str | None, _setting("--database-url", "Job store; default: SQLite in --state-folder")],
+    **TOKEN_OPTIONS,
+    "log_format": Annotated[str | None, _setting("--log-format", "console or json")],
+    "insecure": Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Listen beyond this machine without tokens", rich_help_panel=SETTINGS),
+    ],
+}
+
+
+def with_settings(command: Callable[Concatenate[dict[str, Any], P], None]) -> Callable[..., None]:
+    """Give `command` the options of a client; see `with_options`."""
+    return with_options(SETTINGS_OPTIONS)(command)
+
+
+def with_options(
+    options: dict[str, Any],
+) -> Callable[[Callable[Concatenate[dict[str, Any], P], None]], Callable[..., None]]:
+    """Give a command these options; it gets them as its first argument, a dictionary by name.
+
+    Typer reads a command's options from its signature, so the options are added to that.
+    """
+
+    def decorate(command: Callable[Concatenate[dict[str, Any], P], None]) -> Callable[..., None]:
+        return _with_options(command, options)
+
+    return decorate
+
+
+def read_crops(words: Sequence[str]) -> list[int] | None:
+    """The crops that are named; None for all."""
+    try:
+        return parse_crops(words)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="CROPS") from None
+
+
+def read_channels(text: str | None) -> list[int] | None:
+    """The channels that are named; None for all."""
+    try:
+        return None if text is None else parse_channels(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--channels") from None
+
+
+def _with_options(
+    command: Callable[Concatenate[dict[str, Any], P], None], options: dict[str, Any]
+) -> Callable[..., None]:
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = {name: kwargs.pop(name) for name in options}
+        command(given, *args, **kwargs)
+
+    signature = inspect.signature(command)
+    first, *own = signature.parameters.values()
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [parameter.replace(annotation=hints[parameter.name]) for parameter in own]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in options.items()
+    ]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it; a Callable has none
+    run.__annotations__ = {name: hint for name, hint in hints.items() if name != first.name} | options
+    return run

@@ -1,0 +1,109 @@
+"""What commands print on stdout: tables and text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+from pydantic import BaseModel
+
+from prismcache.layout import format_channels
+from prismcache.schema import CropFile, CropInfo, Verdict, VerifyResult
+from prismcache.units import format_bytes
+
+
+def print_json(document: BaseModel | dict[str, Sequence[BaseModel]]) -> None:
+    """Print one JSON document: a model, or lists of models by name."""
+    if isinstance(document, BaseModel):
+        value: object = document.model_dump(mode="json")
+    else:
+        value = {name: [model.model_dump(mode="json") for model in models] for name, models in document.items()}
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows in columns as wide as what they hold: a terminal may wrap them, but nothing is cut."""
+    lines = [titles, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def print_catalog(infos: Iterable[CropInfo]) -> None:
+    """Print a row for each crop: what is published, and what is cached. Rows of published crops fit 80 columns."""
+    print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), map(_catalog_row, infos))
+
+
+def print_crop(info: CropInfo) -> None:
+    """Print all that is known of one crop."""
+    lines = {
+        "crop": f"{info.split.value}/{info.crop}",
+        "raw (C,Z,Y,X)": _shape(info.raw_shape),
+        "labels (Z,Y,X)": _shape(info.labels_shape),
+        "voxel size, nm": _shape(info.voxel_size),
+        "offset, nm": _shape(info.offset),
+        "in the bucket": _source(info),
+        "problem": info.problem.detail if info.problem else "",
+    }
+    for name, value in lines.items():
+        if value:
+            typer.echo(f"{name:<16}{value}")
+    for file in info.files:
+        channels = _channels(info, file).replace("all", "all channels")
+        typer.echo(f"{'cached':<16}{channels}, {format_bytes(file.size)}, {file.path}")
+
+
+def print_verdicts(results: Sequence[VerifyResult]) -> None:
+    """Print a line for each file, and a summary on stderr."""
+    for result in results:
+        reason = f"  ({result.reason})" if result.reason else ""
+        typer.echo(f"{result.verdict.value:<9} {result.path}{reason}")
+    counts = {verdict: sum(1 for result in results if result.verdict is verdict) for verdict in Verdict}
+    summary = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    typer.echo(f"{files_text(len(results))} checked{': ' if summary else ''}{summary}", err=True)
+
+
+def files_text(count: int) -> str:
+    """Count files: 1 file, 2 files."""
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show that something is being waited for, if stderr is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _catalog_row(info: CropInfo) -> tuple[str, ...]:
+    cached = ", ".join(f"{_channels(info, file)} {format_bytes(file.size)}" for file in info.files)
+    shapes = ("x".join(map(str, shape or ())) for shape in (info.raw_shape, info.labels_shape, info.voxel_size))
+    size = "" if info.source_bytes is None else format_bytes(info.source_bytes)
+    bucket = f"error[{info.problem.code}]" if info.problem else size
+    return f"{info.split.value}/{info.crop}", *shapes, bucket, cached or "-"
+
+
+def _source(info: CropInfo) -> str:
+    if info.source_bytes is None:
+        return ""
+    objects = "" if info.source_objects is None else f", {info.source_objects} objects"
+    return format_bytes(info.source_bytes) + objects
+
+
+def _shape(numbers: tuple[int, ...] | None) -> str:
+    return "" if numbers is None else "(" + ", ".join(str(number) for number in numbers) + ")"
+
+
+def _channels(info: CropInfo, file: CropFile) -> str:
+    if info.raw_shape is not None and len(file.channels) == info.raw_shape[0]:
+        return "all"
+    return f"ch {format_channels(file.channels).replace('_', ',')}"

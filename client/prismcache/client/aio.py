@@ -1,0 +1,217 @@
+"""The asynchronous client; `prismcache.client` runs it in a thread for everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from prismcache.arguments import Numbers, as_crops, as_split
+from prismcache.backend import Backend, HoldsLeases, load_backend
+from prismcache.client.delivery import Delivery
+from prismcache.client.drive import Step, drive
+from prismcache.client.flow import EnsurePlan, plan_ensure
+from prismcache.config import Settings
+from prismcache.errors import RequestError
+from prismcache.progress.reporter import Progress
+from prismcache.schema import CropFile, CropInfo, Split, VerifyResult
+
+
+class AsyncPrismClient:
+    """PRISM crops as local files, for programs that run an event loop.
+
+    Everything is as in `prismcache.PrismClient`, awaited. Nothing is opened before the first call; leaving the
+    context (or `aclose`) cancels what runs and frees everything, after which a further call opens anew.
+
+    Parameters
+    ----------
+    root, url, token, **overrides
+        Settings by name, before the environment; see `prismcache.Settings`.
+    settings
+        Take these instead of the environment; the other arguments override them.
+    backend
+        Use this one. It remains yours: it is not closed here.
+
+    Raises
+    ------
+    ConfigError
+        If a setting cannot be used.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> async def main() -> list[str]:
+    ...     async with AsyncPrismClient("/lab/prism") as client:
+    ...         return await client.ensure("instance", [5, 0], progress=False)
+    >>> asyncio.run(main())
+    ['/lab/prism/instance/crop_5.h5', '/lab/prism/instance/crop_0.h5']
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        url: str | None = None,
+        token: str | None = None,
+        settings: Settings | None = None,
+        backend: Backend | None = None,
+        **overrides: Any,
+    ) -> None:
+        self._settings = merge_settings(settings, root=root, url=url, token=token, **overrides)
+        self._given = backend
+        self._backend = backend
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancel what runs for this client and free everything; a given backend is left alone."""
+        backend, self._backend = self._backend, self._given
+        if backend is not None and backend is not self._given:
+            await backend.aclose()
+
+    async def drop(self) -> None:
+        """As `aclose`, for an owner that was forgotten, not closed: crops stay leased while the process lives."""
+        backend: object = self._backend
+        if isinstance(backend, HoldsLeases):
+            backend.hand_over()
+        await self.aclose()
+
+    async def ensure(
+        self,
+        split: str | Split = "instance",
+        crops: Numbers | None = None,
+        *,
+        channels: Numbers | None = None,
+        strict: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - part of the request; it also leaves the job running
+        progress: Progress = None,
+    ) -> list[str]:
+        """Paths of complete files, one for each crop asked for; see `PrismClient.ensure`."""
+        files = await self.ensure_files(
+            split, crops, channels=channels, strict=strict, timeout=timeout, progress=progress
+        )
+        return [file.path for file in files]
+
+    async def ensure_files(
+        self,
+        split: str | Split = "instance",
+        crops: Numbers | None = None,
+        *,
+        channels: Numbers | None = None,
+        strict: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - see ensure
+        progress: Progress = None,
+    ) -> list[CropFile]:
+        """What `ensure` finds, with channels, size and digest; see `PrismClient.ensure_files`."""
+        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        found: dict[int, CropFile] = {}
+        async with aclosing(self._files(plan, progress)) as files:
+            async for file in files:
+                found[file.crop] = file
+        return plan.arrange(found)
+
+    async def iter_ensure(
+        self,
+        split: str | Split = "instance",
+        crops: Numbers | None = None,
+        *,
+        channels: Numbers | None = None,
+        strict: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - see ensure
+        progress: Progress = None,
+    ) -> AsyncGenerator[str, None]:
+        """Each path as soon as its crop is ready; see `PrismClient.iter_ensure`.
+
+        Use `contextlib.aclosing` where you may leave the loop early: only a closed iterator cancels what remains at
+        once, an abandoned one when it is garbage collected.
+        """
+        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        async with aclosing(self._files(plan, progress)) as files:
+            async for file in files:
+                for _ in range(plan.times_asked(file.crop)):
+                    yield file.path
+
+    async def catalog(self, split: str | Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
+        """What is published and what is cached; see `PrismClient.catalog`."""
+        return await self._open().catalog(None if split is None else as_split(split), refresh=refresh)
+
+    async def describe(self, split: str | Split, crop: int) -> CropInfo:
+        """One crop in full; see `PrismClient.describe`."""
+        return await self._open().describe(as_split(split), one_crop(crop))
+
+    async def verify(
+        self, split: str | Split | None = None, crops: Numbers | None = None, *, repair: bool = False
+    ) -> list[VerifyResult]:
+        """Re-read cached files; see `PrismClient.verify`."""
+        if split is None and crops is not None:
+            raise RequestError("crops are named without the split that they belong to")
+        chosen = None if split is None else as_split(split)
+        return await self._open().verify(chosen, as_crops(crops), repair=repair)
+
+    async def remove(self, split: str | Split, crops: Numbers | None) -> list[CropFile]:
+        """Delete cached files; see `PrismClient.remove`."""
+        return await self._open().remove(as_split(split), as_crops(crops))
+
+    def steps(self, plan: EnsurePlan) -> AsyncGenerator[Step, None]:
+        """Snapshots and files of one ensure; to be called on the loop of this client; for `PrismClient`."""
+        return drive(self._open(), plan)
+
+    async def _files(self, plan: EnsurePlan, progress: Progress) -> AsyncGenerator[CropFile, None]:
+        if plan.is_empty:
+            return
+        with Delivery(progress) as delivery:
+            async with aclosing(self.steps(plan)) as steps:
+                async for step in steps:
+                    for event in step:
+                        if (file := delivery.take(event)) is not None:
+                            yield file
+
+    def _open(self) -> Backend:
+        if self._backend is None:
+            self._backend = load_backend("remote" if self._settings.url else "embedded", self._settings)
+        return self._backend
+
+
+def merge_settings(settings: Settings | None, **arguments: Any) -> Settings:
+    """The settings that a client's arguments mean.
+
+    Parameters
+    ----------
+    settings
+        The base; None takes the environment.
+    **arguments
+        Settings by name; None is "not given".
+    """
+    if settings is None:
+        return Settings.load(**arguments)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    set_before = settings.model_fields_set & Settings.model_fields.keys()  # a default that is handed on is no choice
+    base = {name: getattr(settings, name) for name in set_before}
+    return Settings.load({}, **(base | given)) if given else settings
+
+
+def one_crop(crop: int) -> int:
+    """A single crop's number.
+
+    Raises
+    ------
+    RequestError
+        If it is not exactly one number of a crop.
+    """
+    crops = as_crops(crop) or ()
+    if len(crops) != 1:
+        raise RequestError(f"one crop must be named, not {crop!r}")
+    return crops[0]

@@ -1,0 +1,60 @@
+"""What the caller's own thread does with the events of an ensure: show progress, warn of absent chunks."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from prismcache.client.drive import Event
+from prismcache.errors import MissingChunksWarning
+from prismcache.progress.reporter import Progress, make_reporter
+from prismcache.schema import CropFile
+
+_PACKAGE_FOLDER = str(Path(__file__).parent) + os.sep
+
+
+class Delivery:
+    """Shared by both clients, so that neither repeats it; a context manager that ends the progress display."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._reporter = make_reporter(progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reporter.close()
+
+    def take(self, event: Event) -> CropFile | None:
+        """The file, if the event is one; a snapshot is shown."""
+        if not isinstance(event, CropFile):
+            self._reporter.update(event)
+            return None
+        if event.missing_chunks:
+            warn_of_missing_chunks(event)
+        return event
+
+
+def warn_of_missing_chunks(file: CropFile) -> None:
+    """Warn, in the name of the line that called prismcache, that a crop holds fill values for absent chunks."""
+    chunks = "1 chunk is" if file.missing_chunks == 1 else f"{file.missing_chunks} chunks are"
+    warnings.warn(
+        f"crop {file.split.value}/{file.crop}: {chunks} absent from the bucket and hold the fill value",
+        MissingChunksWarning,
+        stacklevel=frames_inside(),
+    )
+
+
+def frames_inside() -> int:
+    """How many frames up the first one outside of this package is, for a `warnings.warn` in the calling one."""
+    frame: FrameType | None = inspect.currentframe()
+    count = 0
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):
+        frame, count = frame.f_back, count + 1
+    return count

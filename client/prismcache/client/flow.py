@@ -1,0 +1,200 @@
+"""The ensure flow, without I/O: what is newly ready, and whether to wait, finish or raise.
+
+Driven by `prismcache.client.drive`::
+
+    state = begin(plan, now)
+    state, ready = advance(state, job, now)      # with each snapshot of the job
+    match decide(state, now): ...                # Wait | Finish | Fail
+
+A crop that fails does not stop the others: the job goes on, what is ready stays cached, and the error is raised at
+the end, with a note for each further crop that failed. Time is passed in, in seconds of any steady clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TypeAlias, TypeVar
+
+from prismcache.arguments import Numbers, as_crops, job_request
+from prismcache.errors import (
+    EnsureTimeoutError,
+    JobCancelledError,
+    PrismError,
+    RequestError,
+    WorkerError,
+    error_from_problem,
+)
+from prismcache.schema import CropFile, CropProgress, Job, JobRequest, Split, State
+
+_Error = TypeVar("_Error", bound=PrismError)
+
+MAX_WAIT = 10.0
+"""Seconds of one wait; short enough for a line of progress to show that a slow crop is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsurePlan:
+    """What the caller asked for: `crops` with order and duplicates, None for all; `timeout` in seconds."""
+
+    request: JobRequest
+    crops: tuple[int, ...] | None
+    timeout: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is asked for, so there is nothing to do."""
+        return self.crops == ()
+
+    def arrange(self, files: Mapping[int, CropFile]) -> list[CropFile]:
+        """`files` (by crop) in the order asked, duplicates kept; all crops come in ascending order."""
+        return [files[crop] for crop in (sorted(files) if self.crops is None else self.crops)]
+
+    def times_asked(self, crop: int) -> int:
+        """How many times the caller wants this crop's path."""
+        return 1 if self.crops is None else self.crops.count(crop)
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureState:
+    """Where an ensure stands: the last snapshot, when it was seen, and what became of each crop."""
+
+    plan: EnsurePlan
+    deadline: float
+    job: Job | None = None
+    seen_at: float = -math.inf
+    ready: Mapping[int, CropFile] = field(default_factory=lambda: MappingProxyType({}))
+    failed: Mapping[int, PrismError] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Every crop that matters, each once; unknown (empty) before the first snapshot of a job for all."""
+        if self.plan.request.crops is not None:
+            return self.plan.request.crops
+        return () if self.job is None else tuple(crop.crop for crop in self.job.crops)
+
+    @property
+    def open(self) -> tuple[int, ...]:
+        """The crops that are neither ready nor failed."""
+        return tuple(crop for crop in self.wanted if crop not in self.ready and crop not in self.failed)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask for a newer snapshot, for at most `timeout` seconds."""
+
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All that was asked for is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Raise `error`."""
+
+    error: PrismError
+
+
+Decision: TypeAlias = Wait | Finish | Fail
+
+
+def plan_ensure(
+    split: str | Split,
+    crops: Numbers | None,
+    *,
+    channels: Numbers | None = None,
+    strict: bool = False,
+    timeout: float | None = None,
+) -> EnsurePlan:
+    """Check what the caller asks for.
+
+    Raises
+    ------
+    RequestError
+        If an argument cannot be meant; see `prismcache.arguments`.
+    """
+    if timeout is not None and not timeout >= 0:  # also refuses NaN
+        raise RequestError(f"timeout must be 0 or more seconds, not {timeout!r}")
+    asked = as_crops(crops)
+    return EnsurePlan(job_request(split, asked, channels, strict=strict), asked, timeout)
+
+
+def begin(plan: EnsurePlan, now: float) -> EnsureState:
+    """The state before anything was sent."""
+    return EnsureState(plan, deadline=math.inf if plan.timeout is None else now + plan.timeout)
+
+
+def advance(state: EnsureState, job: Job, now: float) -> tuple[EnsureState, tuple[CropFile, ...]]:
+    """Take in a snapshot: the next state, and the files that it newly reports as ready."""
+    state = replace(state, job=job, seen_at=now)
+    progress = {crop.crop: crop for crop in job.crops}
+    outcomes = {crop: _outcome(job, crop, progress.get(crop)) for crop in state.open}
+    ready = {crop: outcome for crop, outcome in outcomes.items() if isinstance(outcome, CropFile)}
+    failed = {crop: outcome for crop, outcome in outcomes.items() if isinstance(outcome, PrismError)}
+    state = replace(state, ready={**state.ready, **ready}, failed={**state.failed, **failed})
+    return state, tuple(ready.values())
+
+
+def reject(state: EnsureState, crop: int, error: PrismError) -> EnsureState:
+    """Count a crop that was reported as ready as failed, since its file cannot be had here."""
+    ready = {number: file for number, file in state.ready.items() if number != crop}
+    return replace(state, ready=ready, failed={**state.failed, crop: error})
+
+
+def decide(state: EnsureState, now: float) -> Decision:
+    """What to do next.
+
+    The deadline counts against the time of the last snapshot, not against `now`: a caller who took long between two
+    steps is told what is ready by then before the time is declared over.
+    """
+    over = state.job is not None and state.job.state.is_final
+    if over or (state.plan.request.crops is not None and not state.open):
+        return Fail(_first_of(state)) if state.failed else Finish()
+    if state.seen_at >= state.deadline:
+        return Fail(timeout_error(state))
+    return Wait(min(MAX_WAIT, max(0.0, state.deadline - now)))
+
+
+def timeout_error(state: EnsureState) -> EnsureTimeoutError:
+    """The error for a deadline that passed: how many crops are ready, and which are not."""
+    split, seconds = state.plan.request.split.value, state.plan.timeout or 0.0
+    if not state.wanted:
+        return EnsureTimeoutError(f"the {split} crops were not known within {seconds:g} s")
+    missing = ", ".join(f"{split}/{crop}" for crop in state.open)
+    error = EnsureTimeoutError(
+        f"{len(state.ready)} of {len(state.wanted)} crops were ready within {seconds:g} s; not yet: {missing}"
+    )
+    return _with_notes(error, split, state.failed.items())
+
+
+def _outcome(job: Job, crop: int, progress: CropProgress | None) -> CropFile | PrismError | None:
+    """What became of one crop; None while it is open."""
+    if progress is not None:
+        if progress.state is State.DONE and progress.file is not None:
+            return progress.file
+        if progress.problem is not None and progress.state.is_final:
+            return error_from_problem(progress.problem)
+    state = job.state if progress is None else progress.state
+    if State.CANCELLED in (state, job.state):
+        return JobCancelledError(f"crop {job.split.value}/{crop}: the job was cancelled")
+    if state.is_final or job.state.is_final:
+        return WorkerError(f"crop {job.split.value}/{crop}: the job ended without a file or a reason")
+    return None
+
+
+def _first_of(state: EnsureState) -> PrismError:
+    """The first error in the order asked; what was merely cancelled explains nothing and comes last."""
+    failures = [(crop, state.failed[crop]) for crop in state.wanted if crop in state.failed]
+    failures.sort(key=lambda failure: isinstance(failure[1], JobCancelledError))
+    return _with_notes(failures[0][1], state.plan.request.split.value, failures[1:])
+
+
+def _with_notes(error: _Error, split: str, others: Iterable[tuple[int, PrismError]]) -> _Error:
+    for crop, other in others:
+        error.add_note(f"also failed: crop {split}/{crop}: error[{other.code}]: {other}")
+    return error

@@ -1,0 +1,297 @@
+"""The client for scripts, notebooks and training code."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import closing
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from prismcache.arguments import Numbers
+from prismcache.backend import Backend
+from prismcache.client.aio import AsyncPrismClient, merge_settings
+from prismcache.client.delivery import Delivery
+from prismcache.client.flow import EnsurePlan, plan_ensure
+from prismcache.client.loop_owner import LoopOwner
+from prismcache.config import Settings
+from prismcache.progress.reporter import Progress
+from prismcache.schema import CropFile, CropInfo, Split, VerifyResult
+
+T = TypeVar("T")
+
+
+class PrismClient:
+    """PRISM crops as local files: complete, verified, aligned, training-ready HDF5.
+
+    With `url` (or ``PRISMCACHE_URL``) the lab's service makes them, else the pipeline runs embedded in this process.
+
+    The first call starts an event loop in a thread of its own, so that the client also works where a loop runs already
+    (Jupyter) and importing starts nothing. `close`, leaving the context, or the end of the process stops it and cancels
+    what still runs; a further call starts anew. So does the first call in a forked process (a DataLoader worker),
+    since threads do not survive a fork. The client pickles as its settings. It may be shared between threads.
+
+    Parameters
+    ----------
+    root, url, token, **overrides
+        Settings by name, before the environment; see `prismcache.Settings`.
+    settings
+        Take these instead of the environment; the other arguments override them.
+    backend
+        Use this one. It remains yours: it is not closed here, not pickled, and not usable after a fork.
+
+    Raises
+    ------
+    ConfigError
+        If a setting cannot be used.
+
+    Examples
+    --------
+    >>> with PrismClient("/lab/prism") as client:
+    ...     client.ensure("instance", [0, 5], progress=False)
+    ['/lab/prism/instance/crop_0.h5', '/lab/prism/instance/crop_5.h5']
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        url: str | None = None,
+        token: str | None = None,
+        settings: Settings | None = None,
+        backend: Backend | None = None,
+        **overrides: Any,
+    ) -> None:
+        self._settings = merge_settings(settings, root=root, url=url, token=token, **overrides)
+        self._owner = LoopOwner(self._settings, backend)
+
+    def __getstate__(self) -> Settings:
+        return self._settings
+
+    def __setstate__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._owner = LoopOwner(settings, None)
+
+    def __repr__(self) -> str:
+        return f"PrismClient(url={self._settings.url!r}, root={str(self._settings.root)!r})"
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what runs for this client and free everything; a given backend is left alone."""
+        self._owner.close()
+
+    def ensure(
+        self,
+        split: str | Split = "instance",
+        crops: Numbers | None = None,
+        *,
+        channels: Numbers | None = None,
+        strict: bool = False,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> list[str]:
+        """Paths of complete files, one for each crop asked for, fetched where they are not cached.
+
+        A crop that fails does not stop the others: they become ready and stay cached, then the first error is raised,
+        with a note for each further one. An interruption cancels the work.
+
+        Parameters
+        ----------
+        split
+            "instance" or "semantic".
+        crops
+            One crop number or several, in any order, also twice; None is every published crop, ascending.
+        channels
+            One channel number or several, None for all. A fuller file that is cached serves too.
+        strict
+            Refuse a crop with chunks that are absent from the bucket, which else hold the fill value and are warned of
+            (`MissingChunksWarning`).
+        timeout
+            Seconds after which to give up; the work then goes on while the client is open, for a later call to find.
+            0 finds only what is cached.
+        progress
+            None shows bars if stderr is a terminal, else lines; True bars in any case; False nothing; a callable is
+            given each `Job` snapshot, in this thread. A crop that a service has, but no mount shows, is in it as a
+            `prismcache.schema.CropDownload` while its file comes.
+
+        Returns
+        -------
+        list of str
+            Absolute paths on this machine, in the order asked, duplicates kept.
+
+        Raises
+        ------
+        RequestError
+            If an argument cannot be meant, or names a crop or channel that does not exist.
+        EnsureTimeoutError
+            If `timeout` passed; says which crops are not ready.
+        PrismError
+            Whatever kept a crop from being made; see `prismcache.errors`.
+
+        Examples
+        --------
+        >>> client = PrismClient("/lab/prism")
+        >>> client.ensure("semantic", range(2), channels=0, progress=False)
+        ['/lab/prism/semantic/crop_0.ch00.h5', '/lab/prism/semantic/crop_1.ch00.h5']
+        """
+        files = self.ensure_files(split, crops, channels=channels, strict=strict, timeout=timeout, progress=progress)
+        return [file.path for file in files]
+
+    def ensure_files(
+        self,
+        split: str | Split = "instance",
+        crops: Numbers | None = None,
+        *,
+        channels: Numbers | None = None,
+        strict: bool = False,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> list[CropFile]:
+        """What `ensure` finds, with channels, size, digest and the count of absent chunks.
+
+        Parameters, order and errors are those of `ensure`; each `CropFile.path` is one of its paths.
+
+        Examples
+        --------
+        >>> PrismClient("/lab/prism").ensure_files("instance", 0, progress=False)[0].channels
+        (0, 1, 2)
+        """
+        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        with closing(self._files(plan, progress)) as files:
+            return plan.arrange({file.crop: file for file in files})
+
+    def iter_ensure(
+        self,
+        split: str | Split = "instance",
+        crops: Numbers | None = None,
+        *,
+        channels: Numbers | None = None,
+        strict: bool = False,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> Generator[str, None, None]:
+        """Each path as soon as its crop is ready, in whatever order that is.
+
+        Yields the same paths as `ensure` returns, as many times, and raises the same errors, after every good path.
+        Closing the iterator early cancels what remains. While your loop's body runs, crops are made but nothing is
+        shown. Arguments are checked with the first step.
+
+        Examples
+        --------
+        >>> for path in PrismClient("/lab/prism").iter_ensure("instance", [0, 5], progress=False):
+        ...     print(path)
+        /lab/prism/instance/crop_0.h5
+        /lab/prism/instance/crop_5.h5
+        """
+        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        with closing(self._files(plan, progress)) as files:
+            for file in files:
+                for _ in range(plan.times_asked(file.crop)):
+                    yield file.path
+
+    def catalog(self, split: str | Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
+        """Every published crop, by split and number, with what is cached of it.
+
+        Parameters
+        ----------
+        split
+            Only this split.
+        refresh
+            Read the bucket's listing again, instead of the last one known. Where it cannot be read, the last one known
+            serves all the same; that is logged as a warning.
+
+        Raises
+        ------
+        SourceError
+            If the bucket cannot be read and nothing is known or cached.
+
+        Examples
+        --------
+        >>> [info.crop for info in PrismClient("/lab/prism").catalog("instance")]
+        [0, 1, 5]
+        """
+        return self._call(lambda client: client.catalog(split, refresh=refresh))
+
+    def describe(self, split: str | Split, crop: int) -> CropInfo:
+        """One crop in full: shapes in voxels, voxel size and offset in nm (Z,Y,X), size in the bucket, cached files.
+
+        Raises
+        ------
+        UnknownCropError
+            If there is no such crop.
+
+        Examples
+        --------
+        >>> PrismClient("/lab/prism").describe("instance", 0).labels_shape
+        (200, 500, 500)
+        """
+        return self._call(lambda client: client.describe(split, crop))
+
+    def verify(
+        self, split: str | Split | None = None, crops: Numbers | None = None, *, repair: bool = False
+    ) -> list[VerifyResult]:
+        """Re-read cached files against their manifests.
+
+        Parameters
+        ----------
+        split, crops
+            Only these; None is everything that is cached.
+        repair
+            Set bad files aside and fetch them again.
+
+        Returns
+        -------
+        list of VerifyResult
+            One for each file.
+
+        Examples
+        --------
+        >>> client = PrismClient("/lab/prism")
+        >>> _ = client.ensure("instance", 0, progress=False)
+        >>> [result.verdict.value for result in client.verify("instance", 0)]
+        ['ok']
+        """
+        return self._call(lambda client: client.verify(split, crops, repair=repair))
+
+    def remove(self, split: str | Split, crops: Numbers | None) -> list[CropFile]:
+        """Delete cached files: every one (all channels, subsets) of these crops; None is the whole split.
+
+        Returns
+        -------
+        list of CropFile
+            What was deleted; a crop that is not cached is no error.
+
+        Examples
+        --------
+        >>> [file.path for file in PrismClient("/lab/prism").remove("instance", 1)]
+        ['/lab/prism/instance/crop_1.h5']
+        """
+        return self._call(lambda client: client.remove(split, crops))
+
+    def _files(self, plan: EnsurePlan, progress: Progress) -> Generator[CropFile, None, None]:
+        if plan.is_empty:
+            return
+        running = self._owner.running()
+        steps = running.loop.iterate(partial(running.client.steps, plan))
+        with Delivery(progress) as delivery, closing(steps):
+            for event in chain.from_iterable(steps):
+                if (file := delivery.take(event)) is not None:
+                    yield file
+
+    def _call(self, method: Callable[[AsyncPrismClient], Awaitable[T]]) -> T:
+        running = self._owner.running()
+        return running.loop.run(method, running.client)

@@ -1,0 +1,98 @@
+"""Voxels of a crop as arrays of which only what is indexed is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prismcache.crop.boxes import Shape3
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prismcache.crop.crop import Crop
+
+
+class RawVoxels:
+    """Raw of a crop as one array (C, Z, Y, X) uint8, of which only what is indexed is read.
+
+    Index it as h5py does: integers, slices, one list or mask.
+    """
+
+    ndim = 4
+
+    def __init__(self, crop: Crop) -> None:
+        self._crop = crop
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self._crop.channels), *self._crop.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        import numpy as np
+
+        return np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._crop.channels)
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        import numpy as np
+
+        first, *rest = _expanded(key)
+        chosen = np.asarray(self._crop.channels)[first]
+        if chosen.ndim == 0:
+            return np.asarray(self._crop.channel(int(chosen))[tuple(rest)])
+        parts = [self._crop.channel(int(channel))[tuple(rest)] for channel in chosen]
+        if not parts:
+            raise IndexError("no channel is indexed")
+        return np.stack(parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's protocol
+        import numpy as np
+
+        if copy is False:
+            raise ValueError("voxels on disk cannot become an array without a copy")
+        return np.asarray(self[...], dtype)
+
+
+class OriginalLabels:
+    """Labels of a crop with the source's ids, (Z, Y, X) uint64, of which only what is indexed is read."""
+
+    ndim = 3
+
+    def __init__(self, crop: Crop) -> None:
+        self._crop = crop
+        self._ids = crop.labels_ids
+
+    @property
+    def shape(self) -> Shape3:
+        return self._crop.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.uint64]:
+        return self._ids.dtype
+
+    def __len__(self) -> int:
+        return self._crop.shape[0]
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint64]:
+        import numpy as np
+
+        return np.asarray(self._ids[self._crop.labels[key]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's protocol
+        import numpy as np
+
+        if copy is False:
+            raise ValueError("voxels on disk cannot become an array without a copy")
+        return np.asarray(self[...], dtype)
+
+
+def _expanded(key: Any) -> tuple[Any, ...]:
+    """An index of four axes at most, with its ellipsis written out."""
+    parts = key if isinstance(key, tuple) else (key,)
+    at = next((place for place, part in enumerate(parts) if part is Ellipsis), len(parts))
+    before, after = parts[:at], parts[at + 1 :]
+    return (*before, *[slice(None)] * (4 - len(before) - len(after)), *after)

@@ -1,0 +1,1 @@
+"""Progress as people see it: bars, lines, text."""

@@ -1,0 +1,55 @@
+"""Progress as plain lines, for logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+from prismcache.progress.text import CropClock, Stage, end_line, progress_line, share_done, stage_of
+from prismcache.schema import CropDownload, CropProgress, Job, State
+from prismcache.units import format_bytes
+
+LINE_SECONDS = 10.0
+LINE_SHARE = 0.1
+HEARTBEAT_SECONDS = 60.0
+
+
+class LineReporter:
+    """A line when a crop starts, when it ends, and in between with each further tenth (at most one in ten seconds)."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._crops = CropClock(clock)
+        self._clock = clock
+        self._last: dict[Stage, tuple[float, float]] = {}
+
+    def update(self, job: Job) -> None:
+        """Write the lines that this snapshot is worth."""
+        for crop in self._crops.started_now(job):
+            self._last[stage_of(crop)] = (self._clock(), share_done(crop))
+            if crop.state is State.RUNNING:
+                download = isinstance(crop, CropDownload)
+                begun = f"downloading {format_bytes(crop.bytes_total)}" if download else "started"
+                self._write(f"{job.split.value}/{crop.crop}: {begun}")
+        for crop in self._crops.running(job):
+            if self._is_due(crop):
+                self._write(progress_line(job, crop, self._crops))
+        for crop in self._crops.ended_now(job):
+            self._write(end_line(job, crop, self._crops))
+
+    def close(self) -> None:
+        """Every line is written at once, so nothing is left."""
+
+    def _is_due(self, crop: CropProgress) -> bool:
+        written_at, share = self._last[stage_of(crop)]
+        silence, gain = self._clock() - written_at, share_done(crop) - share
+        due = silence >= LINE_SECONDS and (gain >= LINE_SHARE or silence >= HEARTBEAT_SECONDS)
+        if due:
+            self._last[stage_of(crop)] = (self._clock(), share_done(crop))
+        return due
+
+    def _write(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # a log that is full or closed is no reason to lose a download
+            self._stream.write(line + "\n")
+            self._stream.flush()

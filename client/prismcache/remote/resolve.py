@@ -1,0 +1,265 @@
+"""A path that the service names → a path on this machine, of a file that was found to be the one meant.
+
+The mount is looked at first, then what was downloaded before; else the file is downloaded. A path is built from the
+crop's split and file name below a folder of this machine, never taken. `decide` is pure; `Resolver` looks and acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import stat
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+
+from prismcache.backend import ReceivedBytes
+from prismcache.disk import StoppedError, sha256_of, stamp_of
+from prismcache.errors import ServiceError
+from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_crop_file_name
+from prismcache.remote.verified import VerifiedFiles
+from prismcache.schema import CropFile
+
+GRACE = (0.2, 0.8, 2.0)
+"""Seconds between looks for a file that the mount does not show yet: NFS remembers for a while what was absent."""
+
+_log = logging.getLogger("prismcache")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the file system shows under a path.
+
+    Attributes
+    ----------
+    stamp
+        Of the file; None if there is none that can be read.
+    inside
+        Whether it lies below the folder that was looked in, links followed.
+    regular
+        Whether it is a plain file.
+    signature
+        Whether it begins as HDF5 does.
+    """
+
+    stamp: FileStamp | None = None
+    inside: bool = True
+    regular: bool = True
+    signature: bool = True
+
+
+ABSENT = Sight()
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """It is the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """All but the content fits; read that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It is not the file, for `reason`."""
+
+    reason: str
+
+
+Decision: TypeAlias = Use | Read | Refuse
+
+
+def decide(file: CropFile, sight: Sight, sha256: str | None) -> Decision:
+    """Whether what is seen is `file`.
+
+    Parameters
+    ----------
+    file
+        What the service says.
+    sight
+        What this machine shows.
+    sha256
+        What its content was found to be, if it was read before and looks the same.
+    """
+    objection = _objection(file, sight)
+    if objection is not None:
+        return Refuse(objection)
+    if sha256 is None:
+        return Read()
+    return Use() if sha256 == file.sha256 else Refuse("its content is not what the service published")
+
+
+def _objection(file: CropFile, sight: Sight) -> str | None:
+    """What speaks against it before its content is read."""
+    size = -1 if sight.stamp is None else sight.stamp.size
+    objections = {
+        "it is a link that leaves the folder": not sight.inside,
+        "it is not a plain file": not sight.regular,
+        "it is not there, or cannot be read": sight.stamp is None,
+        f"it has {size} bytes instead of {file.size}": size != file.size,
+        "it is not HDF5": not sight.signature,
+    }
+    return next((words for words, applies in objections.items() if applies), None)
+
+
+def local_name(file: CropFile) -> PurePosixPath:
+    """Path of `file` below any root: of what the service says, only the kind of name is taken.
+
+    Raises
+    ------
+    ServiceError
+        If the service names a file that is none of this crop's.
+
+    Examples
+    --------
+    >>> file = CropFile(split="instance", crop=5, channels=(0, 1), path="/srv/x/crop_5.h5", size=9, sha256="00")
+    >>> str(local_name(file))
+    'instance/crop_5.h5'
+    """
+    parsed = parse_crop_file_name(re.split(r"[\\/]", file.path)[-1])
+    if parsed is None or parsed[0] != file.crop or parsed[1] not in {None, file.channels}:
+        raise ServiceError(
+            f"the service names {file.path!r} as the file of crop {file.split.value}/{file.crop}, which it cannot be"
+        )
+    return crop_path(file.split, file.crop, parsed[1])
+
+
+def look(folder: Path, name: PurePosixPath) -> Sight:
+    """See what lies under `name` in `folder`, opening it as a reader would."""
+    path = folder / name
+    try:
+        if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
+            return Sight(inside=False)
+        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for a writer
+            return Sight(regular=False)
+        with path.open("rb", buffering=0) as file:
+            signature = file.read(len(HDF5_SIGNATURE))
+            return Sight(stamp_of(os.fstat(file.fileno())), signature=signature == HDF5_SIGNATURE)
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+        return ABSENT
+
+
+class Resolver:
+    """Finds files of one service on this machine, or has them fetched.
+
+    Parameters
+    ----------
+    mount
+        This machine's view of the service's root, if it has one.
+    downloads
+        Where this service's files go that the mount does not show.
+    verified
+        What was read before.
+    fetch
+        Called with a file, its path in `downloads` and who hears of its bytes; must leave the right file there.
+    grace
+        Seconds between further looks for what the mount does not show.
+    """
+
+    def __init__(
+        self,
+        mount: Path | None,
+        downloads: Path,
+        verified: VerifiedFiles,
+        fetch: Callable[[CropFile, Path, ReceivedBytes], Awaitable[None]],
+        *,
+        grace: tuple[float, ...] = GRACE,
+    ) -> None:
+        self.mount = mount
+        self._downloads = downloads
+        self._verified = verified
+        self._fetch = fetch
+        self._grace = grace
+        self._told = False
+
+    async def path(self, file: CropFile, report: ReceivedBytes) -> Path:
+        """The absolute path of `file` here; `report` hears of its bytes if it has to be fetched.
+
+        Raises
+        ------
+        PrismError
+            If it is not on the mount and cannot be downloaded.
+        """
+        name = local_name(file)
+        if self.mount is not None:
+            decision = await self._on_mount(self.mount, name, file)
+            if isinstance(decision, Use):
+                return self.mount / name
+            self._tell(self.mount / name, decision)
+        if not await self.is_downloaded(file):
+            await self._fetch(file, self._downloads / name, report)
+        return self._downloads / name
+
+    async def known(self, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
+        """Those files that lie where `path` looks first, and were read before; a look at each, in one thread."""
+        return await asyncio.to_thread(self._known, self.mount or self._downloads, files)
+
+    async def is_downloaded(self, file: CropFile) -> bool:
+        """Whether the right file is among the downloads."""
+        return isinstance(await self.judge(self._downloads, local_name(file), file), Use)
+
+    async def judge(self, folder: Path, name: PurePosixPath, file: CropFile) -> Use | Refuse:
+        """Whether `name` in `folder` is `file`, read in full if that is not known yet."""
+        stopping = threading.Event()
+        try:
+            return await asyncio.to_thread(self._judge, folder, name, file, stopping.is_set)
+        except asyncio.CancelledError:
+            stopping.set()
+            raise
+
+    async def _on_mount(self, mount: Path, name: PurePosixPath, file: CropFile) -> Use | Refuse:
+        decision = await self.judge(mount, name, file)
+        for seconds in self._grace:
+            if isinstance(decision, Use) or not await asyncio.to_thread(_may_appear, mount, name):
+                break
+            await asyncio.sleep(seconds)
+            decision = await self.judge(mount, name, file)
+        return decision
+
+    def _known(self, folder: Path, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
+        found = []
+        for file in files:
+            with contextlib.suppress(ServiceError):  # a strange name: for `path` to refuse
+                name = local_name(file)
+                if isinstance(self._first_look(folder, name, file)[1], Use):
+                    found.append((file, folder / name))
+        return found
+
+    def _first_look(self, folder: Path, name: PurePosixPath, file: CropFile) -> tuple[Sight, Decision]:
+        sight = look(folder, name)
+        known = None if sight.stamp is None else self._verified.recall(folder / name, sight.stamp)
+        return sight, decide(file, sight, known)
+
+    def _judge(self, folder: Path, name: PurePosixPath, file: CropFile, stop: Callable[[], bool]) -> Use | Refuse:
+        sight, decision = self._first_look(folder, name, file)
+        if not isinstance(decision, Read):
+            return decision
+        with contextlib.suppress(OSError, StoppedError):
+            sha256 = sha256_of(folder / name, stop)
+            after = look(folder, name)
+            if after.stamp is not None and after == sight:
+                self._verified.remember(folder / name, after.stamp, sha256)
+                last = decide(file, after, sha256)
+                return last if not isinstance(last, Read) else Refuse("it cannot be judged")
+        return Refuse("it changed while it was read, or cannot be read")
+
+    def _tell(self, path: Path, refusal: Refuse) -> None:
+        """Say it once: a wrong PRISMCACHE_ROOT would otherwise cost a download of everything without a word."""
+        level = logging.DEBUG if self._told else logging.WARNING
+        self._told = True
+        _log.log(level, "%s is not the service's file: %s. Downloading it instead.", path, refusal.reason)
+
+
+def _may_appear(mount: Path, name: PurePosixPath) -> bool:
+    """Whether an absent file is worth another look. Reading its folder makes NFS ask the server again."""
+    with contextlib.suppress(OSError):
+        list((mount / name).parent.iterdir())
+        return not os.path.lexists(mount / name)
+    return False

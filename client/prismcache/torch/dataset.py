@@ -1,0 +1,397 @@
+"""Cached crops as training batches. Needs torch and h5py (``prismcache[torch]``).
+
+::
+
+    from torch.utils.data import DataLoader
+
+    from prismcache import PrismClient
+    from prismcache.torch import PrismDataset
+
+    dataset = PrismDataset(PrismClient(), "instance", [0, 5], patch_shape=(32, 256, 256), cache="ram")
+    for raw, labels in DataLoader(dataset, batch_size=2, num_workers=2):
+        ...  # (2, 1, 32, 256, 256) float32, (2, 1, 32, 256, 256) int64
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from prismcache.errors import MissingExtraError
+
+try:
+    import h5py  # noqa: F401 - so that it is missed here, with the remedy
+    import numpy as np
+    import torch
+    from torch.utils.data import Dataset, get_worker_info
+except ImportError as error:
+    raise MissingExtraError(
+        f"prismcache.torch needs {error.name}, which is not installed", remedy='pip install "prismcache[torch]"'
+    ) from error
+
+from prismcache.arguments import Numbers
+from prismcache.client import PrismClient
+from prismcache.config import Settings
+from prismcache.crop.boxes import Slices3
+from prismcache.errors import RequestError
+from prismcache.layout import LABELS, raw_dataset
+from prismcache.progress.reporter import Progress
+from prismcache.schema import Split
+from prismcache.torch.patches import (
+    Array,
+    Channels,
+    Grid,
+    check_patch_shape,
+    interleave,
+    patches_to_cover,
+    random_box,
+    share,
+)
+from prismcache.torch.shared_state import Visits
+from prismcache.torch.tensors import Buffers, as_spatial, as_tensor, exact_to, numpy_dtype, seeded
+from prismcache.torch.training_set import Cache, Demands, Source, TrainingSet, available_cores, parse_bytes
+
+__all__ = ["PrismDataset"]
+
+Transform = Callable[[Any], Any]
+
+_MAX_ATTEMPTS = 500  # as torch_em's
+
+
+class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy runs
+    """Patches of cached crops: ``dataset[i]`` is ``(raw, labels)``, tensors (C, Z, Y, X) and (1, Z, Y, X).
+
+    With random patches, each time that a sample is drawn it is another patch. Which one depends on the seed, the
+    sample's number and how often it was drawn before, and on nothing else: with the same seed a `DataLoader` gives the
+    same batches whatever its number of workers, however they are started, and random callables are seeded alike.
+    (While crops are still awaited, patches come from those that are there, which does depend on time.) Where a loop
+    leaves an epoch early, its workers have drawn some samples that it never saw: call `set_epoch` before each epoch.
+    So does a training over several processes, as with torch's DistributedSampler.
+
+    Files are opened in each process when it first reads. The dataset may be pickled.
+
+    Parameters
+    ----------
+    source
+        A `PrismClient`, which provides the crops and remains yours to close, or paths of crops' files.
+    split
+        "instance" or "semantic"; default: "instance" of a client, whatever the files are of.
+    crops
+        Crop numbers; None is every published crop of a client, or all of the files.
+    patch_shape
+        (Z, Y, X) in voxels.
+    channels
+        A channel number, several (in this order), "all" (crops must have equally many) or "common" for those that all
+        crops have. With a client only these are fetched.
+    label_values
+        "original" gives the source's ids, "consecutive" 1…n in each crop. Default: original for the semantic split,
+        whose class ids are the same in every crop, else consecutive.
+    raw_transform, label_transform, transform, label_transform2
+        As torch_em applies them, in this order: to raw; to labels; to both, as an augmentation; to labels again. They
+        are given arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels
+        (Z, Y, X) uint32, or uint64 if original; they may return tensors.
+    sampler
+        ``sampler(raw, labels) -> bool`` says whether a patch will do; it sees them before the transforms. Only for
+        random patches.
+    n_samples
+        Length of the dataset, shared evenly among the crops. Default: as many as cover all crops once.
+    sampling
+        "random", or "grid": the patches that tile each crop, in order, moved inward at the far borders.
+    dtype, label_dtype
+        Of the tensors.
+    cache
+        "none" decodes each patch from the file. "ram" decodes all crops once, into memory that DataLoader workers
+        share. "mmap" decodes them once for this machine, into files in a folder of their own (`Settings.decoded`) that
+        are mapped into memory; the next training finds them.
+    cache_limit
+        Bytes that decoded voxels may take, such as "20GB"; for "mmap", those of other trainings included, of which
+        the ones used longest ago make room. Default: 80 % of the available memory; all of the disk but 1 GB.
+    cache_folder
+        For "mmap" in place of `Settings.decoded`.
+    start
+        With a client and random patches: "first" begins with the crops that are cached, or the first that comes, while
+        the others are fetched, each joining when it is ready; "all" waits for all.
+    prefetch
+        Samples that a thread reads ahead, supposing that numbers ascend (or of the rest of a batch); for loaders
+        without workers.
+    threads
+        Threads that inflate one patch; default: all cores in the main process, one in a worker.
+    generator
+        Where the seed is drawn from; default: torch's own, as seeded by `torch.manual_seed`.
+    progress
+        While crops are awaited here; as `PrismClient.ensure` takes it.
+
+    Attributes
+    ----------
+    split, crops, channels
+        What it holds; of `channels` the numbers.
+    seed
+        What patches depend on.
+
+    Raises
+    ------
+    RequestError
+        If an argument cannot be met: says which crop, channel or number, and what could be.
+    MemoryLimitError, NoSpaceError
+        If decoded voxels do not fit.
+    PrismError
+        Whatever kept a crop from being fetched or read; from a later sample if it was awaited.
+
+    Examples
+    --------
+    >>> dataset = PrismDataset(PrismClient("/lab/prism"), "semantic", [0, 1], patch_shape=(4, 8, 8), channels="common")
+    >>> raw, labels = dataset[0]
+    >>> raw.shape, labels.dtype
+    (torch.Size([3, 4, 8, 8]), torch.int64)
+    """
+
+    ndim = 3
+
+    def __init__(  # noqa: PLR0913 - torch_em's conventions, one keyword each
+        self,
+        source: Source,
+        split: str | Split | None = None,
+        crops: Numbers | None = None,
+        *,
+        patch_shape: Sequence[int],
+        channels: Channels = 0,
+        label_values: Literal["consecutive", "original"] | None = None,
+        raw_transform: Transform | None = None,
+        label_transform: Transform | None = None,
+        label_transform2: Transform | None = None,
+        transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        sampler: Callable[[Any, Any], bool] | None = None,
+        n_samples: int | None = None,
+        sampling: Literal["random", "grid"] = "random",
+        dtype: torch.dtype = torch.float32,
+        label_dtype: torch.dtype = torch.int64,
+        cache: Literal["none", "ram", "mmap"] = "none",
+        cache_limit: int | str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        start: Literal["first", "all"] = "first",
+        prefetch: int = 0,
+        threads: int | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress = None,
+    ) -> None:
+        _check_option("label_values", label_values, (None, "consecutive", "original"))
+        _check_option("sampling", sampling, ("random", "grid"))
+        _check_option("cache", cache, ("none", "ram", "mmap"))
+        _check_option("start", start, ("first", "all"))
+        if sampling == "grid" and (sampler is not None or n_samples is not None):
+            raise RequestError("a grid has every patch once: sampler and n_samples need sampling='random'")
+        self.patch_shape = check_patch_shape(patch_shape)
+        self.raw_transform, self.transform = raw_transform, transform
+        self.label_transform, self.label_transform2 = label_transform, label_transform2
+        self.sampler = sampler
+        self.dtype, self.label_dtype = dtype, label_dtype
+        self._with_channels = isinstance(channels, str) or np.ndim(np.asarray(channels)) > 0
+        self._prefetch, self._threads = prefetch, threads
+        both = transform is not None or sampler is not None
+        self._raw_out = None if both or raw_transform is not None else numpy_dtype(dtype)
+        plain_labels = label_transform is None and label_transform2 is None
+        self._labels_out = None if both or not plain_labels else numpy_dtype(label_dtype)
+        demands = Demands(
+            self.patch_shape, channels, label_values, exact_to(label_dtype) if plain_labels else None, str(label_dtype)
+        )
+        settings = source.settings if isinstance(source, PrismClient) else Settings.load()
+        folder = settings.decoded if cache_folder is None else Path(os.path.abspath(cache_folder))
+        self._set = TrainingSet(
+            source,
+            split,
+            crops,
+            demands,
+            Cache(cache, parse_bytes(cache_limit), folder),
+            start="all" if sampling == "grid" else start,
+            progress=progress,
+        )
+        self.split, self.crops, self.channels = self._set.split, self._set.crops, self._set.channels
+        self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
+        shapes = [self._set.shape(slot) for slot in range(len(self.crops))]
+        self._grids = [Grid(shape, self.patch_shape) for shape in shapes] if sampling == "grid" else None
+        self._slots = self._share_out(shapes, n_samples)
+        self._visits = Visits([0] * len(self._slots))
+        self._here: _Here | None = None
+        self._set.ready()
+
+    def _share_out(self, shapes: Sequence[tuple[int, int, int]], n_samples: int | None) -> Array:
+        if self._grids is not None:
+            return np.repeat(np.arange(len(self._grids), dtype=np.int32), [len(grid) for grid in self._grids])
+        if n_samples is None:
+            return interleave([patches_to_cover(shape, self.patch_shape) for shape in shapes])
+        if n_samples < 1:
+            raise RequestError(f"n_samples must be positive, not {n_samples}")
+        return interleave(share(n_samples, len(shapes)))
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._sample(self._number(index), ())
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The samples of a batch, for DataLoader."""
+        numbers = [self._number(index) for index in indices]
+        return [self._sample(number, numbers[place + 1 :]) for place, number in enumerate(numbers)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_here": None}
+
+    @property
+    def ready_crops(self) -> list[int]:
+        """The crops that are there by now."""
+        return [self.crops[slot] for slot in self._set.ready()]
+
+    def wait(self) -> Self:
+        """Wait until every crop is there; only in the process that made the dataset."""
+        self._set.wait()
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take all samples as drawn `epoch` times, to resume a training or to run one over several processes."""
+        self._visits.set_all(epoch)
+
+    def close(self) -> None:
+        """Close the files that this process has open; the next sample opens them again."""
+        self._set.close()
+
+    def _number(self, index: int) -> int:
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no sample {number} in {len(self)}")
+        return number % len(self)
+
+    def _sample(self, number: int, upcoming: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        visit = self._visits.next(number)
+        here = self._process()
+        waiting = here.ahead.pop((number, visit), None)
+        patch = self._patch(number, visit) if waiting is None else waiting.result()
+        if self._prefetch:
+            self._read_ahead(here, [*upcoming, *range((upcoming or [number])[-1] + 1, len(self))][: self._prefetch])
+        if self._raw_out is not None and self._labels_out is not None:
+            return patch.raw, patch.labels
+        with seeded((self.seed, number, visit, 1)):
+            return self._transformed(self._accepted(patch))
+
+    def _accepted(self, patch: _Patch) -> _Patch:
+        if self.sampler is None:
+            return patch
+        for _ in range(_MAX_ATTEMPTS):
+            if self.sampler(self._shown(patch.raw), patch.labels[0]):
+                return patch
+            patch = self._random_patch(patch.slot, patch.random)
+        raise RequestError(
+            f"the sampler refused {_MAX_ATTEMPTS} patches of {self._set.facts(patch.slot).name} in a row",
+            remedy="Have it accept more, take a larger patch_shape, or leave this crop out.",
+        )
+
+    def _transformed(self, patch: _Patch) -> tuple[torch.Tensor, torch.Tensor]:
+        raw, labels = patch.raw, patch.labels
+        if self._raw_out is None:
+            raw = self._shown(raw)
+            raw = raw if self.raw_transform is None else self.raw_transform(raw)
+        if self._labels_out is None:
+            labels = labels[0]
+            dtype = labels.dtype
+            labels = labels if self.label_transform is None else self.label_transform(labels)
+            if self.transform is not None:
+                raw, labels = self.transform(raw, labels)
+            if self.label_transform2 is not None:
+                labels = self.label_transform2(as_spatial(labels, dtype))
+        return as_tensor(raw, self.dtype, "raw"), as_tensor(labels, self.label_dtype, "labels")
+
+    def _shown(self, raw: Array) -> Array:
+        return raw if self._with_channels else raw[0]
+
+    def _patch(self, number: int, visit: int) -> _Patch:
+        slot = int(self._slots[number])
+        random = np.random.default_rng((self.seed, number, visit))
+        if self._grids is not None:
+            first = int(np.searchsorted(self._slots, slot))
+            return self._read(slot, random, self._grids[slot].box(number - first))
+        ready = self._set.ready()
+        if slot not in ready:
+            slot = ready[int(random.integers(len(ready)))]
+        return self._random_patch(slot, random)
+
+    def _random_patch(self, slot: int, random: np.random.Generator) -> _Patch:
+        return self._read(slot, random, random_box(random, self._set.shape(slot), self.patch_shape))
+
+    def _read(self, slot: int, random: np.random.Generator, box: Slices3) -> _Patch:
+        reader = self._set.reader(slot, self._inflating_threads())
+        raw, voxels = self._memory(len(self.channels), self._raw_out, np.uint8)
+        for channel, target in zip(self.channels, voxels, strict=True):
+            reader.read(raw_dataset(channel), box, target)
+        labels, voxels = self._memory(1, self._labels_out, np.uint64 if self._set.original else np.uint32)
+        reader.read(LABELS, box, voxels[0], self._table(slot, voxels.dtype))
+        return _Patch(slot, random, raw, labels)
+
+    def _memory(self, channels: int, out: np.dtype[Any] | None, native: type[np.generic]) -> tuple[Any, Array]:
+        """What a patch is called, a tensor where it will be changed no more, and the array that fills it."""
+        shape = (channels, *self.patch_shape)
+        if out is not None:
+            return self._process().buffers.tensor(shape, out)
+        array = np.empty(shape, native)
+        return array, array
+
+    def _table(self, slot: int, dtype: np.dtype[Any]) -> Array | None:
+        tables = self._process().tables
+        if slot not in tables:
+            table = self._set.facts(slot).table(original=self._set.original)
+            tables[slot] = None if table is None else table.astype(dtype)
+        return tables[slot]
+
+    def _inflating_threads(self) -> int:
+        if self._threads is not None:
+            return self._threads
+        return available_cores() if get_worker_info() is None else 1
+
+    def _read_ahead(self, here: _Here, upcoming: Sequence[int]) -> None:
+        wanted = [(number, self._visits.peek(number)) for number in upcoming]
+        for key in here.ahead.keys() - set(wanted):
+            here.ahead.pop(key).cancel()
+        for key in wanted:
+            if key not in here.ahead:
+                here.ahead[key] = here.thread.submit(self._patch, *key)
+
+    def _process(self) -> _Here:
+        if self._here is None or self._here.pid != os.getpid():
+            self._here = _Here()
+        return self._here
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """A patch as it was read: of which crop, where further ones would be drawn from, raw and labels with channels."""
+
+    slot: int
+    random: np.random.Generator
+    raw: Any
+    labels: Any
+
+
+@dataclass
+class _Here:
+    """What belongs to one process: threads and locks do not survive a fork."""
+
+    pid: int = field(default_factory=os.getpid)
+    buffers: Buffers = field(default_factory=Buffers)
+    tables: dict[int, Array | None] = field(default_factory=dict)
+    ahead: dict[tuple[int, int], Future[_Patch]] = field(default_factory=dict)
+
+    @cached_property
+    def thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="prismcache-prefetch")
+
+
+def _check_option(name: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        raise RequestError(
+            f"{name} must be {', '.join(repr(each) for each in known[:-1])} or {known[-1]!r}, not {value!r}"
+        )

@@ -1,0 +1,323 @@
+"""The crops of one training, open in whichever process reads them, decoded once where that is wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from prismcache.arguments import Numbers
+from prismcache.client import PrismClient
+from prismcache.crop.boxes import Shape3
+from prismcache.errors import RequestError, UnknownChannelError, error_from_problem
+from prismcache.layout import LABELS, raw_dataset
+from prismcache.progress.reporter import Progress
+from prismcache.schema import Split
+from prismcache.torch.arrivals import Follower
+from prismcache.torch.crops import (
+    CropFacts,
+    Reader,
+    cached_crops,
+    crop_name,
+    decoded_layout,
+    describe,
+    ensure_crops,
+    facts_of_files,
+    plan_client_crops,
+)
+from prismcache.torch.decoded import ArrayReader, Layout, SharedMemory, Sidecars
+from prismcache.torch.hdf5_chunks import CropReader
+from prismcache.torch.memory import check_memory
+from prismcache.torch.patches import Channels, check_fits, check_labels_fit, choose_channels
+from prismcache.torch.shared_state import Board, is_spawning
+
+Source = PrismClient | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a training wants of each crop.
+
+    Attributes
+    ----------
+    patch_shape
+        (Z, Y, X) in voxels.
+    channels
+        As `PrismDataset` takes them.
+    label_values
+        "original", "consecutive", or None for what suits the split.
+    exact_to, label_dtype
+        The largest label that the tensors hold exactly, None for any; and what the dtype is called.
+    """
+
+    patch_shape: Shape3
+    channels: Channels
+    label_values: Literal["consecutive", "original"] | None
+    exact_to: int | None
+    label_dtype: str
+
+    def original(self, split: Split) -> bool:
+        """Whether labels are the source's ids."""
+        return split is Split.SEMANTIC if self.label_values is None else self.label_values == "original"
+
+    def check(self, facts: CropFacts, channels: Sequence[int]) -> None:
+        """See that a crop serves.
+
+        Raises
+        ------
+        RequestError
+            If it does not; says why.
+        """
+        check_fits(self.patch_shape, {facts.name: facts.shape})
+        if lacking := set(channels) - set(facts.channels):
+            raise UnknownChannelError(f"{facts.path} lacks the channels {sorted(lacking)}")
+        table = facts.table(original=self.original(facts.split))
+        if self.exact_to is not None and facts.ids is not None:
+            largest = len(facts.ids) - 1 if table is None else int(table.max())
+            check_labels_fit(largest, self.exact_to, facts.name, self.label_dtype)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """How decoded voxels are kept: "none", "ram" or "mmap"; bytes that they may take; and the sidecars' folder."""
+
+    mode: Literal["none", "ram", "mmap"]
+    limit: int | None
+    folder: Path
+
+    @property
+    def sidecars(self) -> Sidecars:
+        return Sidecars(self.folder, self.limit)
+
+
+class TrainingSet:
+    """Crops by slot, 0…n-1, some of which may still be awaited.
+
+    Pickled to a worker process it shares memory with this one; pickled to elsewhere it sets itself up anew there.
+
+    Parameters
+    ----------
+    source, split, crops, start, progress
+        As `PrismDataset` takes them.
+    demands
+        What each crop must meet.
+    cache
+        How decoded voxels are kept.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: str | Split | None,
+        crops: Numbers | None,
+        demands: Demands,
+        cache: Cache,
+        *,
+        start: Literal["first", "all"],
+        progress: Progress,
+    ) -> None:
+        self._demands, self._cache = demands, cache
+        self._client: PrismClient | None = None
+        self._ask: tuple[int, ...] | None = None
+        self._facts: dict[int, CropFacts] = {}
+        self._awaited: dict[int, Shape3] = {}
+        if isinstance(source, PrismClient):
+            self._take_from_client(source, split, crops, start, progress)
+        else:
+            self._take_files(source, split, crops)
+        shapes = {facts.name: facts.shape for facts in self._facts.values()}
+        shapes |= {crop_name(self.split, self.crops[slot]): shape for slot, shape in self._awaited.items()}
+        check_fits(demands.patch_shape, shapes)
+        for facts in self._facts.values():
+            demands.check(facts, self.channels)
+        self._set_up()
+
+    def _take_files(self, source: Any, split: str | Split | None, crops: Numbers | None) -> None:
+        paths = [source] if isinstance(source, str | os.PathLike) else source
+        if not isinstance(paths, Iterable):
+            raise RequestError(f"crops come from a PrismClient or from paths, not from {source!r}")
+        found = facts_of_files(list(paths), split, crops)
+        self.split, self.crops = found[0].split, tuple(facts.crop for facts in found)
+        self.channels = choose_channels(self._demands.channels, {facts.name: facts.channels for facts in found})
+        self._facts = dict(enumerate(found))
+
+    def _take_from_client(
+        self,
+        client: PrismClient,
+        split: str | Split | None,
+        crops: Numbers | None,
+        start: Literal["first", "all"],
+        progress: Progress,
+    ) -> None:
+        wanted = self._demands.channels
+        plan = plan_client_crops(client, split, crops, wanted)
+        self.split, self.crops = plan.split, plan.crops
+        cached = set(plan.crops) if start == "all" else cached_crops(client, plan)
+        later = [crop for crop in plan.crops if crop not in cached]
+        described = dict(plan.described) or describe(client, plan.split, later)
+        names = {
+            crop_name(plan.split, crop): range(info.raw_shape[0]) for crop, info in described.items() if info.raw_shape
+        }
+        if isinstance(wanted, str) or later:
+            self.channels = choose_channels(wanted, names)
+        else:
+            self.channels = choose_channels(wanted, {})
+        now = [crop for crop in plan.crops if crop in cached]
+        for path, crop in zip(ensure_crops(client, plan, now, progress), now, strict=True):
+            self._facts[self.crops.index(crop)] = CropFacts.of(path)
+        for crop in later:
+            shape = described[crop].labels_shape
+            if shape is not None:
+                self._awaited[self.crops.index(crop)] = shape
+        self._client, self._ask = client, plan.ask
+
+    def _set_up(self) -> None:
+        """Make what the processes share, decode what is there, and begin to await the rest."""
+        self._pid = os.getpid()
+        self._readers: dict[int, Reader] = {}
+        self._board = Board(len(self.crops)) if self._awaited else None
+        self._memory: dict[int, SharedMemory] = {}
+        layouts = {slot: facts.layout(self.channels) for slot, facts in self._facts.items()}
+        layouts |= {slot: decoded_layout(shape, self.channels) for slot, shape in self._awaited.items()}
+        if self._cache.mode == "ram":
+            check_memory(sum(layout.size for layout in layouts.values()), self._cache.limit)
+            self._memory = {slot: SharedMemory(layout) for slot, layout in layouts.items()}
+        elif self._cache.mode == "mmap":
+            self._make_room(layouts)
+        for slot in self._facts:
+            self._decode(slot, self._facts[slot])
+        self._follower: Follower | None = None
+        if self._board is not None and self._client is not None:
+            slots = {self.crops[slot]: slot for slot in self._awaited}
+            self._follower = Follower(self._client, self.split, self._ask, slots, self._board, self._prepare)
+
+    def _make_room(self, layouts: dict[int, Layout]) -> None:
+        sidecars = self._cache.sidecars
+        ours = [(facts.path, layouts[slot]) for slot, facts in self._facts.items()]
+        missing = sum(sum(sidecars.missing(path, layout).values()) for path, layout in ours)
+        awaited = sum(layouts[slot].size for slot in self._awaited)
+        if missing + awaited:
+            sidecars.make_room(missing + awaited, ours)
+
+    def __getstate__(self) -> dict[str, Any]:
+        shares = is_spawning()
+        state: dict[str, Any] = dict(self.__dict__)
+        state.update(_readers={}, _follower=None, _shares=shares)
+        if shares:
+            state.update(_client=None)
+        else:
+            state.update(_board=None, _memory={})
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        shares = state.pop("_shares")
+        self.__dict__.update(state)
+        self._pid = os.getpid()
+        if not shares:
+            self._set_up()
+
+    @property
+    def original(self) -> bool:
+        """Whether labels are the source's ids."""
+        return self._demands.original(self.split)
+
+    def shape(self, slot: int) -> Shape3:
+        """(Z, Y, X) of a crop, in voxels."""
+        return self._facts[slot].shape if slot in self._facts else self._awaited[slot]
+
+    def facts(self, slot: int) -> CropFacts:
+        """Of a crop that is ready."""
+        return self._facts[slot]
+
+    def ready(self) -> list[int]:
+        """Slots of the crops that are there by now, ascending; at least one, which is waited for.
+
+        Raises
+        ------
+        PrismError
+            If a crop cannot be had.
+        """
+        self._look()
+        if not self._facts and self._follower is not None:
+            self._follower.wait_for_one()
+            self._look()
+        return sorted(self._facts)
+
+    def wait(self) -> None:
+        """Wait until every crop is there, in the process that has the client."""
+        if self._follower is not None:
+            self._follower.join()
+        self._look()
+
+    def _look(self) -> None:
+        if self._board is None:
+            return
+        for slot in [slot for slot in self._awaited if slot not in self._facts]:
+            arrival = self._board.look(slot)
+            if arrival is None:
+                continue
+            if arrival.problem is not None:
+                raise error_from_problem(arrival.problem)
+            self._facts[slot] = CropFacts.of(arrival.path)
+
+    def _prepare(self, slot: int, path: Path) -> None:
+        facts = CropFacts.of(path)
+        self._demands.check(facts, self.channels)
+        self._decode(slot, facts)
+
+    def _decode(self, slot: int, facts: CropFacts) -> None:
+        if self._cache.mode == "ram":
+            reader = self._file(facts)
+            self._memory[slot].fill(reader)
+            reader.close()
+        elif self._cache.mode == "mmap":
+            self._cache.sidecars.arrays(facts.path, facts.layout(self.channels), lambda: self._file(facts))
+
+    def _file(self, facts: CropFacts, threads: int | None = None) -> CropReader:
+        names = [LABELS, *map(raw_dataset, self.channels)]
+        return CropReader(facts.path, names, available_cores() if threads is None else threads)
+
+    def reader(self, slot: int, threads: int) -> Reader:
+        """What reads a crop that is ready, in this process."""
+        if self._pid != os.getpid():
+            self._pid, self._readers = os.getpid(), {}
+        if slot not in self._readers:
+            self._readers[slot] = self._open(self._facts[slot], slot, threads)
+        return self._readers[slot]
+
+    def _open(self, facts: CropFacts, slot: int, threads: int) -> Reader:
+        if self._cache.mode == "ram":
+            return ArrayReader(self._memory[slot].arrays())
+        if self._cache.mode == "mmap":
+            layout = facts.layout(self.channels)
+            return ArrayReader(self._cache.sidecars.arrays(facts.path, layout, lambda: self._file(facts)))
+        return self._file(facts, threads)
+
+    def close(self) -> None:
+        """Close the files of this process; the next read opens them anew."""
+        readers, self._readers = self._readers, {}
+        for reader in readers.values():
+            reader.close()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse_bytes(value: str | int | None) -> int | None:
+    """A number of bytes as people write them, "4GB" or 4_000_000_000; None stays None.
+
+    Raises
+    ------
+    RequestError
+        If it is none.
+    """
+    try:
+        return None if value is None else int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise RequestError(f"cache_limit must be a size such as '4GB', not {value!r}") from None

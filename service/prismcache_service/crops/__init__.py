@@ -1,0 +1,1 @@
+"""Crops: make, list, evict, preview."""

@@ -1,0 +1,162 @@
+"""What the bucket publishes, remembered in the cache folder so that it is asked rarely."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from time import monotonic
+
+from pydantic import BaseModel
+
+from prismcache.config import Settings
+from prismcache.errors import PrismError, SourceUnreachableError
+from prismcache.layout import STATE_FOLDER
+from prismcache.schema import CropInfo, Split
+from prismcache_service.cache.cache import file_bytes_bound
+from prismcache_service.crops.source_thread import SourceThread
+from prismcache_service.extras import require_service_extra
+
+_CHECK_S = 30.0
+_MAX_AGE = timedelta(days=1)  # of a dataset that has not changed since it was published
+
+
+class _Remembered(BaseModel):
+    read_at: datetime
+    source: str
+    crops: tuple[CropInfo, ...]
+
+
+class CatalogService:
+    """The published crops of both splits.
+
+    Parameters
+    ----------
+    settings
+        The bucket, and the cache folder to remember the catalog in.
+
+    Attributes
+    ----------
+    failure
+        Why the bucket could not be read when it was last tried; None if it could.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = settings.root / STATE_FOLDER / "catalog.json"
+        self._answered_at = float("-inf")
+        self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
+        self._source_thread = SourceThread(settings)
+        self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
+        self.failure: PrismError | None = None
+
+    async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
+        """Every published crop, ordered by split and id.
+
+        Parameters
+        ----------
+        refresh
+            Ask the bucket even if it was asked today.
+
+        Raises
+        ------
+        SourceError, MissingExtraError
+            If the bucket has to be asked and cannot be.
+        """
+        known = await asyncio.to_thread(self._recall)
+        if known is not None and not refresh and datetime.now(UTC) - known.read_at < _MAX_AGE:
+            return known.crops
+        if self._reading is None:  # however many want it at once, the bucket is asked by one
+            self._reading = asyncio.create_task(self._read_and_remember())
+            self._reading.add_done_callback(self._has_read)
+        return await asyncio.shield(self._reading)
+
+    async def recall(self) -> tuple[CropInfo, ...]:
+        """What was remembered, however old; empty if nothing was."""
+        known = await asyncio.to_thread(self._recall)
+        return () if known is None else known.crops
+
+    async def file_bytes_bound(self, split: Split, crop: int, channels: Collection[int] | None) -> int:
+        """More bytes than the crop's file can take; 0 for a crop that is not published, which cannot be made either.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be told which crops are published.
+        """
+        for refresh in (False, True):
+            for info in await self.crops(refresh=refresh):
+                if (info.split, info.crop) == (split, crop) and info.labels_shape and info.raw_shape:
+                    count = info.raw_shape[0] if channels is None else len(channels)
+                    return file_bytes_bound(info.labels_shape, count)
+        return 0
+
+    async def check(self) -> None:
+        """Ask the source for its crops' names, at most every half minute.
+
+        Raises
+        ------
+        SourceError
+            If it does not answer.
+        """
+        if monotonic() - self._answered_at > _CHECK_S:
+            await self._source_thread.ask(lambda source: source.list_folders(Split.INSTANCE.value))
+            self._answered_at = monotonic()
+
+    async def prepare(self) -> None:
+        """Open the source before anybody waits for it; what keeps it from being opened is for `check` to say."""
+        with contextlib.suppress(PrismError):
+            await self._source_thread.ask(_nothing)
+
+    async def aclose(self) -> None:
+        """Stop asking, and close the source."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._source_thread.aclose()
+
+    def _recall(self) -> _Remembered | None:
+        try:
+            known = _Remembered.model_validate_json(self._path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return known if known.source == self._source else None
+
+    def _remember(self, crops: tuple[CropInfo, ...]) -> None:
+        text = _Remembered(read_at=datetime.now(UTC), source=self._source, crops=crops).model_dump_json(indent=1)
+        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.tmp")
+        with contextlib.suppress(OSError):  # a folder that cannot be written only means asking again
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text)
+            temporary.replace(self._path)
+
+    async def _read_and_remember(self) -> tuple[CropInfo, ...]:
+        try:
+            crops = await self._read()
+        except PrismError as error:
+            self.failure = error
+            raise
+        self.failure = None
+        # An outage says nothing about a crop that is worth remembering.
+        if not any(crop.problem and crop.problem.code == SourceUnreachableError.code for crop in crops):
+            await asyncio.to_thread(self._remember, crops)
+        return crops
+
+    def _has_read(self, reading: asyncio.Task[tuple[CropInfo, ...]]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # who waited knows it; if nobody does any more, it is nobody's
+
+    async def _read(self) -> tuple[CropInfo, ...]:
+        require_service_extra()
+        # Imported here: the bucket is asked once a day, a warm `ensure` many times.
+        published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
+        crops: tuple[CropInfo, ...] = await self._source_thread.ask(published.read_published)
+        return crops
+
+
+async def _nothing(_: object) -> None:
+    """Ask nothing of a source that only has to be open."""

@@ -1,0 +1,54 @@
+"""When crops were last used: noted in memory at once, stored now and then, so that a hit writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from prismcache.errors import PrismError
+from prismcache.schema import Split
+from prismcache_service.store.base import JobStore
+
+_FLUSH_S = 5.0
+
+
+class LastUsed:
+    """Times of last use, in front of a store.
+
+    Parameters
+    ----------
+    store
+        Where they are kept; a stop loses the last few seconds, which only blurs the order of eviction.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._fresh: dict[tuple[Split, int], datetime] = {}
+
+    def note(self, split: Split, crops: Iterable[int]) -> None:
+        """Crops are used now."""
+        self._fresh.update(dict.fromkeys(((split, crop) for crop in crops), datetime.now(UTC)))
+
+    async def all(self) -> Mapping[tuple[Split, int], datetime]:
+        """When each crop was last used, as far as known."""
+        return {**await self._store.last_used(), **self._fresh}
+
+    async def flush(self) -> None:
+        """Store what is fresh; what the store does not take stays so."""
+        by_time: dict[datetime, list[tuple[Split, int]]] = {}
+        for crop, at in self._fresh.items():
+            by_time.setdefault(at, []).append(crop)
+        for at, crops in by_time.items():
+            await self._store.touch(crops, at)
+            for crop in crops:
+                if self._fresh.get(crop) == at:
+                    del self._fresh[crop]
+
+    async def flush_for_ever(self) -> None:
+        """Flush every few seconds."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            with contextlib.suppress(PrismError):  # the next time will do
+                await self.flush()

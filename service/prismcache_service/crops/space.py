@@ -1,0 +1,244 @@
+"""Room in the cache folder: promised before a fetch begins, made by evicting what was not used for longest.
+
+At every moment published files, quarantine and promises together stay within `max_bytes`, and the promises fit the file
+system's free space less `min_free_bytes`. The quarantine goes before any crop does. Pinned and leased crops, and those
+of unfinished jobs, are never evicted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from prismcache.errors import NoSpaceError, QuotaExceededError
+from prismcache.schema import Split, Usage
+from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache.quarantine import SetAside
+
+_log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_NEVER = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A published file as eviction sees it."""
+
+    name: CropName
+    size: int
+    last_used: datetime
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the cache may take: bytes in all (None: no bound), bytes left free, and where an eviction stops."""
+
+    max_bytes: int | None = None
+    min_free_bytes: int = 0
+    low_water: float = 1.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes used by files (the quarantine's, too), promised to crops in the making, and free on the file system."""
+
+    used: int
+    reserved: int
+    free: int
+
+    def lacking(self, size: int, bounds: Bounds) -> int:
+        """How many bytes must go before `size` more can be promised; 0 or less if none."""
+        for_disk = size + self.reserved + bounds.min_free_bytes - self.free
+        for_quota = 0 if bounds.max_bytes is None else self.used + self.reserved + size - bounds.max_bytes
+        return max(for_disk, for_quota)
+
+
+def choose_victims(
+    files: Sequence[StoredFile], protected: Collection[tuple[Split, int]], lacking: int, spare: int
+) -> list[StoredFile]:
+    """The files to evict, least recently used first; empty if all that may go would not be enough.
+
+    Parameters
+    ----------
+    files, protected
+        What there is, and the crops that must stay.
+    lacking
+        Bytes that have to go.
+    spare
+        Bytes that should go beyond those, while an eviction is under way.
+    """
+    chosen: list[StoredFile] = []
+    gained = 0
+    for file in sorted(files, key=lambda file: (file.last_used, file.name.split, file.name.crop)):
+        if gained >= lacking + spare:
+            break
+        if (file.name.split, file.name.crop) not in protected:
+            chosen.append(file)
+            gained += file.size
+    return chosen if gained >= lacking else []
+
+
+@dataclass(frozen=True)
+class Clearing:
+    """What is to go: from the quarantine, and published files."""
+
+    aside: Sequence[SetAside]
+    files: Sequence[StoredFile]
+
+
+def plan_clearing(
+    aside: Sequence[SetAside],
+    files: Sequence[StoredFile],
+    protected: Collection[tuple[Split, int]],
+    lacking: int,
+    spare: int,
+) -> Clearing | None:
+    """How to gain `lacking` bytes; None if all that may go would not be enough, so that nothing goes in vain.
+
+    Parameters
+    ----------
+    aside
+        The quarantine, oldest first, of which no more goes than is needed. Crops only go after all of it.
+    files, protected, lacking, spare
+        As for `choose_victims`.
+    """
+    gained = 0
+    for count, entry in enumerate(aside, start=1):
+        gained += entry.size
+        if gained >= lacking:
+            return Clearing(aside[:count], ())
+    victims = choose_victims(files, protected, lacking - gained, spare)
+    return Clearing(aside, victims) if victims else None
+
+
+class SpaceService:
+    """Promises room and makes it.
+
+    Parameters
+    ----------
+    cache
+        The folder.
+    bounds
+        What it may take.
+    protected
+        Crops that must not be evicted now.
+    last_used
+        When crops were last used.
+    on_evicted
+        Hears of each evicted file.
+    patience
+        Seconds to wait for room that others hold, before it is an error.
+    """
+
+    def __init__(
+        self,
+        cache: CropCache,
+        bounds: Bounds,
+        protected: Callable[[], Awaitable[Collection[tuple[Split, int]]]],
+        last_used: Callable[[], Awaitable[Mapping[tuple[Split, int], datetime]]],
+        *,
+        on_evicted: Callable[[StoredFile], None],
+        patience: float = 600.0,
+    ) -> None:
+        self._cache, self._bounds = cache, bounds
+        self._protected, self._last_used, self._on_evicted = protected, last_used, on_evicted
+        self._patience = patience
+        self._reserved = 0
+        self._deciding = asyncio.Lock()
+
+    @asynccontextmanager
+    async def reserved(self, size: int) -> AsyncIterator[None]:
+        """Hold room for `size` bytes during the block, evicting and waiting as needed.
+
+        Raises
+        ------
+        QuotaExceededError
+            If it could never fit.
+        NoSpaceError
+            If no room came free in time.
+        """
+        await self._reserve(size)
+        try:
+            yield
+        finally:
+            self._reserved -= size
+
+    async def _reserve(self, size: int) -> None:
+        bound = self._bounds.max_bytes
+        if bound is not None and size > bound:
+            raise QuotaExceededError(f"the crop may need {size / 1e6:.0f} MB, the cache is {bound / 1e6:.0f} MB in all")
+        try:
+            async with asyncio.timeout(self._patience):
+                while True:  # room also comes from leases that run out and files that others delete: nobody tells
+                    if await self._try_reserve(size):
+                        return
+                    await asyncio.sleep(_RETRY_S)
+        except TimeoutError:
+            _, _, room = await self._look()
+            raise NoSpaceError(
+                f"{self._cache.shown_root} has no room for {size / 1e6:.0f} MB: {room.used / 1e6:.0f} MB are used, "
+                f"{room.reserved / 1e6:.0f} MB promised, {room.free / 1e6:.0f} MB free on the disk, the rest is in use"
+            ) from None
+
+    async def _try_reserve(self, size: int) -> bool:
+        async with self._deciding:
+            files, aside, room = await self._look()
+            lacking = room.lacking(size, self._bounds)
+            if lacking > 0:
+                spare = int((self._bounds.max_bytes or 0) * (1 - self._bounds.low_water))
+                clearing = plan_clearing(aside, files, await self._protected(), lacking, spare)
+                if clearing is None or not await self._drop(clearing.aside):
+                    return False
+                for victim in clearing.files:
+                    await asyncio.to_thread(self._cache.remove, victim.name)
+                    self._on_evicted(victim)
+            self._reserved += size
+            return True
+
+    async def _drop(self, aside: Sequence[SetAside]) -> bool:
+        """Delete from the quarantine; False if something would not go."""
+        gone = await asyncio.to_thread(self._cache.quarantine.delete, aside)
+        for entry in gone:
+            _log.info("deleted %s, %d bytes, from the quarantine to make room", entry.path.name, entry.size)
+        return len(gone) == len(aside)
+
+    async def usage(self) -> Usage:
+        """How full the folder is."""
+        files, aside, room = await self._look()
+        set_aside = sum(entry.size for entry in aside)
+        return Usage(
+            files=len(files),
+            used_bytes=room.used - set_aside,
+            quarantine_files=len(aside),
+            quarantine_bytes=set_aside,
+            reserved_bytes=room.reserved,
+            max_bytes=self._bounds.max_bytes,
+            min_free_bytes=self._bounds.min_free_bytes,
+            free_bytes=room.free,
+            total_bytes=shutil.disk_usage(_existing(self._cache)).total,
+        )
+
+    async def _look(self) -> tuple[list[StoredFile], list[SetAside], Room]:
+        # Promises first: a file that is published meanwhile is then counted twice rather than not at all.
+        reserved = self._reserved
+        files = await self._files()
+        aside = await asyncio.to_thread(self._cache.quarantine.entries)
+        used = sum(file.size for file in files) + sum(entry.size for entry in aside)
+        free = await asyncio.to_thread(lambda: shutil.disk_usage(_existing(self._cache)).free)
+        return files, aside, Room(used, reserved, free)
+
+    async def _files(self) -> list[StoredFile]:
+        used = await self._last_used()
+        sizes = await asyncio.to_thread(self._cache.sizes)
+        return [StoredFile(name, size, used.get((name.split, name.crop), _NEVER)) for name, size in sizes]
+
+
+def _existing(cache: CropCache) -> str:
+    """The root, or the nearest folder above it that exists."""
+    return str(next(folder for folder in (cache.root, *cache.root.parents) if folder.exists()))

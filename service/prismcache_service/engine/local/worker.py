@@ -1,0 +1,191 @@
+"""A worker process: makes the crops that an engine sends on standard input, one at a time.
+
+Run by `prismcache_service.engine.local.engine` as ``python -m prismcache_service.engine``. The first line of standard
+input is the settings, every further line a `WorkOrder`; each answer is one line of `Event`. The process ends when its
+input does, so it never outlives the engine, whatever ended that. It is a process of its own so that neither a crash
+in a C library, nor a full disk, nor the memory limit touches the program that asked for the crop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import BinaryIO
+
+import h5py
+from pydantic import BaseModel
+
+from prismcache.config import Settings
+from prismcache.errors import PrismError, WorkerError
+from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
+from prismcache.schema import CropFile
+from prismcache_service.cache.cache import FILE_MODE, CropCache, CropName
+from prismcache_service.engine.local.messages import Alive, Failed, Made, Progressed, WorkOrder
+from prismcache_service.pipeline.bucket.s3 import open_s3
+from prismcache_service.pipeline.materialize import MadeCrop, Materializer
+from prismcache_service.pipeline.progress import Progress
+
+ALIVE_S = 1.0
+_REPORT_S = 0.1
+_LIBRARIES = ("zarr", "numcodecs", "isal", "h5py", "numpy", "aiobotocore")
+
+
+class Outbox:
+    """The engine's end of the pipe; safe to use from several threads."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def send(self, event: BaseModel) -> None:
+        """Send an event; an engine that is gone ends this process elsewhere."""
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._stream.write(event.model_dump_json().encode() + b"\n")
+            self._stream.flush()
+
+
+class _Reporter:
+    """Tells of a crop's progress: its beginning and end at once, what is between ten times a second at most.
+
+    The last news of a while is told too, so that a crop whose next object is late shows how far it is.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._loop = asyncio.get_running_loop()
+        self._latest = Progress()
+        self._next_at = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        self._latest = progress
+        if progress.objects_done in {0, progress.objects_total}:
+            self._send()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._next_at, self._send)
+
+    def _send(self) -> None:
+        self.close()
+        self._next_at = self._loop.time() + _REPORT_S
+        self._outbox.send(Progressed(progress=self._latest))
+
+    def close(self) -> None:
+        """Tell no more: what comes after the answer would count for the next crop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Worker:
+    """Makes and publishes crops for one engine."""
+
+    def __init__(self, settings: Settings, outbox: Outbox, materializer: Materializer) -> None:
+        self._cache = CropCache(settings.root)
+        self._outbox = outbox
+        self._materializer = materializer
+
+    async def work(self, order: WorkOrder) -> None:
+        """Carry out an order and answer it."""
+        try:
+            answer: Made | Failed = Made(file=await self._make(order))
+        except PrismError as error:
+            answer = Failed(problem=error.to_problem())
+        except MemoryError:
+            os._exit(os.EX_OSERR)  # the engine counts it as a killed worker and tries again in a fresh one
+        except Exception as error:  # noqa: BLE001 - the border of the process: everything becomes an answer
+            text = "".join(traceback.format_exception(error))
+            sys.stderr.write(text)
+            answer = Failed(problem=WorkerError(f"{type(error).__name__}: {error}").to_problem())
+        self._outbox.send(answer)
+        self._materializer.tidy()  # what this crop left would count against the limit of the next
+
+    async def _make(self, order: WorkOrder) -> CropFile:
+        name = CropName(order.split, order.crop, order.channels)
+        temporary = self._cache.temporary(name, order.token)
+        report = _Reporter(self._outbox)
+        try:
+            made = await self._materializer.make(name, temporary, report, strict=order.strict)
+            name = CropName(order.split, order.crop, None if made.complete else made.channels)
+            manifest = _manifest(name, made)
+            sources = SourceList(source_fingerprint=made.source_fingerprint, objects=made.source_objects)
+            return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, order.token)
+        finally:
+            report.close()
+            temporary.unlink(missing_ok=True)
+
+
+def _manifest(name: CropName, made: MadeCrop) -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        split=name.split,
+        crop=name.crop,
+        channels=made.channels,
+        complete=made.complete,
+        sha256=made.sha256,
+        size=made.size,
+        stamp=FileStamp(size=made.size, mtime_ns=0, ctime_ns=0),
+        source=made.source,
+        endpoint=made.endpoint,
+        source_fingerprint=made.source_fingerprint,
+        missing_chunks=made.missing_chunks,
+        recipe=made.recipe,
+        prismcache_version=version("prismcache"),
+        libraries={name: version(name) for name in _LIBRARIES} | {"hdf5": h5py.version.hdf5_version},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
+    settings = Settings.model_validate_json(stdin.readline())
+    lines: asyncio.Queue[bytes] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=_read_lines, args=(stdin, loop, lines), daemon=True).start()
+    alive = asyncio.create_task(_say_alive(outbox))
+    with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "decode") as executor:
+        async with open_s3(settings, executor) as source:
+            materializer = Materializer(source, settings, executor, FILE_MODE)
+            worker = Worker(settings, outbox, materializer)
+            try:
+                while line := await lines.get():
+                    await worker.work(WorkOrder.model_validate_json(line))
+            finally:
+                alive.cancel()
+                materializer.close()
+
+
+def _read_lines(stdin: BinaryIO, loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes]) -> None:
+    """Hand each line to the loop. The end of the input ends the process at once: what it leaves is swept later."""
+    for line in stdin:
+        loop.call_soon_threadsafe(lines.put_nowait, line)
+    os._exit(0)
+
+
+async def _say_alive(outbox: Outbox) -> None:
+    while True:
+        outbox.send(Alive())
+        await asyncio.sleep(ALIVE_S)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle
+    gc.freeze()  # a collection that walks all modules takes 10 ms, and a crop makes a hundred
+    gc.set_threshold(20_000)
+    # Whatever a library prints must not reach the engine as an event.
+    outbox = Outbox(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)
+    try:
+        asyncio.run(_serve(sys.stdin.buffer, outbox))
+    except PrismError as error:
+        outbox.send(Failed(problem=error.to_problem()))

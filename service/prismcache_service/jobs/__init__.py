@@ -1,0 +1,1 @@
+"""Accepted requests, and one task for each file."""

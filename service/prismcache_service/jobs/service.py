@@ -1,0 +1,383 @@
+"""Jobs: one request for several crops. The store knows every state before anybody is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
+from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownCropError, UnknownJobError
+from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
+from prismcache_service.crops.catalog import CatalogService
+from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.jobs.flights import Flights, Outcome, Passenger
+from prismcache_service.jobs.live import LiveJob, job_of
+from prismcache_service.jobs.observer import Observer
+from prismcache_service.jobs.schedule import Wish
+from prismcache_service.store.base import JobRecord, JobStore
+
+_log = logging.getLogger(__name__)
+
+_RECENT = 1000  # ended jobs that are answered from memory
+_GRACE_S = 60.0
+_TICK_S = 0.1  # progress is told at most this often to a stream
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """Bounds on unfinished jobs and on the crops of one."""
+
+    jobs: int = 10_000
+    jobs_per_owner: int = 10_000
+    crops: int = 1000
+
+
+class JobService:
+    """Accepts jobs, has their crops made, and tells how they stand.
+
+    Parameters
+    ----------
+    ensure, catalog, store, last_used
+        Who gets crops, what is published, what must survive, and who hears of use.
+    at_once
+        Crops in the making at the same time.
+    limits
+        What is accepted.
+    observer
+        Counts hits and misses.
+    """
+
+    def __init__(
+        self,
+        ensure: EnsureService,
+        catalog: CatalogService,
+        store: JobStore,
+        last_used: LastUsed,
+        *,
+        at_once: int,
+        limits: JobLimits,
+        observer: Observer,
+    ) -> None:
+        self._ensure, self._catalog, self._store, self._limits = ensure, catalog, store, limits
+        self._last_used = last_used
+        self._observer = observer
+        self._flights = Flights(ensure, at_once, observer)
+        self._live: dict[str, LiveJob] = {}
+        self._recent: OrderedDict[str, LiveJob] = OrderedDict()
+        self._accepting = asyncio.Lock()
+        self._orders = itertools.count()
+
+    async def start(self) -> None:
+        """Go on with every unfinished job of the store."""
+        for record in await self._store.unfinished_jobs():
+            job = LiveJob(record)
+            self._live[record.id] = job
+            await self._record(job, "resumed", record.state)
+            async with job.recording:
+                await self._end_if_complete(job)  # killed between its last crop and its end
+            await self._take_up(job)
+
+    async def aclose(self) -> None:
+        """Stop working; unfinished jobs stay so in the store, for the next start."""
+        await self._flights.aclose()
+        for job in self._live.values():
+            job.abandon()
+
+    async def submit(self, request: JobRequest, owner: str = "", client: str = "") -> Job:
+        """Start the work for a request, or join the owner's active job for the same.
+
+        Parameters
+        ----------
+        request, owner
+            What is wanted, and whose job it is.
+        client
+            Which of the owner's clients asks: one that asks again, having had no answer, is counted once. Those that
+            give no name are one.
+
+        Returns
+        -------
+        Job
+            Final already if every crop is cached (and then only remembered for a while, not stored).
+
+        Raises
+        ------
+        UnknownCropError
+            If all crops are asked for and none is published.
+        RequestError
+            If there are too many crops.
+        ServiceBusyError
+            If there are too many unfinished jobs.
+        SourceError
+            If all crops are asked for and it cannot be told which those are.
+        """
+        crops = await self._crops_of(request)
+        found = await self._ensure.find_all(request, crops)
+        record = JobRecord(
+            id=uuid.uuid4().hex,
+            owner=owner,
+            request=request,
+            state=State.QUEUED,
+            crops=tuple(found),
+            created_at=datetime.now(UTC),
+            submitters=(client,),
+        )
+        job = LiveJob(record)
+        self._last_used.note(request.split, crops)
+        hits = sum(crop.state is State.DONE for crop in found)
+        self._observer.crops_found(hits=hits, misses=len(found) - hits)
+        if job.is_over:
+            return self._remember(job)
+        async with self._accepting:
+            active = next((live for live in self._live.values() if live.can_serve(request, owner)), None)
+            if active is not None:
+                if client not in active.submitters:
+                    active.submitters.add(client)
+                    await self._store_submitters(active)
+                return active.snapshot()
+            self._refuse_excess(owner)
+            job.record(await self._store.add_job(record))
+            self._live[record.id] = job
+        await self._take_up(job)
+        return job.snapshot()
+
+    async def get(self, job_id: str) -> Job:
+        """A job as it is now.
+
+        Raises
+        ------
+        UnknownJobError
+            If there is none with that id.
+        """
+        known = self._known(job_id)
+        if known is not None:
+            return known.snapshot()
+        record = await self._store.job(job_id)
+        if record is None:
+            raise UnknownJobError(f"there is no job {job_id!r}")
+        return job_of(record)
+
+    async def wait(self, job_id: str, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - a long poll
+        """A snapshot other than `revision` (None: than now) as soon as there is one, else the same after `timeout` s.
+
+        Raises
+        ------
+        UnknownJobError
+            If there is no such job.
+        """
+        known = self._known(job_id)
+        if known is None:
+            return await self.get(job_id)
+        return await known.newer(revision, timeout)
+
+    async def page(
+        self,
+        *,
+        states: Collection[State] = (),
+        split: Split | None = None,
+        owner: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        """Stored jobs, newest first; `cursor` is the `next_cursor` of the page before.
+
+        Raises
+        ------
+        RequestError
+            If the cursor is none of ours.
+        """
+        before = None if cursor is None else _parse_cursor(cursor)
+        found = await self._store.jobs(states=states, split=split, owner=owner, before=before, limit=limit + 1)
+        jobs = tuple(known.snapshot() if (known := self._known(r.id)) else job_of(r) for r in found[:limit])
+        return JobPage(jobs=jobs, next_cursor=_cursor(found[limit - 1]) if len(found) > limit else None)
+
+    async def cancel(self, job_id: str, client: str | None = None) -> Job:
+        """Stop a job, or end one client's wish for it: the last of those that submitted it to do so stops it.
+
+        Crops that another job wants are made all the same. A job that is over stays as it is.
+
+        Parameters
+        ----------
+        job_id
+            The job.
+        client
+            Whose wish ends, as given to `submit`; None stops the job whoever wants it.
+
+        Raises
+        ------
+        UnknownJobError
+            If there is no such job.
+        """
+        job = self._live.get(job_id)
+        if job is None:
+            return await self.get(job_id)
+        if client is not None and job.submitters - {client}:
+            if client in job.submitters:
+                job.submitters.remove(client)
+                await self._store_submitters(job)
+            return job.snapshot()
+        job.is_cancelled = True
+        await self._flights.leave(job_id, [(job.name(crop), job.request.strict) for crop in job.open_crops()])
+        for crop in job.open_crops():
+            await self._record_crop(job, crop, None)
+        return job.snapshot()
+
+    async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent | Job, None]:
+        """What was recorded of a job after event `after`, then what happens, until it is over.
+
+        Yields
+        ------
+        JobEvent or Job
+            Recorded events in order, each once; between them snapshots that show progress; last, the final one.
+
+        Raises
+        ------
+        UnknownJobError
+            If there is no such job.
+        """
+        await self.get(job_id)
+        shown = -1
+        while True:
+            job = self._live.get(job_id)
+            while recorded := await self._store.events(job_id, after):
+                for event in recorded:
+                    yield event
+                    after = event.seq
+            if job is None or job.is_abandoned:
+                yield await self.get(job_id)
+                return
+            if job.revision != shown:
+                snapshot = job.snapshot()
+                shown = snapshot.revision
+                yield snapshot
+                await asyncio.sleep(_TICK_S)
+            await job.newer(shown, timeout=60)
+
+    def count(self) -> dict[State, int]:
+        """Unfinished jobs by state."""
+        states = [job.state for job in self._live.values()]
+        return {state: states.count(state) for state in (State.QUEUED, State.RUNNING)}
+
+    def count_crops(self) -> tuple[int, int]:
+        """Crops (waiting, being made)."""
+        return self._flights.count()
+
+    def making(self) -> set[tuple[Split, int]]:
+        """Crops that unfinished jobs lack."""
+        return {(job.request.split, crop) for job in self._live.values() for crop in job.open_crops()}
+
+    def protected(self) -> set[tuple[Split, int]]:
+        """Crops of unfinished jobs, and of those just ended, whose clients have had no time to take a lease."""
+        fresh = [job for job in self._recent.values() if monotonic() - job.ended_at < _GRACE_S]
+        return {(job.request.split, crop) for job in (*self._live.values(), *fresh) for crop in job.crops}
+
+    async def forget(self, older_than: timedelta) -> int:
+        """Forget jobs that ended so long ago; answers how many."""
+        return await self._store.forget_jobs(datetime.now(UTC) - older_than)
+
+    async def _crops_of(self, request: JobRequest) -> Sequence[int]:
+        if request.crops is not None:
+            crops = list(dict.fromkeys(request.crops))
+        else:
+            crops = [info.crop for info in await self._catalog.crops() if info.split is request.split]
+            if not crops:
+                raise UnknownCropError(f"no crop of split {request.split.value!r} is published")
+        if len(crops) > self._limits.crops:
+            raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")
+        return crops
+
+    def _refuse_excess(self, owner: str) -> None:
+        mine = sum(job.owner == owner for job in self._live.values())
+        if len(self._live) >= self._limits.jobs or mine >= self._limits.jobs_per_owner:
+            raise ServiceBusyError(f"there are {len(self._live)} unfinished jobs, {mine} of them yours")
+
+    async def _take_up(self, job: LiveJob) -> None:
+        """Board a flight for every crop that is still open."""
+        for crop in job.open_crops():
+            if not job.is_cancelled:  # which may happen while another of its crops boards
+                await self._flights.board(self._passenger(job, crop))
+
+    def _passenger(self, job: LiveJob, crop: int) -> Passenger:
+        wish = Wish(
+            name=job.name(crop),
+            strict=job.request.strict,
+            priority=job.request.priority,
+            owner=job.owner,
+            open_crops=len(job.open_crops()),
+            order=next(self._orders),
+        )
+
+        async def started() -> None:
+            job.begin(crop)
+            async with job.recording:  # others of the job's crops may begin, or end, at the same time
+                if job.state is State.QUEUED:
+                    await self._record(job, "started", State.RUNNING)
+
+        async def ended(outcome: Outcome) -> None:
+            await self._record_crop(job, crop, outcome)
+
+        return Passenger(job.id, wish, lambda progress: job.progress(crop, progress), started, ended)
+
+    async def _record_crop(self, job: LiveJob, crop: int, outcome: Outcome | None) -> None:
+        """Store what became of a crop (None: cancelled), then tell; the last crop ends the job."""
+        async with job.recording:
+            if crop not in job.open_crops():
+                return
+            ended = job.ended(crop, outcome)
+            state = job.state_with(ended)
+            await self._record(job, "crop", State.RUNNING if state.is_final else state, ended)
+            await self._end_if_complete(job)
+
+    async def _end_if_complete(self, job: LiveJob) -> None:
+        if not job.open_crops():
+            await self._record(job, "finished", job.final_state())
+            self._live.pop(job.id, None)
+            self._remember(job)
+
+    async def _record(self, job: LiveJob, kind: str, state: State, crop: CropProgress | None = None) -> None:
+        try:
+            event = await self._store.update_job(job.id, kind, state, crop)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            # Who waits must not hang on a broken store. The next start finds the job unfinished, and the crop cached.
+            _log.error("job %s: %s could not be stored: %s", job.id, kind, error)
+            event = job.unstored(kind, state, crop)
+        job.record(event)
+
+    async def _store_submitters(self, job: LiveJob) -> None:
+        try:
+            await self._store.set_submitters(job.id, job.submitters)
+        except PrismError as error:  # matters only after a restart, when one client may then stop the job for another
+            _log.warning("job %s: who wants it could not be stored: %s", job.id, error)
+
+    def _remember(self, job: LiveJob) -> Job:
+        job.ended_at = monotonic()
+        self._recent[job.id] = job
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        return job.snapshot()
+
+    def _known(self, job_id: str) -> LiveJob | None:
+        return self._live.get(job_id) or self._recent.get(job_id)
+
+
+def _cursor(record: JobRecord) -> str:
+    text = json.dumps([record.created_at.isoformat(), record.id])
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _parse_cursor(cursor: str) -> tuple[datetime, str]:
+    with contextlib.suppress(ValueError, TypeError):
+        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
+        when = datetime.fromisoformat(created_at)
+        if when.tzinfo is not None and isinstance(job_id, str):
+            return when, job_id
+    raise RequestError("the cursor is not one that this service gave", remedy="Start again without a cursor.")

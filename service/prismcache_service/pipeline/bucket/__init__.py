@@ -1,0 +1,1 @@
+"""The bucket: list, read, verify, retry."""

@@ -1,0 +1,1 @@
+"""What threads do to a chunk."""

@@ -1,0 +1,1 @@
+"""What to fetch and where it goes (pure)."""

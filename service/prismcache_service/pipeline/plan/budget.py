@@ -1,0 +1,69 @@
+"""How a memory limit is spent: buffers for blocks, for fetched objects and for decoding. Pure.
+
+Nothing here changes what is written, only how much runs ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prismcache.errors import MemoryLimitError
+from prismcache_service.pipeline.plan.plan import ArrayPlan, CropPlan
+
+_SPARE_BLOCKS = 3  # blocks beyond the needed ones, so that filling goes on while full ones are deflated
+_SLACK_BYTES = 32 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
+_MIN_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes in bytes and counts of the buffers for one crop.
+
+    A *slot* holds one fetched object; `slots` bounds how far fetching runs ahead of decoding. `deflated_blocks` bounds
+    what is deflated and waits for the writer.
+    """
+
+    block_bytes: int
+    blocks: int
+    slot_bytes: int
+    slots: int
+    deflated_blocks: int
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.block_bytes * self.blocks + self.slot_bytes * self.slots
+
+
+def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurrency: int) -> Budget:
+    """Share out what `limit` leaves above the `used` bytes of the process.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the least that the crop needs does not fit; says how much would.
+    """
+    arrays = (plan.labels, plan.raw)
+    block_bytes = max(a.block_bytes for a in arrays)
+    needed_blocks = max(a.open_blocks for a in arrays)
+    slot_bytes = max([item.size for item in plan.fetched()], default=0) or 1
+    fixed = used + _SLACK_BYTES + threads * _decode_bytes(arrays) + plan.raw.block_bytes
+    least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_bytes
+    if least > limit:
+        raise MemoryLimitError(
+            f"the crop needs {least / 1e6:.0f} MB of memory at least (source chunks decode to "
+            f"{max(a.source.chunk_bytes for a in arrays) / 1e6:.1f} MB), the limit is {limit / 1e6:.0f} MB"
+        )
+    free = limit - least
+    # Deflated voxels of noise are as large as before. With two blocks of them, what fills up late delays less.
+    deflated_blocks = 2 if free >= 2 * plan.raw.block_bytes else 1
+    free -= (deflated_blocks - 1) * plan.raw.block_bytes
+    spare = min(_SPARE_BLOCKS, free // 2 // block_bytes)
+    free -= spare * block_bytes
+    slots = min(_MIN_SLOTS + free // slot_bytes, 2 * concurrency, max(_MIN_SLOTS, len(plan.fetched())))
+    return Budget(block_bytes, needed_blocks + spare, slot_bytes, slots, deflated_blocks)
+
+
+def _decode_bytes(arrays: tuple[ArrayPlan, ...]) -> int:
+    """What one thread needs at most: a decoded chunk, and the temporaries of relabelling, which are of its size."""
+    labels, raw = arrays
+    return max(raw.source.inner_bytes, 4 * labels.source.inner_bytes)

@@ -1,0 +1,206 @@
+"""What a crop's zarr metadata says, read through zarr (v2 and v3), as plain frozen values.
+
+Sources: the zarr v2 and v3 core specifications; the attributes ``offset`` and ``resolution`` as E11bio publishes them
+(world units, nm; Z,Y,X).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
+
+from prismcache.errors import InvalidSourceError
+from prismcache.layout import SourceObject
+from prismcache_service.pipeline.bucket.source import Source
+from prismcache_service.pipeline.codec.decode import ChunkCodec, codec_of
+
+Shape = tuple[int, ...]
+_DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
+_MAX_METADATA_BYTES = 1 << 20
+_MAX_GRID_CHUNKS = 100_000  # a hundred times the published crops'; planning takes memory and time for each
+_MAX_CHANNELS = 10_000  # as many as a request can name
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """One array of a crop.
+
+    `chunks` is the shape of what one object holds (of a shard, where the array is sharded). `offset` and `resolution`
+    are as published (nm; Z,Y,X), None where the attribute is missing.
+    """
+
+    name: str
+    shape: Shape
+    chunks: Shape
+    dtype: np.dtype[Any]
+    fill_value: int
+    separator: str
+    key_prefix: str
+    offset: tuple[float, float, float] | None
+    resolution: tuple[float, float, float] | None
+    codec: ChunkCodec
+
+    def key(self, index: Shape) -> str:
+        """Key of a chunk, below the crop's folder."""
+        return f"{self.name}/{self.key_prefix}{self.separator.join(map(str, index))}"
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded size of what one object holds."""
+        return math.prod(self.chunks) * self.dtype.itemsize
+
+    @property
+    def inner_bytes(self) -> int:
+        """Decoded size of what is decoded at once: a chunk, or an inner chunk of a shard."""
+        sharding = self.codec.sharding
+        return self.chunk_bytes if sharding is None else math.prod(sharding.inner) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class CropSource:
+    """A crop as it was listed: its folder, its objects by key, its two arrays."""
+
+    folder: str
+    objects: Mapping[str, SourceObject]
+    raw: ArraySource
+    labels: ArraySource
+
+
+async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObject]) -> CropSource:
+    """Read the metadata of a listed crop.
+
+    Raises
+    ------
+    InvalidSourceError
+        If an array is absent or cannot be a PRISM crop's; names crop, array and numbers.
+    SourceCorruptError
+        If a listed metadata object cannot be had.
+    """
+    keys = [f"{name}/{key}" for name in ("raw", "labels") for key in _DOCUMENTS]
+    items = [objects[key] for key in keys if key in objects]
+    # All at once, each of them to its end: one after the other, they would cost four times the bucket's latency.
+    reading = (_read_document(source, folder, item) for item in items)
+    documents: dict[str, bytes] = {}
+    for item, document in zip(items, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+        if isinstance(document, BaseException):
+            raise document
+        documents[item.key] = document
+    raw = _array(folder, "raw", 4, documents)
+    labels = _array(folder, "labels", 3, documents)
+    return CropSource(folder, objects, raw, labels)
+
+
+def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:
+    own = {key: documents[f"{name}/{key}"] for key in _DOCUMENTS if f"{name}/{key}" in documents}
+    where = f"{folder}: array {name!r}"
+    if not own.keys() & {"zarr.json", ".zarray"}:
+        raise InvalidSourceError(f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)")
+    return parse_array(where, name, ndim, own)
+
+
+async def _read_document(source: Source, folder: str, item: SourceObject) -> bytes:
+    if item.size > _MAX_METADATA_BYTES:
+        raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
+    return bytes(await source.read(folder, item, memoryview(bytearray(item.size))))
+
+
+def parse_array(where: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:
+    """An array's metadata documents as an `ArraySource`; `where` begins every message.
+
+    Raises
+    ------
+    InvalidSourceError
+        If zarr cannot read them, or shape, dtype or attributes cannot be a PRISM crop's.
+    """
+    for key, document in documents.items():
+        _refuse_broken_json(f"{where}: {key}", document)
+    try:
+        store = MemoryStore({key: Buffer.from_bytes(document) for key, document in documents.items()})
+        array = zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
+        attributes = dict(array.attrs)
+        shape, chunks = _checked_shape(where, array, ndim)
+        dtype = _checked_dtype(where, name, np.dtype(array.dtype))
+    except InvalidSourceError:
+        raise
+    except Exception as error:  # zarr raises many kinds on metadata that is no metadata
+        raise InvalidSourceError(f"{where} has metadata that zarr cannot read: {error}") from error
+    sample = array.metadata.encode_chunk_key((0,) * ndim)
+    separator = "/" if "/" in sample.removeprefix("c/") else "."
+    return ArraySource(
+        name=name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=_checked_fill(where, array.fill_value, dtype),
+        separator=separator,
+        key_prefix=f"c{separator}" if sample.startswith("c") else "",
+        offset=_checked_vector(where, "offset", attributes),
+        resolution=_checked_vector(where, "resolution", attributes),
+        codec=codec_of(where, array, dtype),
+    )
+
+
+def _refuse_broken_json(what: str, document: bytes) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        parsed = json.loads(document, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSourceError(f"{what} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidSourceError(f"{what} is not a JSON object")
+
+
+def _checked_shape(where: str, array: Any, ndim: int) -> tuple[Shape, Shape]:
+    shape = tuple(int(n) for n in array.shape)
+    if len(shape) != ndim:
+        raise InvalidSourceError(f"{where} has {len(shape)} axes {shape}, not {ndim}")
+    chunks = tuple(int(n) for n in (array.shards or array.chunks))
+    if min(shape) < 1 or min(chunks) < 1:
+        raise InvalidSourceError(f"{where} has an empty shape {shape} or chunk shape {chunks}")
+    if ndim == 4 and shape[0] > _MAX_CHANNELS:
+        raise InvalidSourceError(f"{where} of shape {shape} has {shape[0]} channels, more than {_MAX_CHANNELS}")
+    count = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
+    if count > _MAX_GRID_CHUNKS:
+        raise InvalidSourceError(f"{where} of shape {shape} has {count} chunks {chunks}, more than {_MAX_GRID_CHUNKS}")
+    return shape, chunks
+
+
+def _checked_dtype(where: str, name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if name == "raw" and dtype != np.uint8:
+        raise InvalidSourceError(f"{where} has dtype {dtype}, not uint8")
+    if dtype.kind not in "iu":
+        raise InvalidSourceError(f"{where} has dtype {dtype}, not an integer type of 8 to 64 bits")
+    return dtype
+
+
+def _checked_fill(where: str, value: Any, dtype: np.dtype[Any]) -> int:
+    fill = 0 if value is None else int(value)
+    limits = np.iinfo(dtype)
+    if not max(0, int(limits.min)) <= fill <= int(limits.max):
+        raise InvalidSourceError(f"{where} has fill value {fill}, which is negative or does not fit {dtype}")
+    return fill
+
+
+def _checked_vector(where: str, key: str, attributes: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    value = attributes.get(key)
+    if value is None:
+        return None
+    numbers = isinstance(value, list | tuple) and len(value) == 3
+    if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        raise InvalidSourceError(f"{where} has attribute {key} = {value!r}, not three numbers (nm; Z,Y,X)")
+    if not all(abs(v) < 2**53 for v in value):  # false for NaN, and for integers that no float can hold
+        raise InvalidSourceError(f"{where} has attribute {key} = {value!r}, which is not finite")
+    if key == "resolution" and min(value) <= 0:
+        raise InvalidSourceError(f"{where} has attribute resolution = {value!r}, which must be above 0")
+    return float(value[0]), float(value[1]), float(value[2])

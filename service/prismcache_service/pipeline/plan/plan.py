@@ -1,0 +1,275 @@
+"""Which objects are fetched and which voxels of the file they fill, decided before the first chunk moves. Pure.
+
+The file is made block by block: a *block* is a run of whole HDF5 chunk rows that is filled in memory, deflated and
+written. A *visit* is one object of the source and the blocks it fills. Blocks and visits are in one canonical order
+that depends on the source's layout alone, never on timing or memory, so that equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from prismcache.errors import InvalidSourceError, MissingChunksError, UnknownChannelError
+from prismcache.layout import SourceObject
+from prismcache_service.cache.cache import file_bytes_bound
+from prismcache_service.pipeline.plan.align import Alignment, align
+from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, Shape
+
+# (Z, Y, X) of an HDF5 chunk: 64 KiB of raw fit a core's cache, and a training patch of (32, 256, 256) reads 2.3 times
+# its own voxels (larger chunks: 3.4 and more).
+CHUNK = (16, 64, 64)
+# Blocks that one object can fill, and one more, take at most this many bytes. A constant: the order depends on it.
+_WINDOW_BYTES = 64 << 20
+_MAX_FILE_CHUNKS = 200_000  # ten times the published crops'; a plan takes memory for each
+
+
+@dataclass(frozen=True)
+class Box:
+    """Half-open box of voxels, (C, Z, Y, X)."""
+
+    start: Shape
+    stop: Shape
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    def overlap(self, other: Box) -> Box | None:
+        start = tuple(map(max, self.start, other.start))
+        stop = tuple(map(min, self.stop, other.stop))
+        return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+    def moved(self, by: Shape) -> Box:
+        return Box(*(tuple(a + d for a, d in zip(corner, by, strict=True)) for corner in (self.start, self.stop)))
+
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(map(slice, self.start, self.stop))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One object of the source: its box in the array and the blocks (by number) that it fills.
+
+    `item` is None for a chunk that is absent from the listing: zarr's fill value. `again` marks a further visit to an
+    object that an earlier one fetched.
+    """
+
+    key: str
+    item: SourceObject | None
+    box: Box
+    blocks: tuple[int, ...]
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """The blocks of one array, in the array's own voxels, and the visits that fill them, both in canonical order.
+
+    `region` is what the file holds of the array; `chunk` the HDF5 chunk's (Z, Y, X); `columns` counts the blocks of
+    each column, which no visit leaves; `open_blocks` says how many blocks one visit can need at the same time.
+    """
+
+    source: ArraySource
+    region: Box
+    chunk: tuple[int, int, int]
+    blocks: tuple[Box, ...]
+    visits: tuple[Visit, ...]
+    columns: tuple[int, ...]
+    open_blocks: int
+    itemsize: int
+
+    @property
+    def block_bytes(self) -> int:
+        return max(math.prod(block.shape) for block in self.blocks) * self.itemsize
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """Everything that is decided before the first chunk is fetched.
+
+    `channels` are those of the file, ascending; `complete` says that they are all the crop has.
+    """
+
+    channels: tuple[int, ...]
+    complete: bool
+    alignment: Alignment
+    labels: ArrayPlan
+    raw: ArrayPlan
+
+    def fetched(self) -> list[SourceObject]:
+        """The objects to fetch, in order, each once."""
+        visits = itertools.chain(self.labels.visits, self.raw.visits)
+        return [v.item for v in visits if v.item is not None and not v.again]
+
+    @property
+    def blocks_before_labels(self) -> int:
+        """How many blocks of raw come before those of labels in the file: half of its columns.
+
+        Labels are numbered once all of them have been seen. In the middle of the file nothing waits for that: raw is
+        under way already, and there is more of it to fetch while labels are deflated.
+        """
+        return sum(self.raw.columns[: -(-len(self.raw.columns) // 2)])
+
+    @property
+    def missing_chunks(self) -> int:
+        visits = itertools.chain(self.labels.visits, self.raw.visits)
+        return sum(v.item is None and not v.again for v in visits)
+
+    @property
+    def file_bytes_bound(self) -> int:
+        """More than the file can take."""
+        return file_bytes_bound(self.labels.region.shape[1:], len(self.channels))
+
+
+def plan_crop(crop: CropSource, channels: Sequence[int] | None, *, strict: bool) -> CropPlan:
+    """Decide what to fetch of a crop and how the file is laid out.
+
+    Parameters
+    ----------
+    crop
+        The crop's listing and metadata.
+    channels
+        Channels wanted; None for all.
+    strict
+        Refuse absent chunks.
+
+    Raises
+    ------
+    UnknownChannelError
+        If the crop lacks a wanted channel.
+    InvalidSourceError
+        If raw and labels cannot be aligned (`MisalignedError`) or carry unusable numbers.
+    MissingChunksError
+        If `strict` and a needed chunk is not listed.
+    """
+    alignment = align(crop.folder, crop.raw, crop.labels)
+    wanted = _wanted_channels(crop, channels)
+    _refuse_huge(crop, len(wanted))
+    raw_region = Box((0, *alignment.start), (crop.raw.shape[0], *alignment.stop))
+    raw = _plan_array(crop.raw, crop.objects, raw_region, wanted, 1, _WINDOW_BYTES)
+    labels_region = Box((0, 0, 0, 0), (1, *crop.labels.shape))
+    # Raw and labels share buffers: a labels block that is larger than raw's costs memory for nothing.
+    block_bytes = max(raw.block_bytes, _WINDOW_BYTES // 6)
+    labels = _plan_array(crop.labels, crop.objects, labels_region, (0,), 4, block_bytes)
+    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw)
+    if strict and plan.missing_chunks:
+        first = next(v.key for v in itertools.chain(labels.visits, raw.visits) if v.item is None)
+        raise MissingChunksError(f"{crop.folder}: {plan.missing_chunks} chunks are absent, the first is {first}")
+    return plan
+
+
+def _refuse_huge(crop: CropSource, channels: int) -> None:
+    count = channels * math.prod(-(-n // c) for n, c in zip(crop.labels.shape, CHUNK, strict=True))
+    if count > _MAX_FILE_CHUNKS:
+        raise InvalidSourceError(
+            f"{crop.folder}: {channels} channels of {crop.labels.shape} voxels would be {count} chunks {CHUNK} of the "
+            f"file, more than {_MAX_FILE_CHUNKS}"
+        )
+
+
+def _wanted_channels(crop: CropSource, channels: Sequence[int] | None) -> tuple[int, ...]:
+    count = crop.raw.shape[0]
+    wanted = tuple(range(count)) if channels is None else tuple(sorted(set(channels)))
+    if wanted[-1] >= count or wanted[0] < 0:
+        lacking = [c for c in wanted if not 0 <= c < count]
+        raise UnknownChannelError(f"{crop.folder} has channels 0-{count - 1}, not {', '.join(map(str, lacking))}")
+    return wanted
+
+
+def _plan_array(
+    source: ArraySource,
+    objects: Mapping[str, SourceObject],
+    region: Box,
+    channels: tuple[int, ...],
+    itemsize: int,
+    block_bytes: int,
+) -> ArrayPlan:
+    chunks = source.chunks if len(source.chunks) == 4 else (1, *source.chunks)
+    chunk = _hdf5_chunk(region.shape[1:])
+    spans = 1 + -(-min(chunks[1], region.shape[1]) // chunk[0])  # block rows that one source chunk can meet
+    block_bytes = min(block_bytes, _WINDOW_BYTES // (spans + 1))
+    bands = _bands(region, channels, chunks[0], chunk, block_bytes // itemsize)
+    blocks: list[Box] = []
+    visits: list[Visit] = []
+    columns: list[int] = []
+    seen: set[str] = set()
+    for group, top, bottom in bands:
+        rows = _rows(region, group, top, bottom, chunk[0])
+        for index in _touched(chunks, rows[0].start, rows[-1].stop):
+            key = source.key(index if len(source.chunks) == 4 else index[1:])
+            box = _chunk_box(chunks, index)
+            met = tuple(len(blocks) + i for i in _met(rows, box))
+            visits.append(Visit(key, objects.get(key), box, met, again=key in seen))
+            seen.add(key)
+        blocks.extend(rows)
+        columns.append(len(rows))
+    width = max(len(v.blocks) for v in visits)
+    return ArrayPlan(source, region, chunk, tuple(blocks), tuple(visits), tuple(columns), width, itemsize)
+
+
+def _hdf5_chunk(shape: Shape) -> tuple[int, int, int]:
+    z, y, x = map(min, CHUNK, shape)
+    return z, y, x
+
+
+def _bands(
+    region: Box, channels: tuple[int, ...], group_size: int, chunk: tuple[int, int, int], block_voxels: int
+) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """(channels half-open, Y start, Y stop) of columns of blocks, each small enough: normally all of Y and a group.
+
+    A group is a run of wanted channels that lie in one source chunk. Where a row of blocks over all of Y is too
+    large, Y is cut at HDF5 chunks, and then the group's channels.
+    """
+    row_voxels = chunk[0] * chunk[1] * region.shape[3]
+    deep = max(1, block_voxels // row_voxels)  # (channel, chunk row) pairs that a block can hold
+    y_rows = -(-region.shape[2] // chunk[1])
+    for first, last in _channel_groups(channels, group_size):
+        thick = min(last - first, deep)
+        height = max(1, min(y_rows, deep // thick)) * chunk[1]
+        for c in range(first, last, thick):
+            for y in range(region.start[2], region.stop[2], height):
+                yield (c, min(c + thick, last)), y, min(y + height, region.stop[2])
+
+
+def _channel_groups(channels: tuple[int, ...], group_size: int) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive channels that share a source chunk, half-open."""
+    run: list[int] = []
+    for channel in channels:
+        if run and (channel != run[-1] + 1 or channel // group_size != run[0] // group_size):
+            yield run[0], run[-1] + 1
+            run = []
+        run.append(channel)
+    yield run[0], run[-1] + 1
+
+
+def _rows(region: Box, group: tuple[int, int], top: int, bottom: int, height: int) -> list[Box]:
+    return [
+        Box(
+            (group[0], z, top, region.start[3]),
+            (group[1], min(z + height, region.stop[1]), bottom, region.stop[3]),
+        )
+        for z in range(region.start[1], region.stop[1], height)
+    ]
+
+
+def _met(rows: Sequence[Box], box: Box) -> range:
+    """Numbers of the rows that a box in their band meets."""
+    return met_tiles(box.start[1] - rows[0].start[1], box.stop[1] - rows[0].start[1], rows[0].shape[1], len(rows))
+
+
+def met_tiles(start: int, stop: int, size: int, count: int) -> range:
+    """Which of `count` tiles of `size` from 0 on a range meets. Reckoned, not searched: there may be thousands."""
+    return range(max(0, start // size), min(count, -(-stop // size)))
+
+
+def _touched(chunks: Shape, start: Shape, stop: Shape) -> Iterator[Shape]:
+    """Indices of the source chunks that meet a box, Z before Y before X within a channel group."""
+    return itertools.product(*(range(a // n, -(-b // n)) for a, b, n in zip(start, stop, chunks, strict=True)))
+
+
+def _chunk_box(chunks: Shape, index: Shape) -> Box:
+    corner = tuple(i * n for i, n in zip(index, chunks, strict=True))
+    return Box(corner, tuple(c + n for c, n in zip(corner, chunks, strict=True)))

@@ -1,0 +1,235 @@
+"""Writing a crop's HDF5 file, byte for byte the same for the same input, and without trusting HDF5 with a full disk.
+
+HDF5 may crash the process when a write fails. It therefore writes through a `Sink` that never fails towards HDF5:
+it keeps the first error, drops what comes after, and raises once HDF5 has closed the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from prismcache.errors import StorageError
+from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, raw_dataset
+from prismcache_service.cache.errors import storage_error
+from prismcache_service.pipeline.codec.encode import EncodedChunk
+from prismcache_service.pipeline.libc import call_if_there
+from prismcache_service.pipeline.plan.plan import CropPlan
+
+_SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
+_WRITE_BYTES = 1 << 20
+_FLUSH_BYTES = 64 << 20  # start writing back early, so that the last fsync is short
+
+
+class Sink(io.RawIOBase):
+    """The file object that HDF5 writes to."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self._path = path
+        self._position = 0
+        self._size = 0
+        self._unflushed = 0
+        self.error: OSError | None = None
+        self.fd = -1  # a sink whose file cannot be opened is closed all the same
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        self._attempt(lambda: self._write_all(view))
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        os.lseek(self.fd, self._position, os.SEEK_SET)
+        data = os.read(self.fd, len(view))
+        view[:] = data.ljust(len(view), b"\0")  # what a failed write dropped reads as zeros
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._size = self._position if size is None else size
+        self._attempt(lambda: os.ftruncate(self.fd, self._size))
+        return self._size
+
+    def raise_error(self) -> None:
+        """Raise the first error of any operation so far."""
+        if self.error is not None:
+            raise storage_error(self.error, self._path) from self.error
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        self._attempt(lambda: os.fsync(self.fd))
+        self.raise_error()
+
+    def close(self) -> None:
+        if not self.closed and self.fd >= 0:
+            os.close(self.fd)
+        super().close()
+
+    def _write_all(self, view: memoryview) -> None:
+        os.lseek(self.fd, self._position, os.SEEK_SET)
+        done = 0
+        while done < len(view):
+            done += os.write(self.fd, view[done:])
+        self._unflushed += done
+        if self._unflushed >= _FLUSH_BYTES:
+            start_writeback(self.fd, self._size - self._unflushed)
+            self._unflushed = 0
+
+    def _attempt(self, operation: Any) -> None:
+        if self.error is None:
+            try:
+                operation()
+            except OSError as error:
+                self.error = error
+
+
+class _Gathered(io.BufferedRandom):
+    """Gathers what HDF5 writes one after the other, a chunk at a time: a few large writes cost half as much."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET and offset == self.tell():
+            return offset  # the base class would write what it has, and HDF5 seeks before each chunk
+        return super().seek(offset, whence)
+
+
+def start_writeback(fd: int, start: int) -> None:
+    """Have the system begin to write a file's pages from `start` on to the disk, without waiting for it.
+
+    They stay in memory, where the file is hashed and first trained from. Systems other than Linux begin when it suits
+    them.
+    """
+    call_if_there("sync_file_range", fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+class CropWriter:
+    """A crop's file while it is made; used from one thread at a time.
+
+    Parameters
+    ----------
+    path
+        A file that does not exist yet.
+    plan
+        Which datasets the file gets.
+    attributes
+        The file's attributes.
+    mode
+        Permissions of the file.
+    """
+
+    def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
+        try:
+            self._sink = Sink(path, mode)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        self._buffered = _Gathered(self._sink, _WRITE_BYTES)
+        self._file = h5py.File(self._buffered, "w", libver="earliest")
+        self._datasets: dict[str, h5py.Dataset] = {}
+        try:
+            self._create_all(plan, attributes)
+        except BaseException:
+            self.__exit__(None, None, None)  # HDF5 crashes the process at its end if a file is left open
+            raise
+
+    def _create_all(self, plan: CropPlan, attributes: Mapping[str, Any]) -> None:
+        self._file.attrs.update(attributes)
+        for channel in plan.channels:
+            self._create(raw_dataset(channel), plan.raw.region.shape[1:], np.uint8, plan)
+        self._create(LABELS, plan.labels.region.shape[1:], np.uint32, plan)
+        self._sink.raise_error()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._buffered.close()
+
+    def _create(self, name: str, shape: Sequence[int], dtype: Any, plan: CropPlan) -> None:
+        dataset = self._file.create_dataset(
+            name, shape=shape, dtype=dtype, chunks=plan.raw.chunk, compression="gzip", track_times=False
+        )
+        dataset.attrs["offset"] = np.array(plan.alignment.offset, np.int64)
+        dataset.attrs["resolution"] = np.array(plan.alignment.resolution, np.int64)
+        dataset.attrs["voxel_size"] = np.array(plan.alignment.resolution, np.int64)
+        dataset.attrs["axis_names"] = list(AXIS_NAMES)
+        dataset.attrs["units"] = list(UNITS)
+        self._datasets[name] = dataset
+
+    def write(self, name: str, chunks: Sequence[EncodedChunk]) -> None:
+        """Write deflated chunks of one dataset.
+
+        Raises
+        ------
+        StorageError
+            If the disk refused this or an earlier write (`NoSpaceError` when it is full).
+        """
+        dataset = self._datasets[name]
+        for chunk in chunks:
+            dataset.id.write_direct_chunk(chunk.origin, chunk.data)
+        self._sink.raise_error()
+
+    def write_ids(self, labels_ids: np.ndarray[Any, Any]) -> None:
+        """Write the table of original ids, (n+1,) uint64; errors as in `write`."""
+        self._file.create_dataset(LABELS_IDS, data=labels_ids, track_times=False)
+        self._sink.raise_error()
+
+    def close_file(self) -> int:
+        """Close the HDF5 file: its bytes are final. The descriptor stays open, and is returned, until `__exit__`."""
+        self._file.close()
+        self._buffered.flush()
+        self._sink.raise_error()
+        return self._sink.fd
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        self._sink.sync()
+
+
+def check_file(path: Path, plan: CropPlan) -> None:
+    """Reopen a finished file and see that every chunk of every dataset is there.
+
+    Raises
+    ------
+    StorageError
+        If the file does not hold what was written.
+    """
+    expected = {raw_dataset(channel): plan.raw for channel in plan.channels} | {LABELS: plan.labels}
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            for name, array in expected.items():
+                dataset = file[name]
+                count = int(np.prod([-(-n // c) for n, c in zip(dataset.shape, array.chunk, strict=True)]))
+                if dataset.shape != array.region.shape[1:] or dataset.id.get_num_chunks() != count:
+                    raise StorageError(f"{path}: dataset {name} reads back incomplete")
+    except (OSError, KeyError) as error:
+        raise StorageError(f"{path}: the file just written does not open: {error}") from error

@@ -1,1 +1,0 @@
-"""The rules: who waits, who fetches, what is known of the bucket."""

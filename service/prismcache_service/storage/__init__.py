@@ -1,1 +1,0 @@
-"""The cache folder: publication, manifests, leases."""

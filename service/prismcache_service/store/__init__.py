@@ -1,0 +1,1 @@
+"""The job store: what must survive a restart."""

@@ -1,0 +1,1 @@
+"""HTTP: app, server, tokens, limits, handlers."""

@@ -1,0 +1,105 @@
+"""The app: what there is at which path, and what every request goes through.
+
+A request passes `logs.RequestLog` (an id, one line in the log, a bare 500 for what nobody foresaw), the instrumentator,
+`gate.Gate` (who is it?), `limits.BodyLimit`, and then the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+import prismcache
+from prismcache.schema import JobEvent
+from prismcache_service import factory as factories
+from prismcache_service.config import ServiceConfig
+from prismcache_service.factory import Factory
+from prismcache_service.jobs.observer import Observer
+from prismcache_service.web import metrics, problems
+from prismcache_service.web.gate import Gate
+from prismcache_service.web.handlers import crops, docs, files, jobs, operation, previews
+from prismcache_service.web.limits import BodyLimit
+from prismcache_service.web.logs import RequestLog
+from prismcache_service.web.tokens import TokenBook, require_safe_address, tokens_path
+
+Opener = Callable[[ServiceConfig, Observer], AbstractAsyncContextManager[Factory]]
+
+_DESCRIPTION = """\
+Ask for PRISM crops by name; each is fetched from the bucket once, verified, and kept as an HDF5 file that everybody \
+in the lab can use. Submit a job, wait for it (`?wait=`) or follow its events, then open the paths that it names, or \
+download the files. Every error is an RFC 9457 problem with a stable `code`, one sentence in `detail` and advice in \
+`remedy`; `Retry-After` says when trying again may help. Requests with unknown fields are refused; answers may gain \
+fields. Bodies are JSON of at most 64 KiB."""
+
+
+def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
+    """A fresh app; what it works with is opened when it starts and closed when it ends.
+
+    Parameters
+    ----------
+    config
+        All settings.
+    opener
+        Opens the services, as `factory.open_factory` does, which is the default.
+
+    Raises
+    ------
+    ConfigError
+        If the tokens' file is unusable, or the service would be open to other machines without tokens.
+    """
+    tokens = TokenBook(tokens_path(config))
+    require_safe_address(config, tokens)
+    figures = metrics.Metrics()
+    open_factory: Opener = opener or factories.open_factory
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_factory(config, figures) as factory:
+            app.state.factory = factory
+            yield
+
+    app = FastAPI(
+        title="prismcache", version=prismcache.__version__, description=_DESCRIPTION, lifespan=lifespan,
+        docs_url=None, redoc_url=None, redirect_slashes=False, openapi_tags=_TAGS,
+    )  # fmt: skip
+    app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
+    app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
+    for module in (jobs, crops, files, previews, operation, docs):
+        app.include_router(module.router)
+    app.state.query_names = _complete_document(app)
+    problems.install(app)
+    _add_middleware(app, config)
+    return app
+
+
+_TAGS = [
+    {"name": "jobs", "description": "Ask for crops and follow them."},
+    {"name": "crops", "description": "What is published and what is cached."},
+    {"name": "leases", "description": "Protect crops while they are used."},
+    {"name": "operation", "description": "For whoever keeps the service."},
+]
+
+
+def _complete_document(app: FastAPI) -> dict[str, set[str]]:
+    """Add what FastAPI cannot see to the OpenAPI document; answers the query parameters of each operation in it."""
+    document = app.openapi()  # kept by the app, so that what is added stays
+    event = JobEvent.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    event.pop("$defs")  # all of them are there
+    document["components"]["schemas"]["JobEvent"] = event
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    return {
+        operation["operationId"]: {item["name"] for item in operation.get("parameters", []) if item["in"] == "query"}
+        for operation in operations
+    }
+
+
+def _add_middleware(app: FastAPI, config: ServiceConfig) -> None:
+    """What is added last comes first."""
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Gate, tokens=app.state.tokens, config=config)
+    metrics.install(app, app.state.metrics)
+    app.user_middleware.insert(0, Middleware(RequestLog))

@@ -1,0 +1,127 @@
+"""Middleware that decides who comes in: the Host header, the token, the rate. Handlers ask for roles."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from prismcache.errors import ForbiddenError, PrismError, ServiceBusyError, UnauthorizedError
+from prismcache_service.config import ServiceConfig
+from prismcache_service.web.limits import FailedLogins, RateLimiter, retry_after
+from prismcache_service.web.problems import HttpError, answer
+from prismcache_service.web.tokens import Caller, Role, TokenBook, is_loopback
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_REQUESTS = 1000  # under way at the same time
+# What may be known without a token: whether the service runs, and how to speak to it.
+PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Refusal(Exception):  # noqa: N818 - it carries the error
+    """An error with the headers of its answer."""
+
+    def __init__(self, error: PrismError | HttpError, headers: dict[str, str] | None = None) -> None:
+        super().__init__(str(error))
+        self.error, self.headers = error, headers or {}
+
+
+class Gate:
+    """Sets ``scope["state"]["caller"]``, or refuses.
+
+    Parameters
+    ----------
+    app
+        What comes next.
+    tokens
+        The tokens accepted now.
+    config
+        Limits, and whether tokens may be done without.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: TokenBook, config: ServiceConfig) -> None:
+        self._app, self._tokens = app, tokens
+        self._check_host = not config.insecure
+        self._rates = RateLimiter(config.rate_limit)
+        self._failures = FailedLogins(config.failed_auth_limit)
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope.setdefault("state", {})["caller"] = self._admit(scope)
+        except Refusal as refusal:
+            await answer(scope, refusal.error, refusal.headers)(scope, receive, send)
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+    def _admit(self, scope: Scope) -> Caller:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            detail = f"the headers are larger than {MAX_HEADER_BYTES} bytes"
+            too_large = HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+            raise Refusal(too_large, {"Connection": "close"})
+        headers = _single_headers(scope)
+        if self._tokens.enforced:
+            caller = self._authenticate(scope, headers.get(b"authorization"))
+        else:
+            self._refuse_strangers(scope, headers)
+            caller = Caller("", Role.ADMIN)
+        if self._under_way >= MAX_REQUESTS and scope["path"] not in PUBLIC:
+            raise Refusal(ServiceBusyError(f"{self._under_way} requests are under way"), retry_after(1))
+        return caller
+
+    def _authenticate(self, scope: Scope, authorization: bytes | None) -> Caller:
+        if authorization is None and scope["path"] in PUBLIC:
+            return Caller("", None)
+        scheme, _, token = (authorization or b"").decode("latin-1").partition(" ")
+        caller = self._tokens.authenticate(token.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise self._failed(scope, was_sent=authorization is not None)
+        if wait := self._rates.take(caller.name):
+            raise Refusal(ServiceBusyError("this token sends too many requests a second"), retry_after(wait))
+        return caller
+
+    def _failed(self, scope: Scope, *, was_sent: bool) -> Refusal:
+        # Only failures are refused more briefly: a valid token from the same address is served as ever.
+        address = scope["client"][0] if scope.get("client") else ""
+        if wait := self._failures.note(address):
+            return Refusal(ServiceBusyError("too many failed authentications from this address"), retry_after(wait))
+        return Refusal(UnauthorizedError("the token is not a valid one" if was_sent else "a token is needed"))
+
+    def _refuse_strangers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Without tokens, keep web pages of other sites from using the browser of somebody on this machine."""
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._check_host and not is_loopback(_host_name(host)):
+            raise Refusal(
+                ForbiddenError(
+                    "without tokens, requests must be addressed to localhost",
+                    remedy="Use http://127.0.0.1, or make tokens with `prismcache token create`.",
+                )
+            )
+        foreign = headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
+        if foreign and scope["method"] not in _SAFE_METHODS:
+            raise Refusal(ForbiddenError("without tokens, pages of other sites may change nothing"))
+
+
+def _single_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Headers by name; one that is sent more than once counts as an empty one."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        found[name] = b"" if name in found else value
+    return found
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,183 @@
+"""``/v1/crops``, ``/v1/leases`` and ``/v1/verify``: what is published, what is cached, what must stay."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Response, status
+
+from prismcache.errors import (
+    CropInUseError,
+    CropNotCachedError,
+    ForbiddenError,
+    UnknownCropError,
+    UnknownLeaseError,
+)
+from prismcache.schema import (
+    ClearedQuarantine,
+    CropInfo,
+    CropPage,
+    Lease,
+    LeaseRequest,
+    RemovedFiles,
+    VerifyReport,
+    VerifyRequest,
+)
+from prismcache_service.web.handlers.dependencies import (
+    Admin,
+    CropPath,
+    Crops,
+    KnownQuery,
+    LeasePath,
+    Reader,
+    Requester,
+    SplitPath,
+)
+from prismcache_service.web.problems import documented
+
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+
+Refresh = Annotated[bool, Query(description="Ask the bucket even if it was asked today.")]
+
+
+@router.get(
+    "/v1/crops",
+    operation_id="list_crops",
+    summary="Every crop",
+    responses=documented(ForbiddenError),
+)
+async def catalog(crops: Crops, caller: Reader, *, refresh: Refresh = False) -> CropPage:  # noqa: ARG001 - checks the role
+    """What is published, by split and number, and what the cache holds of it."""
+    return CropPage(crops=tuple(await crops.catalog(None, refresh=refresh)))
+
+
+@router.get(
+    "/v1/crops/{split}",
+    operation_id="list_crops_of_split",
+    summary="Every crop of a split",
+    responses=documented(ForbiddenError),
+)
+async def catalog_of_split(
+    split: SplitPath,
+    crops: Crops,
+    caller: Reader,  # noqa: ARG001 - checks the role
+    *,
+    refresh: Refresh = False,
+) -> CropPage:
+    """As `/v1/crops`, for one split."""
+    return CropPage(crops=tuple(await crops.catalog(split, refresh=refresh)))
+
+
+@router.get(
+    "/v1/crops/{split}/{crop}",
+    operation_id="get_crop",
+    summary="One crop",
+    responses=documented(ForbiddenError, UnknownCropError),
+)
+async def describe(split: SplitPath, crop: CropPath, crops: Crops, caller: Reader) -> CropInfo:  # noqa: ARG001 - checks the role
+    """Shape, offset and voxel size as published; files, pin, leases and last use as cached."""
+    return await crops.describe(split, crop)
+
+
+@router.delete(
+    "/v1/crops/{split}/{crop}",
+    operation_id="evict_crop",
+    summary="Delete a crop's cached files",
+    responses=documented(ForbiddenError, CropInUseError),
+)
+async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> RemovedFiles:  # noqa: ARG001 - checks the role
+    """Answers what was deleted, which may be nothing. A pinned or leased crop stays."""
+    return RemovedFiles(files=tuple(await crops.remove(split, [crop])))
+
+
+@router.put(
+    "/v1/crops/{split}/{crop}/pin",
+    operation_id="pin_crop",
+    summary="Keep a crop from eviction",
+    responses=documented(ForbiddenError, UnknownCropError),
+)
+async def pin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:
+    """Pinning again changes nothing. A crop may be pinned before it is cached."""
+    return await crops.pin(split, crop, caller.name)
+
+
+@router.delete(
+    "/v1/crops/{split}/{crop}/pin",
+    operation_id="unpin_crop",
+    summary="Allow a crop's eviction again",
+    responses=documented(ForbiddenError, UnknownCropError),
+)
+async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:  # noqa: ARG001 - checks the role
+    """Unpinning again changes nothing."""
+    return await crops.unpin(split, crop)
+
+
+@router.post(
+    "/v1/leases",
+    operation_id="create_lease",
+    status_code=status.HTTP_201_CREATED,
+    summary="Keep crops from eviction while you use them",
+    responses=documented(ForbiddenError),
+    tags=["leases"],
+)
+async def lease(
+    body: Annotated[
+        LeaseRequest, Body(openapi_examples={"two crops": {"value": {"split": "instance", "crops": [0, 5]}}})
+    ],
+    crops: Crops,
+    caller: Requester,
+    response: Response,
+) -> Lease:
+    """The lease ends `seconds` after it was last renewed; renew it at a sixth of that."""
+    made = await crops.lease(body, caller.name)
+    response.headers["Location"] = f"/v1/leases/{made.id}"
+    return made
+
+
+@router.put(
+    "/v1/leases/{lease_id}",
+    operation_id="renew_lease",
+    summary="Renew a lease",
+    responses=documented(ForbiddenError, UnknownLeaseError),
+    tags=["leases"],
+)
+async def renew(lease_id: LeasePath, crops: Crops, caller: Requester) -> Lease:
+    """Only the token that made a lease can renew it."""
+    return await crops.renew(lease_id, caller.name)
+
+
+@router.delete(
+    "/v1/leases/{lease_id}",
+    operation_id="release_lease",
+    status_code=status.HTTP_204_NO_CONTENT,
+    summary="Give a lease up",
+    responses=documented(ForbiddenError),
+    tags=["leases"],
+)
+async def release(lease_id: LeasePath, crops: Crops, caller: Requester) -> None:
+    """Only the token that made a lease can give it up; one that has ended already is no error."""
+    await crops.release(lease_id, caller.name)
+
+
+@router.delete(
+    "/v1/quarantine",
+    operation_id="clear_quarantine",
+    summary="Delete what was set aside",
+    responses=documented(ForbiddenError),
+    tags=["operation"],
+)
+async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  # noqa: ARG001 - checks the role
+    """Files that were found wrong, or lay in a crop's place unknown. They also go after a week, or for want of room."""
+    return await crops.clear_quarantine()
+
+
+@router.post(
+    "/v1/verify",
+    operation_id="verify_crops",
+    summary="Read cached files again",
+    responses=documented(ForbiddenError, CropNotCachedError),
+    tags=["operation"],
+)
+async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:  # noqa: ARG001 - checks the role
+    """Compares every byte with the manifests, which takes as long as reading does."""
+    return VerifyReport(results=tuple(await crops.verify(body.split, body.crops, repair=body.repair)))

@@ -1,0 +1,137 @@
+"""What handlers ask for: the services, who is calling, and parameters as they stand in URLs."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Query, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BeforeValidator
+
+from prismcache.errors import ForbiddenError, RequestError
+from prismcache.schema import Split
+from prismcache_service.crops.previews import PreviewService
+from prismcache_service.crops.service import CropService
+from prismcache_service.factory import Factory
+from prismcache_service.jobs.service import JobService
+from prismcache_service.web.tokens import Caller, Role
+
+_DECIMAL = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
+_CHANNELS = r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"
+_MAX_CHANNELS = 1000
+
+_bearer = HTTPBearer(
+    auto_error=False,  # `gate.Gate` has checked the token by then; this is for /docs
+    description="A token made with `prismcache token create`. Not needed where the service runs without tokens.",
+)
+
+
+async def _factory(request: Request) -> Factory:
+    factory: Factory = request.app.state.factory
+    return factory
+
+
+async def _jobs(factory: Annotated[Factory, Depends(_factory)]) -> JobService:
+    return factory.jobs
+
+
+async def _crops(factory: Annotated[Factory, Depends(_factory)]) -> CropService:
+    return factory.crops
+
+
+async def _previews(factory: Annotated[Factory, Depends(_factory)]) -> PreviewService:
+    return factory.previews
+
+
+async def _caller(
+    request: Request, _token: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def _reader(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    return _with_role(caller, Role.READER)
+
+
+async def _requester(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    return _with_role(caller, Role.REQUESTER)
+
+
+async def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    return _with_role(caller, Role.ADMIN)
+
+
+def _with_role(caller: Caller, role: Role) -> Caller:
+    if not caller.may(role):
+        raise ForbiddenError(f"this needs the role {role.value!r}, and {caller.name!r} has {str(caller.role)!r}")
+    return caller
+
+
+def _decimal(value: Any) -> Any:
+    """Only what we would write ourselves: no sign, space, underscore, leading zero or other alphabet's digits."""
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        raise ValueError("must be a plain decimal number")
+    return value
+
+
+def parse_channels(text: str | None) -> tuple[int, ...] | None:
+    """Channels of a URL, e.g. ``0-2,5``, ascending and each once; None for all.
+
+    Raises
+    ------
+    RequestError
+        If a range goes down, or there are too many.
+    """
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+        if int(last or first) < int(first) or len(found) > _MAX_CHANNELS:
+            raise RequestError(f"query field 'channels': {part} is no range, or there are too many channels")
+    return tuple(sorted(found))
+
+
+async def _refuse_unknown_query(request: Request) -> None:
+    """Refuse query parameters that the route does not have: a misspelt one must not be taken for a default."""
+    operation_id = getattr(request.scope["route"], "operation_id", None)
+    known = request.app.state.query_names.get(operation_id)
+    unknown = sorted(set(request.query_params) - known) if known is not None else []
+    if unknown:
+        name = unknown[0][:100].encode("ascii", "backslashreplace").decode()
+        raise RequestError(f"query field {name!r} is unknown; there are {', '.join(sorted(known)) or 'none'}")
+
+
+async def _channels(
+    channels: Annotated[
+        str | None,
+        Query(
+            pattern=_CHANNELS,
+            max_length=1000,
+            description="Channels that the file must hold; all if left out.",
+            openapi_examples={"some": {"value": "0-2,5"}},
+        ),
+    ] = None,
+) -> tuple[int, ...] | None:
+    return parse_channels(channels)
+
+
+KnownQuery = Depends(_refuse_unknown_query)
+FactoryOf = Annotated[Factory, Depends(_factory)]
+Jobs = Annotated[JobService, Depends(_jobs)]
+Crops = Annotated[CropService, Depends(_crops)]
+Previews = Annotated[PreviewService, Depends(_previews)]
+Reader = Annotated[Caller, Depends(_reader)]
+Requester = Annotated[Caller, Depends(_requester)]
+Admin = Annotated[Caller, Depends(_admin)]
+AnyCaller = Annotated[Caller, Depends(_caller)]
+
+Decimal = BeforeValidator(_decimal)
+SplitPath = Annotated[Split, Path(description="Which set of crops.")]
+CropPath = Annotated[int, Decimal, Path(ge=0, le=999_999, description="The crop's number.", examples=[0])]
+JobPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The job's id.")]
+LeasePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The lease's id.")]
+Channels = Annotated[tuple[int, ...] | None, Depends(_channels)]

@@ -1,0 +1,194 @@
+"""``/v1/crops/{split}/{crop}/file``: a cached file over HTTP, whole or in parts, for machines without the mount."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http
+import io
+import os
+import stat
+from pathlib import Path, PurePath
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError
+from prismcache.schema import CropFile, Split
+from prismcache_service.crops.service import CropService
+from prismcache_service.web.handlers.dependencies import Channels, CropPath, Crops, KnownQuery, Reader, SplitPath
+from prismcache_service.web.handlers.ranges import Part, decide
+from prismcache_service.web.problems import HttpError, documented
+
+MEDIA_TYPE = "application/x-hdf5"
+_CHUNK = 512 * 1024  # bytes in memory for each download
+_SEND_TIMEOUT_S = 60.0  # a client that takes no byte for so long is gone
+_TRIES = 5
+
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+_HEADERS = {
+    "ETag": _header("The file's SHA-256, in quotes: a strong validator."),
+    "Repr-Digest": _header("The whole file's SHA-256 as RFC 9530 writes it: `sha-256=:…:`."),
+    "X-Prismcache-SHA256": _header("The same in hexadecimal."),
+    "Content-Disposition": _header("The file's name."),
+}
+_BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "headers": _HEADERS, "content": _BINARY},
+    206: {"description": "The range asked for.", "headers": _HEADERS, "content": _BINARY},
+    304: {"description": "`If-None-Match` names this file."},
+    412: {"description": "`If-Match` names another file."},
+    416: {"description": "The range lies outside the file, or there is more than one."},
+    **documented(ForbiddenError, CropNotCachedError),
+}
+
+
+@router.get(
+    "/v1/crops/{split}/{crop}/file",
+    operation_id="download_crop",
+    summary="Download a cached crop",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+@router.head(
+    "/v1/crops/{split}/{crop}/file",
+    operation_id="head_crop_file",
+    summary="Size and digest of a cached crop",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+async def download(
+    split: SplitPath,
+    crop: CropPath,
+    channels: Channels,
+    crops: Crops,
+    caller: Reader,  # noqa: ARG001 - checks the role
+    request: Request,
+) -> Response:
+    """The HDF5 file with the channels asked for, or with more. Resume with `Range` and `If-Range`."""
+    file, opened = await open_crop(crops, split, crop, channels)
+    headers = headers_of(file)
+    part = decide(request.headers, is_get=request.method == "GET", size=file.size, etag=headers["ETag"])
+    if part.reason:
+        opened.close()
+        raise HttpError(part.status, part.reason, _refusal_headers(part, file))
+    return FileResponse(opened, part, file.size, headers)
+
+
+async def open_crop(
+    crops: CropService, split: Split, crop: int, channels: tuple[int, ...] | None
+) -> tuple[CropFile, io.FileIO]:
+    """A cached file, open, and certainly the one that is described.
+
+    The file may be replaced between the look at its manifest and the opening. If the manifest and file are right, and
+    the same, before and after, then what was opened in between is that file.
+
+    Raises
+    ------
+    CropNotCachedError
+        If it is not cached.
+    CropCorruptError
+        If what lies there is not what the manifest says, or changes all the time.
+    """
+    before = await crops.file(split, crop, channels)
+    for _ in range(_TRIES):
+        with contextlib.ExitStack() as stack:
+            opened = await run_sync(_open, before, crops.local_path(before))
+            if opened is not None:
+                stack.enter_context(opened)
+            after = await crops.file(split, crop, channels)
+            if opened is not None and (after.path, after.sha256) == (before.path, before.sha256):
+                stack.pop_all()
+                return after, opened
+        before = after
+    raise CropCorruptError(f"{before.path} changes all the time")
+
+
+def _open(file: CropFile, path: Path) -> io.FileIO | None:
+    """The file, open; None if there is none any more, as after an eviction."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CropCorruptError(f"{file.path} cannot be opened: {error.strerror}") from None
+    opened = io.FileIO(fd)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+        opened.close()
+        raise CropCorruptError(f"{file.path} is not a file of {file.size} bytes")
+    return opened
+
+
+def headers_of(file: CropFile) -> dict[str, str]:
+    """The headers that identify a file's content."""
+    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+    return {
+        "ETag": f'"{file.sha256}"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "X-Prismcache-SHA256": file.sha256,
+        "Content-Disposition": f'attachment; filename="{PurePath(file.path).name}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+    }
+
+
+def _refusal_headers(part: Part, file: CropFile) -> dict[str, str]:
+    if part.status is http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return {"Content-Range": f"bytes */{file.size}"}
+    return {"ETag": f'"{file.sha256}"'}
+
+
+class FileResponse(Response):
+    """Sends a part of an open file, a piece at a time, read in threads; closes the file whatever happens.
+
+    Parameters
+    ----------
+    opened
+        The file.
+    part
+        Status and bytes.
+    size
+        Of the whole file.
+    headers
+        That identify it.
+    """
+
+    def __init__(self, opened: io.FileIO, part: Part, size: int, headers: dict[str, str]) -> None:
+        self._opened, self._part = opened, part
+        self.status_code = part.status
+        self.background = None
+        self.body = b""
+        more = {}
+        if part.status is not http.HTTPStatus.NOT_MODIFIED:
+            more = {"Content-Type": MEDIA_TYPE, "Content-Length": str(part.stop - part.start)}
+        if part.status is http.HTTPStatus.PARTIAL_CONTENT:
+            more["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+        self.raw_headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in (headers | more).items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        with self._opened:
+            await send({"type": "http.response.start", "status": int(self.status_code), "headers": self.raw_headers})
+            if scope["method"] == "GET":
+                await self._send_pieces(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_pieces(self, send: Send) -> None:
+        at = self._part.start
+        while at < self._part.stop:
+            piece = await run_sync(os.pread, self._opened.fileno(), min(_CHUNK, self._part.stop - at), at)
+            if not piece:
+                raise CropCorruptError(f"the file ended at byte {at}")
+            with anyio.fail_after(_SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            at += len(piece)

@@ -1,0 +1,183 @@
+"""``/v1/jobs``: ask for crops, and follow how they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response, status
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from prismcache.errors import (
+    ForbiddenError,
+    SourceUnreachableError,
+    UnknownCropError,
+    UnknownJobError,
+)
+from prismcache.schema import Job, JobEvent, JobPage, JobRequest, Split, State
+from prismcache_service.web.handlers.dependencies import Decimal, JobPath, Jobs, KnownQuery, Reader, Requester
+from prismcache_service.web.handlers.lifetime import or_none, until_closing
+from prismcache_service.web.problems import documented
+from prismcache_service.web.tokens import Role
+
+MAX_WAIT_S = 60
+PING_S = 15
+_SEND_TIMEOUT_S = 30.0
+
+# Named by `prismcache.remote.api.CLIENT_HEADER`, too.
+Client = Annotated[
+    str | None,
+    Header(
+        alias="Prismcache-Client",
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description="A name that the asking program made up, e.g. a UUID. Programs with the same token that submit the "
+        "same share a job; with their names it stops when the last of them cancels it.",
+    ),
+]
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[KnownQuery])
+
+_REQUESTS: dict[str, Any] = {
+    "two crops": {"value": {"split": "instance", "crops": [0, 5]}},
+    "some channels of every crop": {"value": {"split": "semantic", "crops": None, "channels": [0, 1, 2]}},
+    "only complete sources, before others": {
+        "value": {"split": "instance", "crops": [3], "strict": True, "priority": 5}
+    },
+}
+_LOCATION = {"Location": {"description": "The job's path.", "schema": {"type": "string"}}}
+_STREAM = (
+    "id: 17\r\nevent: crop\r\n"
+    'data: {"seq":17,"job":"5f…","kind":"crop","at":"2025-01-01T00:00:00Z","state":"running","crop":{…}}\r\n\r\n'
+    'event: job\r\ndata: {"id":"5f…","revision":41,"state":"running","split":"instance",…}\r\n\r\n: still here\r\n\r\n'
+)
+
+
+@router.post(
+    "",
+    operation_id="submit_job",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Ask for crops",
+    responses={
+        200: {"model": Job, "description": "Everything is cached (or cannot be had): the job is final."},
+        202: {"description": "Accepted; follow the job at `Location`.", "headers": _LOCATION},
+        **documented(ForbiddenError, UnknownCropError, SourceUnreachableError),
+    },
+)
+async def submit(
+    body: Annotated[JobRequest, Body(openapi_examples=_REQUESTS)],
+    jobs: Jobs,
+    caller: Requester,
+    response: Response,
+    client: Client = None,
+) -> Job:
+    """Start a job. While a job of yours for the same is active, that one is answered: asking again is safe."""
+    job = await jobs.submit(body, caller.name, client or "")
+    if job.state.is_final:
+        response.status_code = status.HTTP_200_OK
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+@router.get("", operation_id="list_jobs", summary="List jobs, newest first", responses=documented(ForbiddenError))
+async def page(
+    jobs: Jobs,
+    caller: Reader,
+    *,
+    state: Annotated[list[State] | None, Query(description="Only jobs in one of these states.", max_length=5)] = None,
+    split: Annotated[Split | None, Query(description="Only jobs of this split.")] = None,
+    owner: Annotated[
+        str | None, Query(description="Only jobs of this token; `me` for yours.", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    ] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=500)] = None,
+    limit: Annotated[int, Decimal, Query(ge=1, le=500)] = 50,
+) -> JobPage:
+    """Jobs that were stored; one for crops that were all cached already is not."""
+    name = caller.name if owner == "me" else owner
+    return await jobs.page(states=tuple(state or ()), split=split, owner=name, cursor=cursor, limit=limit)
+
+
+@router.get(
+    "/{job_id}", operation_id="get_job", summary="A job as it is", responses=documented(ForbiddenError, UnknownJobError)
+)
+async def get(
+    job_id: JobPath,
+    jobs: Jobs,
+    caller: Reader,  # noqa: ARG001 - checks the role
+    request: Request,
+    wait: Annotated[
+        float | None, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="Seconds to wait for a change.")
+    ] = None,
+    revision: Annotated[
+        int | None, Decimal, Query(ge=0, description="Wait for another revision than this; default: than now.")
+    ] = None,
+) -> Job:
+    """A snapshot; with `wait` a long poll, which answers early if the service shuts down."""
+    newer = await or_none(request, jobs.wait(job_id, revision, wait)) if wait else None
+    return newer or await jobs.get(job_id)
+
+
+@router.delete(
+    "/{job_id}",
+    operation_id="cancel_job",
+    summary="Cancel a job",
+    responses=documented(ForbiddenError, UnknownJobError),
+)
+async def cancel(job_id: JobPath, jobs: Jobs, caller: Requester, client: Client = None) -> Job:
+    """Stop a job; crops that another job wants are made all the same. Jobs of others need the role `admin`.
+
+    With `Prismcache-Client`, only that client wants the job no more: it goes on for others that submitted it.
+    """
+    job = await jobs.get(job_id)
+    if job.owner != caller.name and not caller.may(Role.ADMIN):
+        raise ForbiddenError(f"job {job_id!r} belongs to {job.owner!r}")
+    return await jobs.cancel(job_id, client)
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="follow_job",
+    summary="Follow a job (server-sent events)",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "description": "`event: submitted|resumed|started|crop|finished` with an `id` and a `JobEvent`, recorded "
+            "and resumable; `event: job` without an id, with a `Job`, for progress between them. Comments keep the "
+            "connection alive. The stream ends after the job's last event, and when the service shuts down.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}},
+        },
+        **documented(ForbiddenError, UnknownJobError),
+    },
+)
+async def follow(
+    job_id: JobPath,
+    jobs: Jobs,
+    caller: Reader,  # noqa: ARG001 - checks the role
+    request: Request,
+    last_event_id: Annotated[
+        int | None, Decimal, Header(ge=0, le=2**63 - 1, description="Go on after this event.")
+    ] = None,
+    after: Annotated[
+        int | None, Decimal, Query(ge=0, le=2**63 - 1, description="As `Last-Event-ID`, for the first connection.")
+    ] = None,
+) -> EventSourceResponse:
+    """What happened to a job and what happens to it."""
+    await jobs.get(job_id)  # an unknown job is a 404, not an empty stream
+    events = jobs.events(job_id, last_event_id if last_event_id is not None else after or 0)
+    stream = _encoded(until_closing(request.app.state.closing, events))
+    return EventSourceResponse(stream, ping=PING_S, ping_message_factory=_ping, send_timeout=_SEND_TIMEOUT_S)
+
+
+async def _encoded(events: AsyncGenerator[JobEvent | Job, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    try:
+        async for item in events:
+            data = item.model_dump_json()
+            if isinstance(item, JobEvent):
+                yield ServerSentEvent(data, event=item.kind, id=str(item.seq))
+            else:
+                yield ServerSentEvent(data, event="job")
+    finally:
+        await events.aclose()
+
+
+def _ping() -> ServerSentEvent:
+    return ServerSentEvent(comment="still here")

@@ -1,0 +1,172 @@
+"""structlog for people (console) or machines (JSON), on standard error, and one line for each request.
+
+Whoever works on a job or a crop binds it (`bound`), and every line below says so. Nothing here writes headers, query
+strings or bodies, so no token gets into a log; values under telling names are blotted out all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import sys
+import time
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import EventDict, Processor
+
+from prismcache.errors import ServiceUnreachableError
+from prismcache_service.web.problems import answer
+
+_SECRET = re.compile(r"token|secret|password|authorization|cookie|credential", re.IGNORECASE)
+_TOKEN = re.compile(r"prism_[A-Za-z0-9_-]{8,}|(?i:bearer)\s+[^\s\"']+|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_MAX_PATH = 200
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds by machines
+
+_log = structlog.get_logger(__name__)
+
+
+def bound(**values: Any) -> AbstractContextManager[None]:
+    """Bind e.g. ``job=…, crop=…`` to every line logged within the block, also by tasks started there."""
+    return structlog.contextvars.bound_contextvars(**values)
+
+
+def configure(log_format: Literal["console", "json"], level: int = logging.INFO) -> None:
+    """Send all logging of this process, structlog's and the standard library's, to standard error."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,  # a later `configure` must reach loggers that exist
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                blot_secrets,
+                _renderer(log_format),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Requests have a line of ours; uvicorn's own start and stop messages add nothing to it.
+    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for chatty in ("aiobotocore", "botocore", "aiosqlite", "alembic", "asyncio", "sse_starlette"):
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+
+
+def _renderer(log_format: Literal["console", "json"]) -> Processor:
+    if log_format == "json":
+        return structlog.processors.JSONRenderer()
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)
+
+
+def blot_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Replace what is named like a secret, or looks like one of ours, by dots (a structlog processor)."""
+    for key, value in event.items():
+        if _SECRET.search(key) and isinstance(value, str | bytes):
+            event[key] = "…"
+        elif isinstance(value, str):
+            event[key] = _TOKEN.sub("…", value)
+    return event
+
+
+class RequestLog:
+    """Middleware: gives each request an id, logs its end, and answers what nobody foresaw with a bare 500.
+
+    Parameters
+    ----------
+    app
+        What comes next.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, began = 0, time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(message, request_id)
+            await send(message)
+
+        with bound(request=request_id):
+            try:
+                await self._app(scope, receive, noting)
+            except asyncio.CancelledError:  # by the server, when a shutdown has taken too long
+                if status == 0:
+                    await answer(scope, ServiceUnreachableError("the service is shutting down"))(scope, receive, noting)
+            except Exception as error:  # noqa: BLE001 - the last line of defence
+                await self._unforeseen(scope, receive, noting, error, has_begun=status != 0)
+            finally:
+                _log_end(scope, status, time.perf_counter() - began)
+
+    async def _unforeseen(
+        self, scope: Scope, receive: Receive, send: Send, error: Exception, *, has_begun: bool
+    ) -> None:
+        if has_begun:  # the server closes a connection whose answer was left unfinished, and the client sees it
+            _log.warning("answer broken off", path=_path(scope), reason=f"{type(error).__name__}: {error}")
+            return
+        _log.error("unforeseen error", path=_path(scope), exc_info=error)
+        await answer(scope, error)(scope, receive, send)
+
+
+def _request_id(scope: Scope) -> str:
+    """The id that a proxy in front gave, if it is a plain one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return secrets.token_hex(8)
+
+
+def _add_headers(message: Message, request_id: str) -> None:
+    headers = MutableHeaders(scope=message)
+    headers["X-Request-ID"] = request_id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")
+
+
+def _path(scope: Scope) -> str:
+    """The path as it was sent, still percent-encoded: no control characters, no query."""
+    return (scope.get("raw_path") or b"").decode("latin-1")[:_MAX_PATH]
+
+
+def _log_end(scope: Scope, status: int, seconds: float) -> None:
+    caller = scope["state"].get("caller")
+    _log.log(
+        logging.DEBUG if scope["path"] in _QUIET and status < 400 else logging.INFO,
+        "request",
+        method=scope["method"],
+        path=_path(scope),
+        status=status,
+        ms=round(seconds * 1000, 1),
+        client=scope["client"][0] if scope.get("client") else "",
+        caller=caller.name if caller is not None else "",
+    )

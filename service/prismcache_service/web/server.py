@@ -1,0 +1,218 @@
+"""The process: one uvicorn with one app, that starts, re-reads its tokens, and ends in time.
+
+Run by ``prismcache serve`` or ``python -m prismcache_service.web.server`` with settings from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+import h11
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from prismcache.errors import ConfigError, PrismError, RequestError
+from prismcache_service.config import ServiceConfig
+from prismcache_service.web import logs
+from prismcache_service.web.app import create_app
+from prismcache_service.web.gate import MAX_HEADER_BYTES
+from prismcache_service.web.problems import MEDIA_TYPE
+
+HEADER_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 15
+MAX_CONNECTIONS = 2000
+
+_ANSWER_SHARE = 0.4  # of a shutdown's time is for requests under way, the rest for closing what they used
+_BACKLOG = 2048
+_log = structlog.get_logger(__name__)
+
+
+def serve(config: ServiceConfig) -> None:
+    """Run the service until SIGTERM or SIGINT; SIGHUP re-reads the tokens.
+
+    Raises
+    ------
+    PrismError
+        If it cannot start, with the reason.
+    """
+    logs.configure(config.log_format)
+    _raise_file_limit()
+    app = create_app(config)
+    with contextlib.closing(bind(config.host, config.port)) as listener:
+        # Until the loop takes it over, SIGHUP would end the process.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        server = Server(app, config)
+        try:
+            asyncio.run(_run(app, server, listener))
+        finally:
+            server.deadline.cancel()
+
+
+async def _run(app: FastAPI, server: Server, listener: socket.socket) -> None:
+    # The lifespan is ours rather than uvicorn's, so that what stops it from starting is raised as it is.
+    async with app.router.lifespan_context(app):
+        await server.serve(sockets=[listener])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; early clients wait in its queue until the service is ready.
+
+    Raises
+    ------
+    ConfigError
+        If the address cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        # Inherited by every connection. asyncio sets it only on sockets that name their protocol, which this does not;
+        # without it each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            remedy="Choose another PRISMCACHE_HOST or PRISMCACHE_PORT; port 0 takes a free one.",
+        ) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """How to reach a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our limits, which tells open streams and long polls to end when it shuts down.
+
+    Parameters
+    ----------
+    app
+        From `create_app`.
+    config
+        The service's settings.
+
+    Attributes
+    ----------
+    deadline
+        Started with the shutdown; ends the process if that takes too long. No job is lost by it, only a goodbye.
+    """
+
+    def __init__(self, app: FastAPI, config: ServiceConfig) -> None:
+        self._app = app
+        self.deadline = threading.Timer(config.shutdown_seconds, os._exit, [1])
+        self.deadline.daemon = True
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="asyncio",
+                http=GuardedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,  # whoever connects could name any address in them
+                server_header=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=max(1, int(config.shutdown_seconds * _ANSWER_SHARE)),
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What is loaded by now stays. A full collection would look at its 200,000 objects for 0.1 s every now and then,
+        # in which nobody is answered.
+        gc.collect()
+        gc.freeze()
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._app.state.tokens.reload)
+        for listener in sockets or []:
+            sys.stderr.write(f"prismcache serves {url_of(listener)}\n")
+            sys.stderr.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _log.info("stopping")
+        self.deadline.start()
+        self._app.state.closing.set()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begin to shut down. Unlike uvicorn's, the signal is not raised again at the end: this is a good exit."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+class GuardedProtocol(H11Protocol):
+    """HTTP/1.1 of which a request's head must arrive in time, and whose refusals are problems."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        """One timer for the whole head, which further bytes do not wind up again."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_watch()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_watch(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            problem = RequestError("this is no HTTP request that can be read").to_problem()
+            body = problem.model_copy(update={"status": 400, "title": "Bad Request"}).model_dump_json().encode()
+            headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def _raise_file_limit() -> None:
+    """Each connection is a file; the usual soft limit of 1024 is for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else 65_536
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, 65_536), hard))
+
+
+def main() -> None:
+    """Serve with settings from the environment; answers with status 1 and the reason if it cannot."""
+    try:
+        serve(ServiceConfig.load())
+    except PrismError as error:
+        sys.stderr.write(f"error ({error.code}): {error}\n{error.remedy}\n".rstrip() + "\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Hit, wait or make: one crop is made by one at a time, in one process or in several."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from prismcache.errors import MissingChunksError, PrismError, SourceCorruptError
+from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
+from prismcache.schema import CropFile, JobRequest, Split, State
+from prismcache_service.cache import making_lock as leasing
+from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.crops import ensure as ensuring
+from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.engine.base import CropTask, Engine
+from prismcache_service.pipeline.progress import Progress
+from tests.support.cache_root import quarantined, unfinished
+
+NAME = CropName(Split.INSTANCE, 3)
+CONTENT = HDF5_SIGNATURE + bytes(3000)
+
+
+class QuickEngine(Engine):
+    """Publishes a few bytes; counts, and waits for `gate` before it does."""
+
+    name = "quick"
+
+    def __init__(self, cache: CropCache, *, missing_chunks: int = 0, error: PrismError | None = None) -> None:
+        self.tasks: list[CropTask] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.started = asyncio.Event()
+        self._begun = asyncio.Semaphore(0)
+        self._cache = cache
+        self._missing = missing_chunks
+        self._error = error
+
+    async def run(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile:
+        self.tasks.append(task)
+        self.started.set()
+        self._begun.release()
+        report(Progress(1, 2, 3, 4))
+        await self.gate.wait()
+        if self._error is not None:
+            raise self._error
+        temporary = self._cache.temporary(task.name, task.token)
+        temporary.write_bytes(CONTENT)
+        sources = SourceList(source_fingerprint="f", objects=())
+        return self._cache.publish(task.name, temporary, self._manifest(task.name), sources, task.token)
+
+    async def begun(self, count: int) -> None:
+        """Wait for the next `count` tasks."""
+        for _ in range(count):
+            await self._begun.acquire()
+
+    async def check(self) -> None:
+        return
+
+    async def aclose(self) -> None:
+        return
+
+    def _manifest(self, name: CropName) -> Manifest:
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            split=name.split,
+            crop=name.crop,
+            channels=name.channels or (0, 1, 2),
+            complete=name.channels is None,
+            sha256=hashlib.sha256(CONTENT).hexdigest(),
+            size=len(CONTENT),
+            stamp=FileStamp(size=len(CONTENT), mtime_ns=0, ctime_ns=0),
+            source="s3://bucket",
+            endpoint="http://s3",
+            source_fingerprint="f",
+            missing_chunks=self._missing,
+            recipe="test",
+            prismcache_version="0",
+            libraries={},
+            created_at="2025-01-01T00:00:00+00:00",
+        )
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CropCache:
+    return CropCache(tmp_path / "root")
+
+
+def content(file: CropFile) -> bytes:
+    return Path(file.path).read_bytes()
+
+
+def spoil(file: CropFile, damage: str) -> None:
+    path = Path(file.path)
+    if damage == "truncated":
+        path.write_bytes(b"short")
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+def ignore(progress: Progress) -> None:
+    """Nobody watches."""
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leasing, "POLL_S", 0.001)
+
+
+def test_what_is_not_there_is_made_with_progress_and_what_is_there_is_not(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        service = EnsureService(cache, engine)
+        seen: list[Progress] = []
+        made = await service.ensure(NAME, seen.append)
+        assert seen == [Progress(1, 2, 3, 4)]
+        assert content(made) == CONTENT
+        assert await service.ensure(NAME, seen.append) == made
+        assert await service.find(NAME) == made
+        assert [task.name for task in engine.tasks] == [NAME]
+        assert len(seen) == 1
+        assert unfinished(cache.root) == []
+
+    asyncio.run(main())
+
+
+def test_many_at_once_make_a_crop_once(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        engine.gate.clear()
+        services = [EnsureService(CropCache(cache.root), engine) for _ in range(3)]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(service.ensure(NAME, ignore)) for service in services for _ in range(10)]
+            await engine.started.wait()
+            engine.gate.set()
+        assert len({task.result().path for task in tasks}) == 1
+        assert len(engine.tasks) == 1
+
+    asyncio.run(main())
+
+
+def test_different_crops_do_not_wait_for_each_other(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        engine.gate.clear()
+        service = EnsureService(cache, engine)
+        async with asyncio.TaskGroup() as group:
+            for name in (NAME, CropName(Split.SEMANTIC, 3), CropName(Split.INSTANCE, 3, (0,))):
+                group.create_task(service.ensure(name, ignore))
+            await engine.begun(3)
+            engine.gate.set()
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_told_and_the_next_one_tries_again(cache: CropCache) -> None:
+    async def main() -> None:
+        with pytest.raises(SourceCorruptError):
+            await EnsureService(cache, QuickEngine(cache, error=SourceCorruptError("x"))).ensure(NAME, ignore)
+        assert unfinished(cache.root) == []
+        assert await EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore)
+
+    asyncio.run(main())
+
+
+def test_one_that_waited_for_a_failure_makes_the_crop_itself(cache: CropCache) -> None:
+    async def main() -> None:
+        failing = QuickEngine(cache, error=SourceCorruptError("x"))
+        failing.gate.clear()
+        first = asyncio.create_task(EnsureService(cache, failing).ensure(NAME, ignore))
+        await failing.started.wait()
+        second = asyncio.create_task(EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore))
+        failing.gate.set()
+        with pytest.raises(SourceCorruptError):
+            await first
+        assert content(await second) == CONTENT
+
+    asyncio.run(main())
+
+
+def test_cancelling_gives_the_lease_back(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        engine.gate.clear()
+        task = asyncio.create_task(EnsureService(cache, engine).ensure(NAME, ignore))
+        await engine.started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert unfinished(cache.root) == []
+
+    asyncio.run(main())
+
+
+def test_what_somebody_published_between_the_look_and_the_lease_is_taken(cache: CropCache) -> None:
+    async def main() -> None:
+        engine, other = QuickEngine(cache), QuickEngine(cache)
+
+        async def acquire_after_another(*arguments: Any) -> str | None:
+            with patch.object(ensuring, "acquire", leasing.acquire):
+                await EnsureService(CropCache(cache.root), other).ensure(NAME, ignore)
+            return await leasing.acquire(*arguments)
+
+        with patch.object(ensuring, "acquire", acquire_after_another):
+            assert await EnsureService(cache, engine).ensure(NAME, ignore)
+        assert (len(other.tasks), engine.tasks) == (1, [])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "folder"])
+def test_what_is_wrong_is_set_aside_and_made_again(cache: CropCache, damage: str) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        service = EnsureService(cache, engine)
+        spoil(await service.ensure(NAME, ignore), damage)
+        assert await service.find(NAME) is None
+        assert content(await service.ensure(NAME, ignore)) == CONTENT
+        assert len(quarantined(cache.root)) == 1
+
+    asyncio.run(main())
+
+
+def test_strict_refuses_a_cached_crop_with_absent_chunks_and_others_take_it(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache, missing_chunks=4)
+        service = EnsureService(cache, engine)
+        assert (await service.ensure(NAME, ignore)).missing_chunks == 4
+        with pytest.raises(MissingChunksError, match=r"crop_3\.h5 was made with 4 absent chunks"):
+            await service.ensure(NAME, ignore, strict=True)
+        assert await service.find(NAME) is not None
+
+    asyncio.run(main())
+
+
+def test_strict_reaches_the_engine(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        await EnsureService(cache, engine).ensure(NAME, ignore, strict=True)
+        assert engine.tasks[0].strict
+
+    asyncio.run(main())
+
+
+def test_what_a_request_finds_is_said_crop_by_crop(cache: CropCache) -> None:
+    async def main() -> None:
+        service = EnsureService(cache, QuickEngine(cache, missing_chunks=1))
+        await service.ensure(NAME, ignore)
+        relaxed = await service.find_all(JobRequest(split=Split.INSTANCE, crops=(3, 4)), (3, 4))
+        assert [(each.crop, each.state) for each in relaxed] == [(3, State.DONE), (4, State.QUEUED)]
+        assert relaxed[0].file is not None
+        strict = await service.find_all(JobRequest(split=Split.INSTANCE, strict=True), (3, 4))
+        assert [each.state for each in strict] == [State.FAILED, State.QUEUED]
+        assert strict[0].problem is not None
+        assert strict[0].problem.code == "missing_chunks"
+        some = await service.find_all(JobRequest(split=Split.INSTANCE, channels=(2, 0, 2)), (3,))
+        assert some[0].state is State.DONE
+
+    asyncio.run(main())

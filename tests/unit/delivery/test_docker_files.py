@@ -1,0 +1,33 @@
+"""docker/compose.yaml, its example of settings and the Dockerfile agree with each other and with the package."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from prismcache_service.config import ServiceConfig
+
+REPOSITORY = Path(__file__).parents[3]
+COMPOSE = (REPOSITORY / "docker" / "compose.yaml").read_text()
+EXAMPLE = (REPOSITORY / "docker" / ".env.example").read_text()
+DOCKERFILE = (REPOSITORY / "docker" / "Dockerfile").read_text()
+# Read by compose itself.
+OF_COMPOSE = {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"}
+
+
+def test_image_and_tags_carry_the_packages_version() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert re.findall(r"^ARG VERSION=(.+)$", DOCKERFILE, re.MULTILINE) == [version]
+    assert set(re.findall(r"prismcache(?:-demo)?:([\d.]+)", COMPOSE)) == {version}
+
+
+def test_every_setting_of_the_example_is_used() -> None:
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE)) | OF_COMPOSE
+    assert set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)) <= used
+
+
+def test_what_is_handed_to_the_service_are_settings_of_it() -> None:
+    handed = set(re.findall(r"^ +PRISMCACHE_(\w+): ", COMPOSE, re.MULTILINE))
+    assert len(handed) > 10
+    assert {name.lower() for name in handed} <= set(ServiceConfig.model_fields)

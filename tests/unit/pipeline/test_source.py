@@ -1,0 +1,66 @@
+"""ETags, digests and fingerprints of a source's objects."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prismcache.errors import SourceCorruptError
+from prismcache.layout import SourceObject
+from prismcache_service.pipeline.bucket.source import check_digest, fingerprint, plain_md5
+
+MD5 = hashlib.md5(b"body").hexdigest()
+
+
+def item(etag: str = MD5, *, key: str = "raw/0.0.0.0", size: int = 4) -> SourceObject:
+    return SourceObject(key=key, size=size, etag=etag)
+
+
+@pytest.mark.parametrize("etag", [MD5, f'"{MD5}"', MD5.upper()])
+def test_a_plain_etag_is_the_md5_of_the_body(etag: str) -> None:
+    assert plain_md5(etag) == MD5
+
+
+@pytest.mark.parametrize("etag", ["", f"{MD5}-12", f'W/"{MD5}"', MD5[:-1], f"{MD5}0", f"{MD5[:-1]}g", f"{MD5}\n"])
+def test_other_etags_are_no_digests(etag: str) -> None:
+    assert plain_md5(etag) is None
+
+
+def test_a_body_with_the_listed_digest_passes() -> None:
+    check_digest(item(), memoryview(b"body"))
+
+
+def test_another_body_is_refused_with_key_and_both_digests() -> None:
+    with pytest.raises(SourceCorruptError, match=rf"'raw/0.0.0.0' has MD5 [0-9a-f]{{32}}, its listing says {MD5}"):
+        check_digest(item(), memoryview(b"bodY"))
+
+
+@pytest.mark.parametrize("etag", ["", f"{MD5}-2"])
+def test_a_body_without_a_listed_digest_passes(etag: str) -> None:
+    check_digest(item(etag), memoryview(b"anything"))
+
+
+OBJECTS = st.lists(
+    st.builds(SourceObject, key=st.text(max_size=5), size=st.integers(0, 99), etag=st.text("0af-", max_size=3)),
+    unique_by=lambda item: item.key,
+    max_size=5,
+)
+
+
+@given(OBJECTS, st.randoms(use_true_random=False))
+def test_a_fingerprint_does_not_depend_on_the_order_of_the_listing(objects: list[SourceObject], random) -> None:
+    shuffled = list(objects)
+    random.shuffle(shuffled)
+    assert fingerprint(shuffled) == fingerprint(objects)
+
+
+@pytest.mark.parametrize("change", [{"key": "raw/0.0.0.1"}, {"size": 5}, {"etag": "x"}])
+def test_a_fingerprint_tells_a_change_of_key_size_or_etag(change: dict[str, object]) -> None:
+    assert fingerprint([item().model_copy(update=change)]) != fingerprint([item()])
+
+
+def test_a_fingerprint_tells_an_object_that_came_or_went() -> None:
+    assert len({fingerprint([]), fingerprint([item()]), fingerprint([item(), item(key="raw/0.0.0.1")])}) == 3

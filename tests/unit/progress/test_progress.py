@@ -1,0 +1,238 @@
+"""Progress: plain lines with a clock of the test's own, bars on a console that is a string."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from prismcache.errors import NoSpaceError
+from prismcache.progress.bars import BarReporter
+from prismcache.progress.lines import LineReporter
+from prismcache.progress.reporter import CallbackReporter, make_reporter
+from prismcache.progress.text import Total, amount, total_of
+from prismcache.schema import CropDownload, CropProgress, State
+from prismcache.units import format_bytes, format_duration, format_rate
+from tests.support.fake_backend import MB, broken, crop_file, job, queued, ready, running
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def written(stream: io.StringIO) -> list[str]:
+    lines = stream.getvalue().splitlines()
+    stream.seek(0)
+    stream.truncate()
+    return lines
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def lines(stream: io.StringIO, clock: Clock) -> LineReporter:
+    return LineReporter(stream, clock)
+
+
+def test_a_crop_says_when_it_starts_and_when_it_is_ready(lines, stream, clock):
+    lines.update(job(queued(0)))
+    assert written(stream) == []
+    lines.update(job(running(0)))
+    assert written(stream) == ["instance/0: started"]
+    clock.now += 4
+    lines.update(job(ready(0)))
+    lines.update(job(ready(0)))
+    assert written(stream) == ["instance/0: ready in 4.0 s, 100 MB fetched at 25.0 MB/s, 3.0 MB on disk"]
+
+
+def test_what_another_process_made_was_not_fetched_here(lines, stream, clock):
+    lines.update(job(running(0, total=0)))
+    clock.now += 4
+    lines.update(job(ready(0, total=0)))
+    assert written(stream)[1:] == ["instance/0: ready in 4.0 s, made by another process, 3.0 MB on disk"]
+
+
+def test_a_line_needs_ten_seconds_and_a_tenth(lines, stream, clock):
+    lines.update(job(running(0)))
+    written(stream)
+    clock.now += 9
+    lines.update(job(running(0, 50)))
+    assert written(stream) == []
+    clock.now += 1
+    lines.update(job(running(0, 50)))
+    assert written(stream) == ["instance/0: 50%, 50.0 MB of 100 MB, 50 of 100 objects, 5.0 MB/s, 10 s left"]
+    clock.now += 50
+    lines.update(job(running(0, 59)))
+    assert written(stream) == []
+    clock.now += 10
+    lines.update(job(running(0, 59)))
+    assert len(written(stream)) == 1, "a minute of silence is worth a line in any case"
+
+
+def test_a_crop_that_was_cached_says_nothing(lines, stream):
+    lines.update(job(ready(0), queued(5)))
+    lines.update(job(ready(0), ready(5)))
+    assert written(stream) == []
+
+
+def test_a_crop_that_fails_says_so(lines, stream):
+    lines.update(job(running(0), broken(5, NoSpaceError("no room"))))
+    assert written(stream) == ["instance/0: started", "instance/5: failed: error[no_space]"]
+    lines.update(job(CropProgress(crop=0, state=State.CANCELLED)))
+    assert written(stream) == ["instance/0: cancelled"]
+    lines.close()
+
+
+def test_a_listing_that_is_being_read_has_no_numbers(lines, stream, clock):
+    lines.update(job(running(0, total=0)))
+    clock.now += 60
+    lines.update(job(running(0, total=0)))
+    assert written(stream)[-1] == "instance/0: 0%, reading the listing"
+
+
+def download(crop: int, done: int, state: State = State.RUNNING) -> CropDownload:
+    """A file of 3 MB of which so many are here."""
+    file = crop_file(crop) if state is State.DONE else None
+    return CropDownload(crop=crop, state=state, bytes_done=done * MB, bytes_total=3 * MB, file=file)
+
+
+def test_a_download_has_its_own_rate_and_end_after_that_of_the_making(lines, stream, clock):
+    lines.update(job(running(0)))
+    clock.now += 4
+    lines.update(job(ready(0)))
+    clock.now += 100
+    written(stream)
+    lines.update(job(download(0, 1)))  # which an earlier call left
+    assert written(stream) == ["instance/0: downloading 3.0 MB"]
+    clock.now += 10
+    lines.update(job(download(0, 2)))
+    assert written(stream) == ["instance/0: 67%, 2.0 MB of 3.0 MB downloaded, 100 kB/s, 10 s left"]
+    clock.now += 10
+    lines.update(job(download(0, 3, State.DONE)))
+    lines.update(job(ready(0)))
+    assert written(stream) == ["instance/0: downloaded in 20 s, 3.0 MB at 100 kB/s"]
+
+
+def test_a_download_of_what_the_service_had_is_shown_too(lines, stream, clock):
+    lines.update(job(ready(0), ready(5)))
+    lines.update(job(download(0, 0), ready(5)))
+    clock.now += 3
+    lines.update(job(download(0, 3, State.DONE), ready(5)))
+    assert written(stream) == [
+        "instance/0: downloading 3.0 MB", "instance/0: downloaded in 3.0 s, 3.0 MB at 1.0 MB/s"
+    ]  # fmt: skip
+
+
+def test_bars_show_a_download_and_keep_the_total_of_what_is_made(clock):
+    terminal = Terminal()
+    bars = BarReporter(terminal, clock, width=120)
+    bars.update(job(ready(0), running(1), running(5)))
+    bars.update(job(ready(0), ready(1), running(5)))
+    bars.update(job(download(0, 1), ready(1), running(5)))
+    clock.now += 1
+    bars.update(job(download(0, 2), ready(1), running(5)))
+    bars.update(job(download(0, 3, State.DONE), ready(1), running(5)))
+    bars.update(job(ready(0), download(1, 2), running(5)))
+    assert bars._progress is not None
+    bars._progress.refresh()
+    drawn = terminal.getvalue()
+    bars.close()
+    assert "2.0 MB of 3.0 MB downloaded" in drawn
+    assert "1 of 2 crops" in drawn
+    assert "instance/0: downloaded in 1.0 s, 3.0 MB at 2.0 MB/s" in drawn
+
+
+def test_a_log_that_is_closed_stops_nothing(lines, stream):
+    stream.close()
+    lines.update(job(running(0)))
+
+
+def test_bars_show_crops_and_total_and_leave_lines(clock):
+    terminal = Terminal()
+    bars = BarReporter(terminal, clock, width=120)
+    bars.update(job(ready(0), queued(1), queued(5)))
+    assert terminal.getvalue() == "", "nothing runs yet"
+    bars.update(job(ready(0), running(1), queued(5)))
+    clock.now += 2
+    bars.update(job(ready(0), running(1, 40), running(5, 10)))
+    assert bars._progress is not None
+    bars._progress.refresh()
+    drawn = terminal.getvalue()
+    for text in (
+        "instance/1",
+        "40.0 MB of 100 MB, 40 of 100 objects",
+        "instance/5",
+        "all",
+        "0 of 2 crops, 50.0 MB of 200 MB",
+    ):
+        assert text in drawn
+    assert "instance/0" not in drawn
+    clock.now += 2
+    bars.update(job(ready(0), ready(1), broken(5, NoSpaceError("no room"))))
+    bars.close()
+    bars.close()
+    drawn = terminal.getvalue()
+    assert "instance/1: ready in 4.0 s, 100 MB fetched at 25.0 MB/s, 3.0 MB on disk\n" in drawn
+    assert "instance/5: failed: error[no_space]\n" in drawn
+
+
+def test_one_crop_needs_no_total(clock):
+    terminal = Terminal()
+    bars = BarReporter(terminal, clock, width=120)
+    bars.update(job(ready(0), running(1)))
+    bars.close()
+    assert "all" not in terminal.getvalue()
+
+
+def test_a_total_is_about_right_before_every_size_is_known():
+    crops = [running(0, 50), running(1, 10, 300), queued(5)]
+    assert total_of(crops) == Total(0, 3, 60_000_000, 600_000_000, is_estimate=True)
+    assert total_of([ready(0), broken(1, NoSpaceError(""))]) == Total(2, 2, 100_000_000, 100_000_000, is_estimate=False)
+    assert total_of([queued(0)]) == Total(0, 1, 0, 0, is_estimate=True)
+    assert amount(queued(0)) == "reading the listing"
+
+
+def test_what_is_shown_follows_the_stream(monkeypatch, clock):
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(make_reporter(None, Terminal()), BarReporter)
+    assert isinstance(make_reporter(None, io.StringIO()), LineReporter)
+    assert isinstance(make_reporter(True, io.StringIO()), BarReporter)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_reporter(None, Terminal()), LineReporter)
+    monkeypatch.setattr("sys.stderr", None)
+    for progress in (None, False, True):
+        quiet = make_reporter(progress)
+        quiet.update(job(running(0)))
+        quiet.close()
+    seen = []
+    reporter = make_reporter(seen.append)
+    assert isinstance(reporter, CallbackReporter)
+    reporter.update(job(ready(0, crop_file(0))))
+    assert len(seen) == 1
+
+
+def test_figures():
+    assert [format_bytes(n) for n in (0, 999, 1000, 99_940, 99_960, 999_499, 999_500, 1.64e9, 2.5e15, 4e18)] == [
+        "0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "999 kB", "1.0 MB", "1.6 GB", "2.5 PB", "4000 PB",
+    ]  # fmt: skip
+    assert [format_duration(s) for s in (0, 9.94, 9.96, 59.94, 59.96, 3599, 3600, 7500)] == [
+        "0.0 s", "9.9 s", "10 s", "60 s", "1:00 min", "59:59 min", "1:00 h", "2:05 h",
+    ]  # fmt: skip
+    assert format_rate(5_000_000, 0) == "5.0 GB/s"

@@ -1,0 +1,361 @@
+"""The remote backend over a service in memory: outages, forgotten jobs, answers without a service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from prismcache.backend import load_backend
+from prismcache.client.aio import AsyncPrismClient
+from prismcache.config import Settings
+from prismcache.errors import (
+    EnsureTimeoutError,
+    JobCancelledError,
+    ServiceBusyError,
+    ServiceUnreachableError,
+    UnauthorizedError,
+    UnknownChannelError,
+    UnknownCropError,
+    UnknownJobError,
+)
+from prismcache.remote import RemoteBackend
+from prismcache.remote import transports as _transports
+from prismcache.remote.offline import known_job
+from prismcache.remote.retry import Patience
+from prismcache.remote.transports import InProcess
+from prismcache.schema import JobRequest, Split, State
+from prismcache.testing import InMemoryService
+
+QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)
+Fault = Callable[[httpx2.Request], httpx2.Response | None]
+
+
+class Faulty(httpx2.AsyncBaseTransport):
+    """The service, with something in between that may answer, break or do something on the way."""
+
+    def __init__(self, service: InMemoryService, fault: Fault) -> None:
+        self._service = service
+        self.fault = fault
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return self.fault(request) or await self._service.transport.handle_async_request(request)
+
+
+def down(request: httpx2.Request) -> httpx2.Response:
+    raise httpx2.ConnectError("refused")
+
+
+@pytest.fixture
+def service():
+    with InMemoryService() as running:
+        yield running
+
+
+def backend(service: InMemoryService, fault: Fault = lambda request: None, **options) -> RemoteBackend:
+    settings = Settings.load({}, **service.settings(**options))
+    return RemoteBackend(settings, transport=Faulty(service, fault), patience=QUICK, grace=())
+
+
+def ensure(service: InMemoryService, fault: Fault, *crops: int, mounted: bool = True, **options) -> list[str]:
+    async def main() -> list[str]:
+        found = backend(service, fault, mounted=mounted)
+        try:
+            client = AsyncPrismClient(settings=Settings.load({}), backend=found)
+            return await client.ensure("instance", list(crops) or None, progress=False, **options)
+        finally:
+            await found.aclose()
+
+    return asyncio.run(main())
+
+
+def counting(fault: Fault) -> tuple[Fault, list[str]]:
+    seen: list[str] = []
+
+    def count(request: httpx2.Request) -> httpx2.Response | None:
+        seen.append(request.method)
+        return fault(request)
+
+    return count, seen
+
+
+def test_it_is_found_by_name(service):
+    async def main() -> None:
+        found = load_backend("remote", Settings.load({}, url=service.url))
+        assert isinstance(found, RemoteBackend)
+        await found.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_service_that_is_down_is_a_typed_error_in_time(service):
+    fault, seen = counting(down)
+    began = time.monotonic()
+    with pytest.raises(ServiceUnreachableError, match="gives no answer: refused"):
+        ensure(service, fault, 0)
+    assert time.monotonic() - began < 5
+    assert len(seen) > 3
+
+
+def test_the_callers_deadline_wins(service, monkeypatch):
+    monkeypatch.setattr("prismcache.client.drive.OVERRUN", 0.0)
+
+    async def main() -> None:
+        settings = Settings.load({}, **service.settings())
+        found = RemoteBackend(settings, transport=Faulty(service, down), patience=Patience())
+        client = AsyncPrismClient(settings=settings, backend=found)
+        with pytest.raises(EnsureTimeoutError):
+            await client.ensure("instance", 0, timeout=0.05, progress=False)
+        await found.aclose()
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 5
+
+
+def test_an_outage_in_mid_job_is_ridden_out(service):
+    calls = 0
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 2:
+            raise httpx2.ReadError("connection reset")
+        return httpx2.Response(502) if calls % 3 == 0 else None
+
+    assert len(ensure(service, fault, 0, 1, 2)) == 3
+
+
+def test_a_service_at_its_limit_is_asked_again(service):
+    busy = ServiceBusyError("too many jobs").to_problem()
+    replies = [httpx2.Response(429, content=busy.model_dump_json(), headers={"Retry-After": "0"}) for _ in range(3)]
+    assert len(ensure(service, lambda request: replies.pop() if replies else None, 0)) == 1
+    assert replies == []
+
+
+def test_leases_on_the_rest_outlive_a_removal(service):
+    async def main() -> set[tuple[str, int]]:
+        found = backend(service)
+        client = AsyncPrismClient(settings=Settings.load({}), backend=found)
+        paths = await client.ensure("instance", [0, 1], progress=False)
+        await client.ensure("semantic", 0, progress=False)
+        removed = await client.remove("instance", 0)
+        assert [file.path for file in removed] == paths[:1]
+        leased = {(lease.split.value, crop) for lease in service.lab.leases.values() for crop in lease.crops}
+        await found.aclose()
+        return leased
+
+    for crop in (0, 1):
+        service.cache("instance", crop)  # so that one lease is on both
+    assert asyncio.run(main()) == {("instance", 1), ("semantic", 0)}
+
+
+def test_a_lost_answer_to_submit_joins_the_same_job(service):
+    lost: list[str] = []
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        if request.method == "POST" and not lost and "jobs" in request.url.path:
+            lost.append(json.loads(service.transport.handle_request(request).read())["id"])
+            raise httpx2.ReadError("connection reset")
+        return None
+
+    assert len(ensure(service, fault, 0)) == 1
+    assert [job.id for job in service.lab.jobs()] == lost
+
+
+def test_a_forgotten_job_is_submitted_again_once(service):
+    forgotten = 0
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        nonlocal forgotten
+        if request.method == "GET" and forgotten < limit:
+            service.forget_jobs()
+            forgotten += 1
+        return None
+
+    limit = 1
+    assert len(ensure(service, fault, 0, 1)) == 2
+    assert service.requests.count("POST /v1/jobs") == 2
+    limit = 9
+    with pytest.raises(UnknownJobError):
+        ensure(service, fault, 2)
+
+
+def test_what_the_mount_shows_resolves_without_a_service(service):
+    service.cache("instance", 0)
+    service.cache("instance", 1)
+    fault, seen = counting(down)
+    assert ensure(service, fault, 1, 0, channels=[1]) == [
+        str(service.root / "instance" / f"crop_{crop}.h5") for crop in (1, 0)
+    ]
+    assert seen == ["POST"]
+
+
+@pytest.mark.parametrize("case", ["not cached", "no mount", "all", "no manifest", "more channels", "strict"])
+def test_without_a_service_what_is_not_known_is_not_guessed(service, case):
+    path = service.cache("instance", 0)
+    manifest = service.root / ".prismcache" / "manifests" / "instance" / "crop_0.json"
+    if case == "no manifest":
+        manifest.write_text("{")
+    if case == "strict":
+        manifest.write_text(manifest.read_text().replace('"missing_chunks":0', '"missing_chunks":1'))
+    crops = {"not cached": (0, 1), "all": ()}.get(case, (0,))
+    options = {"more channels": {"channels": [0, 7]}, "strict": {"strict": True}}.get(case, {})
+    with pytest.raises(ServiceUnreachableError):
+        ensure(service, down, *crops, mounted=case != "no mount", **options)
+    assert path.exists()
+
+
+def test_a_known_subset_serves_its_channels(service):
+    service.lab.make(Split.INSTANCE, 0, (0, 2))
+    request = JobRequest(split=Split.INSTANCE, crops=(0,), channels=(0, 2))
+    job = known_job(request, service.root)
+    assert job is not None
+    assert (job.state, job.crops[0].file) == (State.DONE, service.lab.find_file(Split.INSTANCE, 0, (0, 2)))
+    assert known_job(request.model_copy(update={"channels": (0,)}), service.root) is None
+
+
+def test_a_known_file_that_was_damaged_is_not_returned(service):
+    path = service.cache("instance", 0)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ServiceUnreachableError):
+        ensure(service, down, 0)
+
+
+@pytest.mark.parametrize(
+    ("crops", "options", "kind"), [((9,), {}, UnknownCropError), ((0,), {"channels": 7}, UnknownChannelError)]
+)
+def test_what_does_not_exist_is_said(service, crops, options, kind):
+    with pytest.raises(kind):
+        ensure(service, lambda request: None, *crops, **options)
+
+
+def test_a_wrong_token_is_said_at_once():
+    with InMemoryService(token="prism_right") as service:
+        with service.client(token="prism_wrong") as client, pytest.raises(UnauthorizedError):
+            client.ensure("instance", 0, progress=False)
+        with service.client() as client:
+            assert client.catalog("instance")
+    assert service.url.startswith("http://")
+
+
+def test_a_cancelled_ensure_cancels_its_job(service):
+    service.hold()
+
+    async def main() -> None:
+        polling = asyncio.Event()
+        found = backend(service, lambda request: polling.set() if request.method == "GET" else None)
+        client = AsyncPrismClient(settings=Settings.load({}), backend=found)
+        call = asyncio.create_task(client.ensure("instance", 0, progress=False))
+        await polling.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await found.aclose()
+
+    asyncio.run(main())
+    assert service.lab.jobs()[0].state is State.CANCELLED
+
+
+def test_a_submission_whose_answer_was_lost_is_made_again_by_the_same_client(service):
+    lost = False
+
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        nonlocal lost
+        if request.method == "POST" and not lost:
+            lost = True
+            service.lab.submit(JobRequest(split=Split.INSTANCE, crops=(0,)), request.headers["Prismcache-Client"])
+            raise httpx2.ReadError("reset")
+        return None
+
+    async def main() -> None:
+        found = backend(service, fault)
+        await found.cancel(await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,))))
+        await found.aclose()
+
+    service.hold()
+    asyncio.run(main())
+    assert [job.state for job in service.lab.jobs()] == [State.CANCELLED]
+
+
+def test_two_calls_of_one_client_outlive_a_forgotten_job(service):
+    """Each finds it forgotten, and each is answered."""
+    service.hold()
+
+    async def main() -> None:
+        found = backend(service)
+        request = JobRequest(split=Split.INSTANCE, crops=(0,))
+        jobs = [await found.submit(request) for _ in range(2)]
+        service.forget_jobs()
+        newer = [await found.wait(job, 0.01) for job in jobs]
+        assert len({job.id for job in newer}) == 1
+        await found.cancel(newer[0])
+        assert not (await found.wait(newer[1], 0.01)).state.is_final
+        await found.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_job_that_somebody_else_cancels_is_an_error(service):
+    def fault(request: httpx2.Request) -> httpx2.Response | None:
+        if request.method == "GET":
+            service.lab.cancel(service.lab.jobs()[0].id)
+        return None
+
+    with pytest.raises(JobCancelledError):
+        ensure(service, fault, 0)
+
+
+def test_closing_cancels_what_a_deadline_left_behind(service):
+    service.hold()
+    with service.client() as client, pytest.raises(EnsureTimeoutError):
+        client.ensure("instance", 0, timeout=0.05, progress=False)
+    assert service.lab.jobs()[0].state is State.CANCELLED
+
+
+def test_closing_without_a_service_is_quick_and_quiet(service):
+    service.hold()
+
+    async def main() -> None:
+        found = backend(service)
+        await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,)))
+        found._api.connection._client._transport._transport.fault = down
+        await found.aclose()
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 5
+
+
+def test_remove_evicts_what_is_cached(service):
+    async def main() -> list[str]:
+        found = backend(service)
+        removed = await found.remove(Split.INSTANCE, [0, 2])
+        removed += await found.remove(Split.INSTANCE)
+        await found.aclose()
+        return [file.path for file in removed]
+
+    paths = [str(service.cache("instance", crop)) for crop in (0, 1)]
+    assert asyncio.run(main()) == paths
+
+
+def test_settings_know_whether_a_root_was_given():
+    assert Settings.load({}).mount is None
+    assert Settings.load({"PRISMCACHE_ROOT": "/lab/prism"}).mount is not None
+    given = AsyncPrismClient(settings=Settings.load({}, url="http://lab"), token="x").settings
+    assert given.mount is None
+    assert AsyncPrismClient("/lab/prism", settings=given).settings.mount is not None
+
+
+def test_a_url_of_this_process_is_forgotten_with_its_service():
+    with InMemoryService() as service:
+        assert isinstance(_transports.service_at(service.url), InProcess)
+    assert _transports.service_at(service.url) is None
+    with pytest.raises(RuntimeError, match="only inside its `with` block"):
+        _ = service.requests

@@ -1,0 +1,385 @@
+"""Downloads: resumed, checked, shared between processes; never a wrong file, whatever the service sends."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from prismcache.backend import ReceivedBytes
+from prismcache.config import Settings
+from prismcache.disk import disk_errors, sha256_of, write_atomically
+from prismcache.errors import (
+    CropCorruptError,
+    NoSpaceError,
+    PrismError,
+    ServiceUnreachableError,
+    SourceChangedError,
+    StorageError,
+    StorageUnwritableError,
+)
+from prismcache.layout import crop_file_name
+from prismcache.remote import claim as _claim
+from prismcache.remote import download as _download
+from prismcache.remote import part as _part
+from prismcache.remote.claim import Claim
+from prismcache.remote.download import Downloader
+from prismcache.remote.http import Connection
+from prismcache.remote.part import Part
+from prismcache.remote.retry import Patience
+from prismcache.remote.verified import VerifiedFiles
+from prismcache.schema import CropFile, Split
+from prismcache.testing import InMemoryService
+
+QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)
+Change = Callable[[httpx2.Request, httpx2.Response], httpx2.Response]
+
+
+def ignore(received: int) -> None:
+    """Nobody wants to know."""
+
+
+class Changed(httpx2.AsyncBaseTransport):
+    """A service whose answers with files are changed on the way, in turn; after the last change they are right."""
+
+    def __init__(self, service: InMemoryService, *changes: Change) -> None:
+        self._service = service
+        self._changes = list(changes)
+        self.ranges: list[str | None] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = await self._service.transport.handle_async_request(request)
+        self.ranges.append(request.headers.get("range"))
+        return self._changes.pop(0)(request, answer) if self._changes else answer
+
+
+class Cut(httpx2.AsyncByteStream):
+    """The first bytes of a body, and then a broken connection."""
+
+    def __init__(self, content: bytes, *, polite: bool = False) -> None:
+        self._content = content
+        self._polite = polite
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+        if not self._polite:
+            raise httpx2.ReadError("connection reset")
+
+
+def cut_after(count: int, *, polite: bool = False) -> Change:
+    def change(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+        headers = [(name, value) for name, value in answer.headers.items() if name != "content-length"]
+        return httpx2.Response(answer.status_code, headers=headers, stream=Cut(answer.read()[:count], polite=polite))
+
+    return change
+
+
+def flip(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+    content = bytearray(answer.read())
+    content[-1] ^= 1
+    return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(bytes(content)))
+
+
+def too_much(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+    headers = [(name, value) for name, value in answer.headers.items() if name != "content-length"]
+    return httpx2.Response(200, headers=headers, stream=httpx2.ByteStream(answer.read() + b"more"))
+
+
+def whole(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+    """As a server that knows no ranges."""
+    headers = {name: value for name, value in answer.headers.items() if name not in {"content-range", "content-length"}}
+    content = whole.path.read_bytes()
+    return httpx2.Response(200, headers=headers, stream=httpx2.ByteStream(content))
+
+
+def refuse(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+    raise httpx2.ConnectError("refused")
+
+
+def other_file(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+    answer.headers["ETag"] = '"another"'
+    return answer
+
+
+class Scene(NamedTuple):
+    service: InMemoryService
+    file: CropFile
+    target: Path
+
+    def fetch(self, *changes: Change, report: ReceivedBytes = ignore) -> Changed:
+        """Download the file through these changes."""
+        transport = Changed(self.service, *changes)
+
+        async def main() -> None:
+            connection = Connection(Settings.load({}, url=self.service.url), transport=transport, patience=QUICK)
+            downloader = Downloader(connection, VerifiedFiles(self.target.parent / ".notes"))
+            await downloader.fetch(self.file, self.target, self.is_there, report)
+            await connection.aclose()
+
+        asyncio.run(main())
+        return transport
+
+    async def is_there(self) -> bool:
+        return await asyncio.to_thread(self._is_there)
+
+    def _is_there(self) -> bool:
+        return self.target.exists() and sha256_of(self.target) == self.file.sha256
+
+    def left(self) -> list[str]:
+        """Names of what lies around beside the file."""
+        return sorted(
+            path.name for path in self.target.parent.iterdir() if path.name not in {self.target.name, ".notes"}
+        )
+
+
+@pytest.fixture
+def scene(tmp_path):
+    with InMemoryService() as service:
+        path = service.cache("instance", 1)
+        file = service.lab.find_file(Split.INSTANCE, 1, None)
+        whole.path = path
+        yield Scene(service, file, tmp_path / "downloads" / crop_file_name(1))
+
+
+def test_a_download(scene):
+    scene.fetch()
+    assert scene._is_there()
+    assert scene.left() == []
+
+
+def test_a_break_is_resumed_where_it_was(scene):
+    transport = scene.fetch(cut_after(1000), refuse, cut_after(500, polite=True))
+    assert transport.ranges == [None, "bytes=1000-", "bytes=1000-", "bytes=1500-"]
+    assert scene._is_there()
+    assert scene.left() == []
+
+
+def test_the_bytes_that_are_here_are_told_also_those_of_an_earlier_call(scene, monkeypatch):
+    monkeypatch.setattr(_download, "CHUNK", 1000)
+    told: list[int] = []
+    with pytest.raises(ServiceUnreachableError):
+        scene.fetch(cut_after(2500), *[refuse] * 10_000)
+    scene.fetch(cut_after(3000), report=told.append)
+    assert told == sorted(told)
+    assert sorted(set(told)) == [2500, 5500, scene.file.size]
+
+
+def test_a_download_that_begins_anew_tells_so(scene):
+    told: list[int] = []
+    scene.fetch(flip, report=told.append)
+    assert told.count(0) == 2
+
+
+def test_a_service_that_stays_away_leaves_a_part_for_later(scene):
+    with pytest.raises(ServiceUnreachableError):
+        scene.fetch(cut_after(1000), *[refuse] * 10_000)
+    assert not scene.target.exists()
+    assert len(scene.left()) == 1
+    assert scene.fetch().ranges == ["bytes=1000-"]
+    assert scene._is_there()
+    assert scene.left() == []
+
+
+def test_a_part_of_another_content_is_not_resumed(scene):
+    with pytest.raises(ServiceUnreachableError):
+        scene.fetch(cut_after(1000), *[refuse] * 10_000)
+    other = scene._replace(file=scene.file.model_copy(update={"sha256": "0" * 64}))
+    with pytest.raises(SourceChangedError):
+        other.fetch()
+    assert scene.fetch().ranges == ["bytes=1000-"]
+
+
+def test_a_part_with_wrong_bytes_costs_a_second_download(scene):
+    scene.target.parent.mkdir()
+    (scene.target.parent / f".crop_1.h5.{scene.file.sha256[:16]}.dead.part").write_bytes(b"x" * 1000)
+    assert scene.fetch().ranges == ["bytes=1000-", None]
+    assert scene._is_there()
+    assert scene.left() == []
+
+
+def test_a_part_that_is_complete_is_only_checked(scene):
+    scene.target.parent.mkdir()
+    part = scene.target.parent / f".crop_1.h5.{scene.file.sha256[:16]}.dead.part"
+    shutil.copy(scene.file.path, part)
+    assert scene.fetch().ranges == []
+    assert scene._is_there()
+
+
+def test_a_server_without_ranges_serves_too(scene):
+    assert scene.fetch(cut_after(1000), whole).ranges == [None, "bytes=1000-"]
+    assert scene._is_there()
+
+
+def test_damage_once_is_mended(scene):
+    scene.fetch(flip)
+    assert scene._is_there()
+
+
+def test_damage_that_stays_is_refused(scene):
+    with pytest.raises(CropCorruptError, match="another SHA-256"):
+        scene.fetch(*[flip] * 10)
+    assert not scene.target.exists()
+
+
+def test_more_than_the_file_is_cut_off(scene):
+    scene.fetch(too_much)
+    assert scene._is_there()
+
+
+def test_another_file_by_now_is_said(scene):
+    with pytest.raises(SourceChangedError, match="another file on the service now"):
+        scene.fetch(other_file)
+    assert scene.left() == []
+
+
+def test_no_room_is_known_before_the_first_byte(scene, monkeypatch):
+    usage = shutil.disk_usage(scene.file.path)
+    monkeypatch.setattr(_part.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(NoSpaceError, match=r"instance/1 needs 38.* kB, 1\.0 kB are free") as caught:
+        scene.fetch()
+    assert "PRISMCACHE_DOWNLOADS" in caught.value.remedy
+    assert scene.service.requests == []
+
+
+def test_a_disk_that_fills_up_is_named_and_left_clean(scene, monkeypatch):
+    def append(part: Part, data: bytes) -> None:
+        part.size += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Part, "append", append)
+    with pytest.raises(NoSpaceError):
+        scene.fetch()
+    assert scene.left() == []
+
+
+def test_a_folder_in_the_way_is_said(scene):
+    scene.target.parent.write_text("a file")
+    with pytest.raises(StorageError):
+        scene.fetch()
+
+
+def test_two_that_want_the_same_download_it_once(scene, monkeypatch):
+    monkeypatch.setattr(_download, "POLL", 0.01)
+    transport = Changed(scene.service)
+
+    async def main() -> None:
+        connection = Connection(Settings.load({}, url=scene.service.url), transport=transport, patience=QUICK)
+        downloader = Downloader(connection, VerifiedFiles(scene.target.parent / ".notes"))
+        await asyncio.gather(*(downloader.fetch(scene.file, scene.target, scene.is_there, ignore) for _ in range(5)))
+        await connection.aclose()
+
+    asyncio.run(main())
+    assert transport.ranges == [None]
+    assert scene._is_there()
+    assert scene.left() == []
+
+
+def test_who_loses_its_part_waits_for_the_other(scene, monkeypatch):
+    publish = Part.publish
+
+    def lose(part: Part) -> None:
+        monkeypatch.setattr(Part, "publish", publish)
+        part.path.unlink()
+        return publish(part)
+
+    monkeypatch.setattr(Part, "publish", lose)
+    assert len(scene.fetch().ranges) == 2
+    assert scene._is_there()
+
+
+def test_a_cancelled_download_leaves_its_part(scene):
+    class Stalled(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"x" * (1 << 20)
+            began.set()
+            await asyncio.sleep(60)
+
+    def stall(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+        return httpx2.Response(200, headers={"ETag": answer.headers["etag"]}, stream=Stalled())
+
+    async def main() -> None:
+        transport = Changed(scene.service, stall)
+        connection = Connection(Settings.load({}, url=scene.service.url), transport=transport, patience=QUICK)
+        big = scene.file.model_copy(update={"size": 2 << 20})
+        call = asyncio.create_task(
+            Downloader(connection, VerifiedFiles(scene.target.parent)).fetch(big, scene.target, gone, ignore)
+        )
+        await began.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await connection.aclose()
+
+    async def gone() -> bool:
+        return False
+
+    began = asyncio.Event()
+    asyncio.run(main())
+    [part] = scene.left()
+    assert part.endswith(".part")
+
+
+# ---- claims
+
+
+def test_a_claim_is_held_by_one(tmp_path):
+    first, second = Claim(tmp_path / "claim"), Claim(tmp_path / "claim")
+    assert first.acquire()
+    assert not second.acquire()
+    first.release()
+    assert second.acquire()
+    first.release()
+    assert (tmp_path / "claim").exists()
+
+
+def test_a_claim_that_is_not_renewed_is_taken(tmp_path):
+    now = [0.0]
+    holder, watcher = Claim(tmp_path / "claim", lambda: now[0]), Claim(tmp_path / "claim", lambda: now[0])
+    assert holder.acquire()
+    for _ in range(20):  # renewed in time
+        assert not watcher.acquire()
+        now[0] += _claim.RENEW
+        holder.renew()
+    assert not watcher.acquire()
+    now[0] += _claim.STALE + 1
+    assert watcher.acquire()
+    holder.renew()
+    holder.release()
+    assert not Claim(tmp_path / "claim", lambda: now[0]).acquire()
+
+
+def test_a_folder_that_is_not_there_is_no_claim_held_by_another(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        Claim(tmp_path / "absent" / "claim").acquire()
+
+
+# ---- the disk
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, NoSpaceError),
+        (errno.EACCES, StorageUnwritableError),
+        (errno.EROFS, StorageUnwritableError),
+        (errno.EIO, StorageError),
+    ],
+)
+def test_what_the_system_says_is_one_of_our_errors(number, kind):
+    with pytest.raises(PrismError) as caught, disk_errors("/lab/prism"):
+        raise OSError(number, "x")
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("/lab/prism: ")
+
+
+def test_atomic_writing_leaves_nothing_behind(tmp_path):
+    (tmp_path / "place").mkdir()
+    with pytest.raises(OSError, match="place"):
+        write_atomically(tmp_path / "place", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]

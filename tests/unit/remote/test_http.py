@@ -1,0 +1,252 @@
+"""The border to HTTP: what becomes of answers, broken connections and tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx2
+import pytest
+
+from prismcache.config import Settings
+from prismcache.errors import (
+    ConfigError,
+    ForbiddenError,
+    NoSpaceError,
+    PrismError,
+    ServiceBusyError,
+    ServiceError,
+    ServiceUnreachableError,
+    UnauthorizedError,
+)
+from prismcache.remote import http as _http
+from prismcache.remote.events import follow
+from prismcache.remote.http import Connection, is_loopback, request_headers
+from prismcache.remote.retry import ONCE, Patience
+from prismcache.schema import Job, JobEvent, ServiceStatus
+from tests.support.fake_backend import job, ready, running
+
+QUICK = Patience(silence=0.2, whole=0.2, base=0.001, cap=0.01)
+SETTINGS = Settings.load({}, url="http://service.invalid/prefix", token="prism_secret")
+Reply = httpx2.Response | Exception
+
+
+def connect(*replies: Reply, patience: Patience = QUICK, seen: list[httpx2.Request] | None = None) -> Connection:
+    """A connection to a service that gives these answers in turn, the last one for ever."""
+    left = list(replies)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if seen is not None:
+            seen.append(request)
+        reply = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    return Connection(SETTINGS, transport=httpx2.MockTransport(answer), patience=patience)
+
+
+def asking(connection: Connection, **options: Any) -> _http.Answer:
+    async def ask() -> _http.Answer:
+        try:
+            return await connection.ask("GET", "/v1/status", **options)
+        finally:
+            await connection.aclose()
+
+    return asyncio.run(ask())
+
+
+def problem(error: PrismError, **headers: str) -> httpx2.Response:
+    found = error.to_problem()
+    return httpx2.Response(found.status, content=found.model_dump_json(), headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (problem(NoSpaceError("full")), NoSpaceError),
+        (problem(ForbiddenError("no")), ForbiddenError),
+        (httpx2.Response(401), UnauthorizedError),
+        (httpx2.Response(403, text="<html>"), ForbiddenError),
+        (httpx2.Response(404, json={"detail": "Not Found"}), ServiceError),
+        (httpx2.Response(500, text="oops"), ServiceError),
+        (httpx2.Response(503, text="proxy"), ServiceUnreachableError),
+        (httpx2.Response(429, text="slow down"), ServiceBusyError),
+        (httpx2.ConnectError("refused"), ServiceUnreachableError),
+        (httpx2.ReadTimeout(""), ServiceUnreachableError),
+        (httpx2.RemoteProtocolError("gone"), ServiceUnreachableError),
+    ],
+)
+def test_every_failure_is_an_error_of_ours(reply, kind):
+    with pytest.raises(PrismError) as caught:
+        asking(connect(reply))
+    assert type(caught.value) is kind
+
+
+def test_a_redirect_is_named_and_not_followed():
+    seen: list[httpx2.Request] = []
+    reply = httpx2.Response(307, headers={"Location": "https://elsewhere.invalid/v1/status?token=x"})
+    with pytest.raises(ServiceError, match=r"redirects to https://elsewhere\.invalid/v1/status, which") as caught:
+        asking(connect(reply, seen=seen))
+    assert len(seen) == 1
+    assert "PRISMCACHE_URL" in caught.value.remedy
+
+
+def test_a_service_that_comes_back_is_asked_again():
+    seen: list[httpx2.Request] = []
+    good = httpx2.Response(200, text="{}")
+    replies = (
+        httpx2.ConnectError("refused"),
+        httpx2.Response(502),
+        problem(ServiceBusyError("x"), **{"Retry-After": "0"}),
+    )
+    assert asking(connect(*replies, good, seen=seen)).status == 200
+    assert len(seen) == 4
+
+
+def test_a_refusal_is_not_repeated():
+    seen: list[httpx2.Request] = []
+    with pytest.raises(UnauthorizedError):
+        asking(connect(problem(UnauthorizedError("no")), seen=seen))
+    assert len(seen) == 1
+
+
+def test_patience_can_be_for_one_attempt():
+    seen: list[httpx2.Request] = []
+    with pytest.raises(ServiceUnreachableError, match=r"http://service\.invalid/prefix gives no answer: refused"):
+        asking(connect(httpx2.ConnectError("refused"), seen=seen), patience=ONCE)
+    assert len(seen) == 1
+
+
+def test_an_answer_of_something_else_is_no_traceback():
+    answer = asking(connect(httpx2.Response(200, text="<html>hello</html>")))
+    with pytest.raises(ServiceError, match="no ServiceStatus"):
+        answer.read(ServiceStatus)
+
+
+def test_fields_of_a_newer_service_are_ignored():
+    newer = job(ready(0)).model_dump(mode="json") | {"mood": "good"}
+    newer["crops"][0] |= {"colour": "blue"}
+    assert asking(connect(httpx2.Response(200, json=newer))).read(Job) == job(ready(0))
+
+
+def test_the_url_may_have_a_path_and_the_token_is_only_in_its_header(caplog):
+    caplog.set_level(logging.DEBUG)
+    seen: list[httpx2.Request] = []
+    asking(connect(httpx2.ConnectError("refused"), httpx2.Response(200, text="{}"), seen=seen))
+    assert str(seen[-1].url) == "http://service.invalid/prefix/v1/status"
+    assert seen[-1].headers["authorization"] == "Bearer prism_secret"
+    assert "prism_secret" not in caplog.text
+    assert "prism_secret" not in repr(SETTINGS)
+
+
+@pytest.mark.parametrize("url", ["http://lab:port", "http://lab\x01"])
+def test_a_url_that_is_none_is_a_setting_to_change(url):
+    with pytest.raises(ConfigError, match="unusable"):
+        Connection(Settings.load({}, url=url))
+
+
+def test_no_url_is_said():
+    with pytest.raises(ConfigError, match="no service is set"):
+        Connection(Settings.load({}))
+
+
+def test_a_token_in_the_clear_is_warned_of_once(caplog, monkeypatch):
+    monkeypatch.setattr(_http, "_warned", set())
+    far = Settings.load({}, url="http://prism.lab:8765", token="prism_secret")
+    for settings in (far, far, Settings.load({}, url="https://prism.lab", token="x")):
+        request_headers(settings)
+    assert caplog.text.count("unencrypted") == 1
+    assert "prism_secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "is_near"),
+    [("http://localhost:1", True), ("http://127.3.2.1", True), ("http://[::1]", True), ("http://lab", False)],
+)
+def test_loopback(url, is_near):
+    assert is_loopback(url) is is_near
+
+
+def test_an_injected_transport_stays_open():
+    closed: list[bool] = []
+
+    class Transport(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(200, text="{}")
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    asking(Connection(SETTINGS, transport=Transport()))
+    assert closed == []
+
+
+# ---- events
+
+
+def stream(*parts: str) -> httpx2.Response:
+    return httpx2.Response(200, text="".join(parts), headers={"Content-Type": "text/event-stream; charset=utf-8"})
+
+
+def snapshot(value: Job, end: str = "\n") -> str:
+    return f"event: job{end}data: {value.model_dump_json()}{end}{end}"
+
+
+def recorded(seq: int, kind: str = "crop") -> str:
+    data = JobEvent(seq=seq, job="job-1", kind=kind, at="2025-01-01T00:00:00Z", state="running").model_dump_json()
+    return f"id: {seq}\nevent: {kind}\ndata: {data}\n\n"
+
+
+def following(connection: Connection) -> list[Job | JobEvent]:
+    async def run() -> list[Job | JobEvent]:
+        return [message async for message in follow(connection, "/v1/jobs/job-1/events")]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_events_are_read_until_the_job_is_final(end):
+    parts = (": hello" + end + end, snapshot(job(running(0)), end), snapshot(job(ready(0), revision=1), end))
+    assert [message.revision for message in following(connect(stream(*parts, snapshot(job(running(0))))))] == [0, 1]
+
+
+def test_a_broken_stream_goes_on_after_the_last_recorded_event():
+    seen: list[httpx2.Request] = []
+    first = stream(recorded(3, "submitted"), snapshot(job(running(0))), recorded(4), "event: crop\ndata: {half")
+    replies = (
+        first,
+        httpx2.ConnectError("refused"),
+        httpx2.Response(503),
+        stream(recorded(5), snapshot(job(ready(0)))),
+    )
+    messages = following(connect(*replies, seen=seen))
+    assert [message.seq for message in messages if isinstance(message, JobEvent)] == [3, 4, 5]
+    assert [request.headers.get("last-event-id") for request in seen] == [None, "4", "4", "4"]
+    assert seen[0].headers["accept"] == "text/event-stream"
+
+
+def test_kinds_of_a_newer_service_are_passed_over():
+    parts = ("id: 9\nevent: weather\ndata: rain\n\n", snapshot(job(ready(0))))
+    assert len(following(connect(stream(*parts)))) == 1
+
+
+def test_events_that_cannot_be_read_are_an_error():
+    with pytest.raises(ServiceError, match="'crop' that cannot be read"):
+        following(connect(stream("id: 1\nevent: crop\ndata: [1]\n\n")))
+
+
+@pytest.mark.parametrize(
+    "reply", [httpx2.Response(200, text="<html>"), stream(": nothing\n\n"), httpx2.ConnectError("refused")]
+)
+def test_a_stream_that_never_comes_is_given_up(reply):
+    with pytest.raises(ServiceUnreachableError):
+        following(connect(reply))
+
+
+def test_a_refused_stream_is_not_asked_for_again():
+    seen: list[httpx2.Request] = []
+    with pytest.raises(UnauthorizedError):
+        following(connect(problem(UnauthorizedError("no")), seen=seen))
+    assert len(seen) == 1
