@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prismcache.crop.boxes import Shape3
 
@@ -10,7 +11,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prismcache.crop.crop import Crop
+
+class OpenCrop(Protocol):
+    """What `RawVoxels` and `OriginalLabels` read of a `prismcache.Crop`."""
+
+    @property
+    def channels(self) -> Sequence[int]: ...
+    @property
+    def shape(self) -> Shape3: ...
+    @property
+    def labels(self) -> Any: ...
+    @property
+    def labels_ids(self) -> NDArray[np.uint64]: ...
+    def channel(self, channel: int) -> Any: ...
 
 
 class RawVoxels:
@@ -21,7 +34,7 @@ class RawVoxels:
 
     ndim = 4
 
-    def __init__(self, crop: Crop) -> None:
+    def __init__(self, crop: OpenCrop) -> None:
         self._crop = crop
 
     @property
@@ -62,7 +75,7 @@ class OriginalLabels:
 
     ndim = 3
 
-    def __init__(self, crop: Crop) -> None:
+    def __init__(self, crop: OpenCrop) -> None:
         self._crop = crop
         self._ids = crop.labels_ids
 

@@ -269,7 +269,7 @@ def test_verify_exits_1_if_a_file_stays_corrupt(run, backend):
 
 @pytest.fixture
 def at_a_terminal(monkeypatch):
-    monkeypatch.setattr("prismcache.cli._is_interactive", lambda: True)
+    monkeypatch.setattr("prismcache.cli.app._is_interactive", lambda: True)
 
 
 def test_rm_off_a_terminal_deletes_what_is_named(run, backend):
