@@ -180,7 +180,7 @@ def test_a_root_without_permission(module_lab: Lab, tmp_path: Path) -> None:
     lab = dataclasses.replace(module_lab, root=locked / "root")
     program = (
         "import os, runpy, sys\n"
-        "import prismcache.cli, prismcache.client, prismcache.client.aio, prismcache_service.embedded\n"
+        "import prismcache.cli.app, prismcache.cli.errors, prismcache.client, prismcache_service.embedded\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "sys.argv = ['prismcache', 'ensure', 'instance', '1']\n"
         "prismcache.cli.main()\n"

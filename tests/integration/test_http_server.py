@@ -194,7 +194,7 @@ def test_python_warnings_and_debug_show_nothing_left_behind(lab: Lab, tmp_path: 
 
 def test_what_is_loaded_at_the_start_is_left_out_of_garbage_collections(tmp_path: Path) -> None:
     program = (
-        "import atexit, gc; from prismcache_service import server;"
+        "import atexit, gc; from prismcache_service.web import server;"
         " atexit.register(lambda: server.sys.stderr.write(f'left out: {gc.get_freeze_count()}')); server.main()"
     )
     settings = Settings.load({}, root=tmp_path / "root", s3_endpoint_url="http://127.0.0.1:9", s3_object_timeout=0.2)

@@ -142,7 +142,7 @@ def test_a_file_of_another_program_lacks_only_what_it_lacks(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("module", "statement"),
-    [("h5py", "prismcache.Crop(__file__).shape"), ("torch", "import prismcache.torch")],
+    [("h5py", "prismcache.Crop(__file__).shape"), ("torch", "from prismcache.torch import PrismDataset")],
 )
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(module: str, statement: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from prismcache_service.pipeline.bucket.md5 import load
 
 ROOT = Path(__file__).resolve().parents[3]
-LIGHT = {"anyio", "httpx2", "platformdirs", "pydantic", "rich", "typer"}
+LIGHT = {"anyio", "httpx2", "platformdirs", "pydantic", "rich", "typer", "filelock", "tenacity"}
 HEAVY = {"aiobotocore", "botocore", "distributed", "fastapi", "h5py", "isal", "numcodecs", "numpy", "torch", "zarr"}
 SUPPORTED = ("3.11", "3.12", "3.13")
 

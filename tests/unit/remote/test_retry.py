@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 from datetime import UTC, datetime
-from importlib import import_module
 
 import pytest
 
@@ -109,10 +107,3 @@ def test_what_a_status_means(status, error, is_ours, passing):
 )
 def test_retry_after_in_all_its_forms(text, seconds):
     assert parse_retry_after(text, datetime(2025, 1, 1, tzinfo=UTC)) == seconds
-
-
-@pytest.mark.parametrize("name", ["_download", "_http", "_retry", "api", "resolve", "testing"])
-def test_examples(name):
-    result = doctest.testmod(import_module(f"prismcache.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0

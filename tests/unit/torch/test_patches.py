@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-from importlib import import_module
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,10 +54,3 @@ def test_channels_that_no_crop_shares_or_that_are_named_twice_are_refused() -> N
         choose_channels([0, 0], {"a": (0,)})
     assert choose_channels((3, 1), {"a": range(4), "b": range(5)}) == (3, 1)
     assert choose_channels(np.int64(2), {"a": range(4)}) == (2,)
-
-
-@pytest.mark.parametrize("name", ["_boxes", "_patches"])
-def test_examples(name: str) -> None:
-    result = doctest.testmod(import_module(f"prismcache.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0
