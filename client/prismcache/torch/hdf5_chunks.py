@@ -21,6 +21,7 @@ import numpy as np
 
 from prismcache.crop import open_file
 from prismcache.crop.boxes import Shape3, Slices3
+from prismcache.crop.chunks import ChunkTable, chunk_table
 from prismcache.errors import CropCorruptError
 
 _ISAL: Any
@@ -35,26 +36,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _CHUNKS_A_THREAD = 4  # fewer are not worth waking one for
 _CACHE_BYTES = 8 << 20  # of h5py's chunk cache, so that one row of chunks of a patch is inflated once
-
-
-@dataclass(frozen=True)
-class ChunkTable:
-    """Where the chunks of a dataset lie.
-
-    Attributes
-    ----------
-    chunk
-        Shape of a chunk, (Z, Y, X) in voxels.
-    dtype
-        Of the voxels.
-    offsets, sizes
-        (z, y, x) int64, first byte in the file and length of each chunk; length 0 is a chunk that was never written.
-    """
-
-    chunk: Shape3
-    dtype: np.dtype[Any]
-    offsets: Array
-    sizes: Array
 
 
 @dataclass(frozen=True)
@@ -205,22 +186,3 @@ class CropReader:
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="prismcache-inflate")
         return self._pool[1]
-
-
-def chunk_table(dataset: h5py.Dataset) -> ChunkTable | None:
-    """Where a dataset's chunks lie; None if it is not stored as gzip chunks of three axes and nothing else."""
-    plain = dataset.shuffle or dataset.fletcher32 or dataset.scaleoffset is not None
-    if dataset.chunks is None or dataset.ndim != 3 or dataset.compression != "gzip" or plain or dataset.fillvalue != 0:
-        return None
-    chunk = dataset.chunks
-    grid = tuple(-(-extent // size) for extent, size in zip(dataset.shape, chunk, strict=True))
-    offsets, sizes = np.zeros(grid, np.int64), np.zeros(grid, np.int64)
-    masks: set[int] = set()
-
-    def note(info: Any) -> None:
-        index = tuple(first // size for first, size in zip(info.chunk_offset, chunk, strict=True))
-        offsets[index], sizes[index] = info.byte_offset, info.size
-        masks.add(info.filter_mask)
-
-    dataset.id.chunk_iter(note)
-    return ChunkTable(chunk, dataset.dtype, offsets, sizes) if masks <= {0} else None

@@ -1,0 +1,53 @@
+"""Where a dataset's deflated chunks lie in a cached file, so that they can be read, or passed on, without HDF5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import h5py
+    import numpy as np
+
+    from prismcache.crop.boxes import Shape3
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """Where the chunks of a dataset lie. Each is a zlib stream (RFC 1950) of the whole chunk, in C order.
+
+    Attributes
+    ----------
+    chunk
+        Shape of a chunk, (Z, Y, X) in voxels.
+    dtype
+        Of the voxels.
+    offsets, sizes
+        (z, y, x) int64, first byte in the file and length of each chunk; length 0 is a chunk that was never written.
+    """
+
+    chunk: Shape3
+    dtype: np.dtype[Any]
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    sizes: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def chunk_table(dataset: h5py.Dataset) -> ChunkTable | None:
+    """Return where the chunks of a dataset lie, or None if it is not (Z, Y, X) in gzip chunks and nothing else."""
+    import numpy as np
+
+    plain = dataset.shuffle or dataset.fletcher32 or dataset.scaleoffset is not None
+    if dataset.chunks is None or dataset.ndim != 3 or dataset.compression != "gzip" or plain or dataset.fillvalue != 0:
+        return None
+    chunk = dataset.chunks
+    grid = tuple(-(-extent // size) for extent, size in zip(dataset.shape, chunk, strict=True))
+    offsets, sizes = np.zeros(grid, np.int64), np.zeros(grid, np.int64)
+    masks: set[int] = set()
+
+    def note(info: Any) -> None:
+        index = tuple(first // size for first, size in zip(info.chunk_offset, chunk, strict=True))
+        offsets[index], sizes[index] = info.byte_offset, info.size
+        masks.add(info.filter_mask)
+
+    dataset.id.chunk_iter(note)
+    return ChunkTable(chunk, dataset.dtype, offsets, sizes) if masks <= {0} else None
