@@ -25,17 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 from prismcache.adapters import labels_of
 from prismcache.arguments import Numbers, as_channels
-from prismcache.crop import Crop, LabelValues
+from prismcache.crop import Crop, LabelValues, ngff
 from prismcache.disk import disk_errors
 from prismcache.errors import MissingExtraError, RequestError
-from prismcache.layout import AXIS_NAMES, LABELS_IDS, UNITS
+from prismcache.layout import LABELS_IDS
 
 if TYPE_CHECKING:
     import numpy as np
     import zarr
 
 CHUNKS = (64, 64, 64)
-_NGFF = "0.4"
 
 
 def to_zarr(
@@ -103,11 +102,18 @@ def to_zarr(
         name = crop.split.value
         segmentation = image.create_group("labels", attributes={"labels": [name]}).create_group(name)
         _copy(labels, _array(segmentation, "0", crop.shape, tuple(sizes), dtype, crop), (), sizes)
-        image.attrs.update(_image_attributes(crop, wanted))
+        where = {"offset": crop.offset, "voxel_size": crop.voxel_size}
+        image.attrs.update(
+            {
+                "multiscales": [ngff.multiscale(f"{name}/crop_{crop.crop_id}", **where, has_channels=True)],
+                "omero": ngff.omero(wanted),
+                "prismcache": ngff.origin(name, crop.crop_id, wanted, crop.provenance),
+            }
+        )
         segmentation.attrs.update(
             {
-                "multiscales": [_multiscale(crop, f"{crop.split.value} labels", has_channels=False)],
-                "image-label": {"version": _NGFF, "source": {"image": "../../"}},
+                "multiscales": [ngff.multiscale(f"{name} labels", **where, has_channels=False)],
+                "image-label": ngff.image_label(),
             }
         )
     return target
@@ -152,15 +158,7 @@ def _create(
 def _array(
     group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, crop: Crop
 ) -> zarr.Array[Any]:
-    has_channels = len(shape) == 4
-    place = {
-        "offset": crop.offset,
-        "resolution": crop.voxel_size,
-        "voxel_size": crop.voxel_size,
-        "axis_names": ["c^"] * has_channels + list(AXIS_NAMES),  # funlib marks an axis that is not spatial so
-        "units": UNITS,
-        "types": ["channel"] * has_channels + ["space"] * 3,
-    }
+    place = ngff.place(crop.offset, crop.voxel_size, has_channels=len(shape) == 4)
     return _create(group, name, shape, chunks, dtype, place)
 
 
@@ -186,40 +184,3 @@ def _label_dtype(crop: Crop, name: str, *, consecutive: bool) -> str:
     if needed > largest:
         raise RequestError(f"{crop.path} has the label {needed}, which {name} does not hold")
     return name
-
-
-def _image_attributes(crop: Crop, channels: Sequence[int]) -> dict[str, Any]:
-    origin = crop.provenance
-    window = {"start": 0, "end": 255, "min": 0, "max": 255}
-    return {
-        "multiscales": [_multiscale(crop, f"{crop.split.value}/crop_{crop.crop_id}", has_channels=True)],
-        "omero": {
-            "channels": [
-                {"label": f"ch_{c:02d}", "color": "FFFFFF", "window": window, "active": True} for c in channels
-            ]
-        },
-        "prismcache": {
-            "crop_id": crop.crop_id,
-            "split": crop.split.value,
-            "channels": list(channels),
-            "source": origin.source,
-            "source_fingerprint": origin.source_fingerprint,
-            "missing_chunks": origin.missing_chunks,
-            "prismcache_version": origin.prismcache_version,
-            "citation": origin.citation,
-        },
-    }
-
-
-def _multiscale(crop: Crop, name: str, *, has_channels: bool) -> dict[str, Any]:
-    """NGFF 0.4's description of one array, of which there are no coarser copies."""
-    axes = [{"name": "c", "type": "channel"}] * has_channels
-    axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in AXIS_NAMES]
-    scale, translation = [1] * has_channels + list(crop.voxel_size), [0] * has_channels + list(crop.offset)
-    transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
-    return {
-        "version": _NGFF,
-        "name": name,
-        "axes": axes,
-        "datasets": [{"path": "0", "coordinateTransformations": transformations}],
-    }
