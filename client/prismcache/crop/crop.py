@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prismcache.arguments import Numbers, as_channels
 from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
+from prismcache.crop.provenance import CITATION, Provenance
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
 from prismcache.errors import (
     CropCorruptError,
@@ -39,38 +39,7 @@ __all__ = ["CITATION", "Box", "Crop", "LabelValues", "OriginalLabels", "Provenan
 
 LabelValues = Literal["consecutive", "original"]
 
-CITATION = (
-    "E11 Bio. PRISM. bioRxiv 2025.09.26.678648 (2025). https://doi.org/10.1101/2025.09.26.678648. "
-    "Data: s3://e11bio-prism, CC BY-SA 4.0."
-)
 _FOREIGN = "Fetch the crop with `prismcache ensure`: files that other programs wrote lack it."
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a crop's voxels come from.
-
-    Attributes
-    ----------
-    source, source_fingerprint
-        The crop's folder in the bucket, and a digest of its listing.
-    missing_chunks
-        Chunks that were absent from the bucket and hold zarr's fill value.
-    format_version, prismcache_version
-        Of the file, and of what wrote it.
-    manifest
-        The record beside the file, with SHA-256, time and libraries; None where the file was moved away from it.
-    citation
-        What to cite when you publish.
-    """
-
-    source: str
-    source_fingerprint: str
-    missing_chunks: int
-    format_version: int
-    prismcache_version: str
-    manifest: Manifest | None
-    citation: str = CITATION
 
 
 class Crop:
@@ -216,6 +185,22 @@ class Crop:
     def citation(self) -> str:
         """What to cite when you publish."""
         return CITATION
+
+    def zarr_store(self) -> Any:
+        """Return a read-only zarr store over the file, without a copy; the hierarchy is OME-NGFF 0.4, zarr format 2.
+
+        For ``zarr.open(crop.zarr_store(), mode="r")`` with zarr 2 or 3; `prismcache.crop.zarr_face` lists its keys.
+
+        Raises
+        ------
+        MissingExtraError
+            If zarr is not installed.
+        RequestError
+            If another program wrote the file in a way that zarr cannot read in place.
+        """
+        from prismcache.crop.zarr_store import open_store
+
+        return open_store(self)
 
     def channel(self, channel: int) -> h5py.Dataset:
         """A channel by its number: (Z, Y, X) uint8, read where it is indexed.

@@ -7,12 +7,10 @@ The same functions serve a copy on disk (`prismcache.adapters.zarr`) and the zar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prismcache.crop.provenance import Provenance
 from prismcache.layout import AXIS_NAMES, UNITS
-
-if TYPE_CHECKING:
-    from prismcache.crop.crop import Provenance
 
 NGFF_VERSION = "0.4"
 _COLOURS = ("FF0000", "00FF00", "0000FF")  # the channels that a viewer shows first, as E11 looks at crops

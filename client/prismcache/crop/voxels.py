@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prismcache.crop.boxes import Shape3
+from prismcache.crop.provenance import Provenance
+from prismcache.schema import Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,8 +16,14 @@ if TYPE_CHECKING:
 
 
 class OpenCrop(Protocol):
-    """What `RawVoxels` and `OriginalLabels` read of a `prismcache.Crop`."""
+    """The part of `prismcache.Crop` that the room's other modules read."""
 
+    path: Path
+
+    @property
+    def split(self) -> Split: ...
+    @property
+    def crop_id(self) -> int: ...
     @property
     def channels(self) -> Sequence[int]: ...
     @property
@@ -23,6 +32,8 @@ class OpenCrop(Protocol):
     def labels(self) -> Any: ...
     @property
     def labels_ids(self) -> NDArray[np.uint64]: ...
+    @property
+    def provenance(self) -> Provenance: ...
     def channel(self, channel: int) -> Any: ...
 
 

@@ -1,0 +1,160 @@
+"""A cached crop as a zarr hierarchy, without a copy: OME-NGFF 0.4 over zarr format 2.
+
+HDF5 deflates a chunk to a zlib stream (RFC 1950), which is what a zarr v2 chunk with the compressor ``zlib`` is. So
+each chunk of the hierarchy is a range of bytes of the cached file, and only the small metadata documents are made here.
+
+======================  ==================================================================================
+key                     content
+======================  ==================================================================================
+``.zgroup``             group, zarr format 2
+``.zattrs``             ``multiscales`` with one scale, ``omero`` channels, ``prismcache`` provenance
+``0/c.z.y.x``           raw, (C, Z, Y, X) uint8, one channel a chunk
+``labels/SPLIT/0/z.y.x``  labels, (Z, Y, X) uint32, consecutive ids
+``labels_ids/0``        (n+1,) uint64, the id in the source of each consecutive label
+======================  ==================================================================================
+
+A chunk that was never written has no key: its voxels are zarr's fill value, 0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prismcache.crop import ngff
+from prismcache.crop.chunks import ChunkTable, chunk_table
+from prismcache.crop.voxels import OpenCrop
+from prismcache.errors import RequestError
+from prismcache.layout import LABELS_IDS
+
+if TYPE_CHECKING:
+    import h5py
+
+RAW = "0"
+_ZLIB = {"id": "zlib", "level": 1}  # readers need the name only; the level is that of the writer
+_INDEX = re.compile(r"\d{1,9}(?:[./]\d{1,9})*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of a cached file: `offset` of the first and `size`, both in bytes."""
+
+    offset: int
+    size: int
+
+
+class ZarrFace:
+    """The keys of a crop's zarr hierarchy, and the bytes or the place of each. Read only; safe to use in threads.
+
+    Parameters
+    ----------
+    crop
+        A `prismcache.Crop`; it is read now, and may be closed afterwards.
+
+    Raises
+    ------
+    PrismError
+        As `prismcache.Crop` raises them, if the file cannot be opened.
+    RequestError
+        If a dataset is not stored in gzip chunks, as in files that other programs wrote.
+    """
+
+    def __init__(self, crop: OpenCrop) -> None:
+        self._path = crop.path
+        split, channels = crop.split.value, crop.channels
+        raw = [crop.channel(channel) for channel in channels]
+        ids = crop.labels_ids
+        label_image = f"labels/{split}"
+        self._tables = {
+            RAW: [self._table(dataset) for dataset in raw],
+            f"{label_image}/0": [self._table(crop.labels)],
+        }
+        group = {"zarr_format": 2}
+        documents = {
+            ".zgroup": group,
+            ".zattrs": {
+                "multiscales": [ngff.multiscale(f"{split}/crop_{crop.crop_id}", **_where(raw[0]), has_channels=True)],
+                "omero": ngff.omero(channels),
+                "prismcache": ngff.origin(split, crop.crop_id, channels, crop.provenance),
+            },
+            "0/.zarray": _zarray((len(raw), *raw[0].shape), (1, *raw[0].chunks), "|u1"),
+            "0/.zattrs": ngff.place(**_where(raw[0]), has_channels=True),
+            "labels/.zgroup": group,
+            "labels/.zattrs": {"labels": [split]},
+            f"{label_image}/.zgroup": group,
+            f"{label_image}/.zattrs": {
+                "multiscales": [ngff.multiscale(f"{split} labels", **_where(crop.labels), has_channels=False)],
+                "image-label": ngff.image_label(),
+            },
+            f"{label_image}/0/.zarray": _zarray(crop.labels.shape, crop.labels.chunks, crop.labels.dtype.str),
+            f"{label_image}/0/.zattrs": ngff.place(**_where(crop.labels), has_channels=False),
+            f"{LABELS_IDS}/.zarray": _zarray(ids.shape, ids.shape, "<u8", compressor=None),
+        }
+        self._documents = {key: json.dumps(value).encode() for key, value in documents.items()}
+        self._documents[f"{LABELS_IDS}/0"] = ids.astype("<u8").tobytes()
+
+    def get(self, key: str) -> bytes | Span | None:
+        """Return the bytes of a key, where they lie in the file, or None if the hierarchy has no such key.
+
+        The index of a chunk may be written with dots, as the metadata says, or with slashes.
+        """
+        if key in self._documents:
+            return self._documents[key]
+        for name, tables in self._tables.items():
+            if key.startswith(f"{name}/") and _INDEX.fullmatch(index := key.removeprefix(f"{name}/")):
+                return _span(tables, [int(part) for part in re.split(r"[./]", index)])
+        return None
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over all keys; those of chunks that were written, with dots."""
+        yield from self._documents
+        for name, tables in self._tables.items():
+            for channel, table in enumerate(tables):
+                leading = [channel] if len(tables) > 1 or name == RAW else []
+                for index in zip(*table.sizes.nonzero(), strict=True):
+                    yield f"{name}/{'.'.join(map(str, [*leading, *map(int, index)]))}"
+
+    def _table(self, dataset: h5py.Dataset) -> ChunkTable:
+        table = chunk_table(dataset)
+        if table is None:
+            raise RequestError(
+                f"{self._path}: {dataset.name} is not stored in gzip chunks, so it has no zarr face",
+                remedy="Fetch the crop with `prismcache ensure`: files that other programs wrote differ.",
+            )
+        return table
+
+
+def _where(dataset: h5py.Dataset) -> dict[str, list[int]]:
+    return {name: [int(value) for value in dataset.attrs[name]] for name in ("offset", "voxel_size")}
+
+
+def _zarray(
+    shape: Sequence[int], chunks: Sequence[int], dtype: str, compressor: Mapping[str, Any] | None = _ZLIB
+) -> dict[str, Any]:
+    """Return the metadata of an array, as the specification of zarr format 2 has them."""
+    return {
+        "zarr_format": 2,
+        "shape": list(shape),
+        "chunks": list(chunks),
+        "dtype": dtype,
+        "compressor": compressor,
+        "fill_value": 0,
+        "order": "C",
+        "filters": None,
+        "dimension_separator": ".",
+    }
+
+
+def _span(tables: Sequence[ChunkTable], index: Sequence[int]) -> Span | None:
+    """Return where a chunk lies; the first of four numbers is the channel's place."""
+    channel, place = (index[0], tuple(index[1:])) if len(index) == 4 else (0, tuple(index))
+    if channel >= len(tables) or len(place) != 3:
+        return None
+    table = tables[channel]
+    if any(number >= extent for number, extent in zip(place, table.sizes.shape, strict=True)):
+        return None
+    size = int(table.sizes[place])
+    return Span(int(table.offsets[place]), size) if size else None
