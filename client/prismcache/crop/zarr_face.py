@@ -105,7 +105,8 @@ class ZarrFace:
             return self._documents[key]
         for name, tables in self._tables.items():
             if key.startswith(f"{name}/") and _INDEX.fullmatch(index := key.removeprefix(f"{name}/")):
-                return _span(tables, [int(part) for part in re.split(r"[./]", index)])
+                place = [int(part) for part in re.split(r"[./]", index)]
+                return _span(tables, place if name == RAW else [0, *place])
         return None
 
     def __iter__(self) -> Iterator[str]:
@@ -113,7 +114,7 @@ class ZarrFace:
         yield from self._documents
         for name, tables in self._tables.items():
             for channel, table in enumerate(tables):
-                leading = [channel] if len(tables) > 1 or name == RAW else []
+                leading = [channel] if name == RAW else []
                 for index in zip(*table.sizes.nonzero(), strict=True):
                     yield f"{name}/{'.'.join(map(str, [*leading, *map(int, index)]))}"
 
@@ -149,12 +150,12 @@ def _zarray(
 
 
 def _span(tables: Sequence[ChunkTable], index: Sequence[int]) -> Span | None:
-    """Return where a chunk lies; the first of four numbers is the channel's place."""
-    channel, place = (index[0], tuple(index[1:])) if len(index) == 4 else (0, tuple(index))
+    """Return where the chunk at (channel's place, Z, Y, X) of the grid lies; None if there is none."""
+    channel, *place = index
     if channel >= len(tables) or len(place) != 3:
         return None
     table = tables[channel]
     if any(number >= extent for number, extent in zip(place, table.sizes.shape, strict=True)):
         return None
-    size = int(table.sizes[place])
-    return Span(int(table.offsets[place]), size) if size else None
+    size = int(table.sizes[tuple(place)])
+    return Span(int(table.offsets[tuple(place)]), size) if size else None
