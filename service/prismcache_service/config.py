@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from platformdirs import user_state_path
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from prismcache.config import Settings
 
@@ -32,6 +33,9 @@ class ServiceConfig(Settings):
         Serve without tokens on an address that other machines can reach.
     advertised_root
         What other machines call the cache folder, where it differs from `root`.
+    cors_origins
+        Origins of web pages that may read from the service, as ``https://viewer.lab:8080``, separated by spaces;
+        default: only the service's own.
     max_bytes
         Bound on published files and reservations; None for no bound but the disk's.
     min_free_bytes
@@ -65,6 +69,7 @@ class ServiceConfig(Settings):
     tokens_file: Path | None = None
     insecure: bool = False
     advertised_root: Path | None = None
+    cors_origins: str = ""
     max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
     min_free_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(1_000_000_000)
     low_water: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -80,6 +85,15 @@ class ServiceConfig(Settings):
     keep_jobs_days: Annotated[float, Field(gt=0)] = 30.0
     shutdown_seconds: Annotated[float, Field(gt=0)] = 5.0
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _exact_origins(cls, value: str) -> str:
+        for origin in value.split():
+            parts = urlsplit(origin)
+            if parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin:
+                raise ValueError(f"{origin!r} is no origin; write scheme, host and port, as in https://viewer.lab:8080")
+        return value
 
     @model_validator(mode="after")
     def _state_is_not_in_the_cache(self) -> ServiceConfig:

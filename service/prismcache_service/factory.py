@@ -19,6 +19,7 @@ from prismcache_service.cache.shown_root import check_shown_root
 from prismcache_service.config import ServiceConfig
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops.faces import FaceService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService
@@ -98,6 +99,7 @@ class Factory:
             lease_seconds=lease_seconds,
         )
         self.previews = PreviewService(self.cache)
+        self.faces = FaceService(self.crops.file, self.crops.local_path)
 
     async def aclose(self) -> None:
         """Stop working, keeping in the store what is unfinished."""

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 import prismcache
 from prismcache.schema import JobEvent
@@ -21,7 +22,7 @@ from prismcache_service.factory import Factory
 from prismcache_service.jobs.observer import Observer
 from prismcache_service.web import metrics, problems
 from prismcache_service.web.gate import Gate
-from prismcache_service.web.handlers import crops, docs, files, jobs, operation, previews
+from prismcache_service.web.handlers import crops, docs, files, jobs, operation, previews, zarr
 from prismcache_service.web.limits import BodyLimit
 from prismcache_service.web.logs import RequestLog
 from prismcache_service.web.tokens import TokenBook, require_safe_address, tokens_path
@@ -68,7 +69,7 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
     app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
-    for module in (jobs, crops, files, previews, operation, docs):
+    for module in (jobs, crops, files, previews, zarr, operation, docs):
         app.include_router(module.router)
     app.state.query_names = _complete_document(app)
     problems.install(app)
@@ -103,3 +104,12 @@ def _add_middleware(app: FastAPI, config: ServiceConfig) -> None:
     app.add_middleware(Gate, tokens=app.state.tokens, config=config)
     metrics.install(app, app.state.metrics)
     app.user_middleware.insert(0, Middleware(RequestLog))
+    if config.cors_origins:  # outermost, so that errors carry the headers, too: viewers must be able to read a 404
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins.split(),
+            allow_methods=["GET", "HEAD"],
+            allow_headers=["Authorization", "Range"],
+            expose_headers=["Content-Range", "ETag"],
+        )
+        app.user_middleware.insert(0, cors)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 
 from prismcache.errors import ForbiddenError, RequestError
 from prismcache.schema import Split
+from prismcache_service.crops.faces import FaceService
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService
 from prismcache_service.factory import Factory
@@ -42,6 +43,10 @@ async def _crops(factory: Annotated[Factory, Depends(_factory)]) -> CropService:
 
 async def _previews(factory: Annotated[Factory, Depends(_factory)]) -> PreviewService:
     return factory.previews
+
+
+async def _faces(factory: Annotated[Factory, Depends(_factory)]) -> FaceService:
+    return factory.faces
 
 
 async def _caller(
@@ -123,6 +128,7 @@ KnownQuery = Depends(_refuse_unknown_query)
 FactoryOf = Annotated[Factory, Depends(_factory)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Crops = Annotated[CropService, Depends(_crops)]
+Faces = Annotated[FaceService, Depends(_faces)]
 Previews = Annotated[PreviewService, Depends(_previews)]
 Reader = Annotated[Caller, Depends(_reader)]
 Requester = Annotated[Caller, Depends(_requester)]

@@ -1,0 +1,74 @@
+"""``/v1/crops/{split}/{crop}/zarr/…``: a cached crop as OME-Zarr, for viewers that read by URL."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Path, Request, Response
+
+from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError
+from prismcache_service.web.handlers.dependencies import CropPath, Faces, KnownQuery, Reader, SplitPath
+from prismcache_service.web.handlers.ranges import decide
+from prismcache_service.web.problems import HttpError, documented
+
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+
+_DOCUMENTS = (".zgroup", ".zattrs", ".zarray")
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A metadata document, or a chunk: a zlib stream of voxels.", "content": _BINARY},
+    206: {"description": "The range asked for.", "content": _BINARY},
+    304: {"description": "`If-None-Match` names this content."},
+    412: {"description": "`If-Match` names other content."},
+    416: {"description": "The range lies outside the content, or there is more than one."},
+    **documented(ForbiddenError, CropNotCachedError, CropCorruptError, StorageError),
+}
+Key = Annotated[str, Path(max_length=200, description="A zarr key, such as `.zattrs` or `0/0.0.0.0`.")]
+
+
+@router.get(
+    "/v1/crops/{split}/{crop}/zarr/{key:path}",
+    operation_id="read_zarr",
+    summary="A cached crop as OME-Zarr (NGFF 0.4, zarr format 2)",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+@router.head(
+    "/v1/crops/{split}/{crop}/zarr/{key:path}",
+    operation_id="head_zarr",
+    summary="Size of a metadata document or chunk",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+async def read(
+    split: SplitPath,
+    crop: CropPath,
+    key: Key,
+    faces: Faces,
+    caller: Reader,  # noqa: ARG001 - checks the role
+    request: Request,
+) -> Response:
+    """Chunks are sent as they lie in the cached file. A chunk that was never written is a 404: its voxels are 0."""
+    face = await faces.face(split, crop)
+    if key not in face.content:
+        raise HttpError(HTTPStatus.NOT_FOUND, "the crop's zarr hierarchy has no such key")
+    content: bytes = await run_sync(face.content.__getitem__, key)
+    is_document = key.rpartition("/")[2] in _DOCUMENTS
+    etag = f'"{face.file.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        # A crop that was fetched anew from a changed source has the same URLs, so metadata are always asked for.
+        "Cache-Control": "private, no-cache" if is_document else "private, max-age=600, immutable",
+    }
+    part = decide(request.headers, is_get=request.method == "GET", size=len(content), etag=etag)
+    if part.reason:
+        raise HttpError(part.status, part.reason, headers | {"Content-Range": f"bytes */{len(content)}"})
+    if part.status is HTTPStatus.NOT_MODIFIED:
+        return Response(status_code=part.status, headers=headers)
+    if part.status is HTTPStatus.PARTIAL_CONTENT:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(content)}"
+    media_type = "application/json" if is_document else "application/octet-stream"
+    return Response(content[part.start : part.stop], part.status, headers, media_type)
