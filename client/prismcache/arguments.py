@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import SupportsIndex, TypeAlias, TypeGuard, cast
 
 from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError, UnknownSplitError
+from prismcache.numbers import parse_channels
 from prismcache.schema import JobRequest, Split
 
 Numbers: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
@@ -66,7 +67,7 @@ def as_crops(value: Numbers | None) -> tuple[int, ...] | None:
     return crops
 
 
-def as_channels(value: Numbers | None) -> tuple[int, ...] | None:
+def as_channels(value: Numbers | str | None) -> tuple[int, ...] | None:
     """Channel numbers, ascending, each once; None stays None, which means all.
 
     Raises
@@ -80,9 +81,16 @@ def as_channels(value: Numbers | None) -> tuple[int, ...] | None:
     --------
     >>> as_channels([2, 0, 2])
     (0, 2)
+    >>> as_channels("0-2,5")
+    (0, 1, 2, 5)
     """
     if value is None:
         return None
+    if isinstance(value, str):
+        try:
+            value = parse_channels(value)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
     channels = tuple(sorted(set(_integers(value, "channel"))))
     if not channels:
         raise RequestError(
@@ -95,7 +103,7 @@ def as_channels(value: Numbers | None) -> tuple[int, ...] | None:
 
 
 def job_request(
-    split: str | Split, crops: tuple[int, ...] | None, channels: Numbers | None, *, strict: bool
+    split: str | Split, crops: tuple[int, ...] | None, channels: Numbers | str | None, *, strict: bool
 ) -> JobRequest:
     """The request for `crops` (each once, as the order and duplicates are the caller's own affair)."""
     unique = None if crops is None else tuple(dict.fromkeys(crops))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+EXPANSION = 5.0
+"""How many times larger the imaged tissue is than in the brain: PRISM expands it about five times."""
+
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
@@ -45,3 +50,34 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """Return the extents of an array for a person.
+
+    Examples
+    --------
+    >>> format_shape((200, 500, 500))
+    '200 × 500 × 500'
+    """
+    return " × ".join(map(str, shape))
+
+
+def format_voxel_size(voxel_size: Sequence[float], expansion: float = EXPANSION) -> str:
+    """Return the size of a voxel for a person, in the expanded tissue and in the brain.
+
+    Parameters
+    ----------
+    voxel_size
+        (Z, Y, X) in nm of the expanded tissue.
+    expansion
+        How many times larger the expanded tissue is.
+
+    Examples
+    --------
+    >>> format_voxel_size((400, 168, 168))
+    '400 × 168 × 168 nm expanded, ≈ 80 × 34 × 34 nm in tissue'
+    """
+    expanded = " × ".join(f"{size:g}" for size in voxel_size)
+    tissue = " × ".join(f"{size / expansion:.0f}" for size in voxel_size)
+    return f"{expanded} nm expanded, ≈ {tissue} nm in tissue"

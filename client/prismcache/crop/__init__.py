@@ -1,6 +1,11 @@
-"""One cached crop: `Crop` opens the file, gives its facts and reads boxes of voxels."""
+"""One cached crop: `Crop` opens the file, gives its facts and reads boxes of voxels.
 
-from prismcache.crop.boxes import Box, Slices3
-from prismcache.crop.crop import CITATION, Crop, LabelValues, OriginalLabels, manifest_of, open_file
+`prismcache.crop.files` is a door of its own, for code that has h5py: it opens the HDF5 file and types its errors.
+"""
 
-__all__ = ["CITATION", "Box", "Crop", "LabelValues", "OriginalLabels", "Slices3", "manifest_of", "open_file"]
+from prismcache.crop.boxes import Box, Shape3, Slices3
+from prismcache.crop.crop import Crop, LabelValues, manifest_of
+from prismcache.crop.provenance import CITATION
+from prismcache.crop.voxels import OriginalLabels
+
+__all__ = ["CITATION", "Box", "Crop", "LabelValues", "OriginalLabels", "Shape3", "Slices3", "manifest_of"]

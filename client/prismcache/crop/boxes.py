@@ -10,27 +10,27 @@ from prismcache.errors import RequestError
 Shape3 = tuple[int, int, int]
 Slices3 = tuple[slice, slice, slice]
 Box = Sequence[slice]
-"""Ranges of Z, Y and X; ``slice(None)`` is all."""
+"""Three ranges: Z, Y and X; ``slice(None)`` is all of an axis."""
 
-_EDGE = 1e-6  # voxels; what rounding may do to a border that is given in nm
+_EDGE = 1e-6  # voxels; a border in nm may be this far off a voxel's border after rounding
 
 
 def voxel_box(box: Box, shape: Shape3, offset: Shape3 = (0, 0, 0), voxel_size: Shape3 = (1, 1, 1)) -> Slices3:
-    """The ranges of voxels that a box meets.
+    """Return the ranges of voxels that a box meets.
 
     Parameters
     ----------
     box
-        Half-open ranges of Z, Y and X in world units; a missing start or stop is the crop's border.
+        Half-open ranges of Z, Y and X in world units; a missing start or stop is the array's border.
     shape
-        Of the crop, (Z, Y, X) in voxels.
+        (Z, Y, X) of the array, in voxels.
     offset, voxel_size
-        World position of the first voxel and size of each, (Z, Y, X).
+        World position of the array's first voxel and size of a voxel, (Z, Y, X).
 
     Raises
     ------
     RequestError
-        If the box has not three ranges without step, is empty, or leaves the crop.
+        If the box is not three ranges without step, is empty, or leaves the array.
 
     Examples
     --------

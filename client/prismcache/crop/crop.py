@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -20,38 +21,36 @@ from prismcache.arguments import Numbers, as_channels
 from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
 from prismcache.crop.provenance import CITATION, Provenance
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
-from prismcache.errors import (
-    CropCorruptError,
-    CropNotCachedError,
-    MissingExtraError,
-    RequestError,
-    UnknownChannelError,
-)
+from prismcache.errors import CropCorruptError, PrismError, RequestError, UnknownChannelError
 from prismcache.layout import LABELS, LABELS_IDS, Manifest, manifest_path, parse_crop_file_name, raw_dataset
 from prismcache.schema import Split
+from prismcache.units import format_shape, format_voxel_size
 
 if TYPE_CHECKING:
     import h5py
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["CITATION", "Box", "Crop", "LabelValues", "OriginalLabels", "Provenance", "RawVoxels"]
-
 LabelValues = Literal["consecutive", "original"]
+Units = Literal["voxels", "nm"]
 
 _FOREIGN = "Fetch the crop with `prismcache ensure`: files that other programs wrote lack it."
 
 
 class Crop:
-    """A cached crop, opened when it is first looked into; read only, without HDF5 locks.
+    """A cached crop, read only. The file is opened at the first access, not by the constructor.
 
-    It may be pickled and used after a fork: each process opens the file for itself. Everything fails with the errors
-    below if the file is not there or not what it should be.
+    A `Crop` can be pickled and used after a fork: each process opens the file for itself. Other libraries of the same
+    process may have the file open at the same time. Every access raises the errors below if the file cannot be read.
+
+    In a file with context, raw reaches beyond the labels, and `raw_shape` and `raw_offset` say how far. Boxes in voxels
+    always count from the first voxel of the *labels*, so that one box means the same tissue in raw and labels;
+    negative numbers reach into the context.
 
     Parameters
     ----------
     path
-        A crop's file, as `PrismClient.ensure` returns it.
+        The crop's file, as `PrismClient.ensure` returns it.
 
     Raises
     ------
@@ -60,7 +59,9 @@ class Crop:
     CropNotCachedError
         If there is no such file.
     CropCorruptError
-        If it is no crop's file.
+        If the file is no crop, or its content is damaged.
+    StorageError
+        If the system cannot read the file now; the message gives the path and the error number.
 
     Examples
     --------
@@ -89,40 +90,85 @@ class Crop:
     def __setstate__(self, path: Path) -> None:
         self.path, self._opened = path, None
 
+    def __getitem__(self, key: Any) -> Any:
+        """Return a channel by its number: ``crop[3]`` is `channel(3)`, ``crop[3, :32]`` are voxels of it."""
+        number, *rest = key if isinstance(key, tuple) else (key,)
+        dataset = self.channel(number)
+        return dataset[tuple(rest)] if rest else dataset
+
     def __repr__(self) -> str:
-        return f"Crop({str(self.path)!r})"
+        try:
+            facts = ", ".join(f"{name} {value}" for name, value in self._shown().items())
+        except PrismError as error:
+            facts = str(error)
+        return f"<Crop {self.path}: {facts}>"
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: a small table."""
+        from html import escape
+
+        try:
+            shown = self._shown()
+        except PrismError as error:
+            shown = {"error": str(error)}
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in ({"file": str(self.path)} | shown).items()
+        )
+        return f"<table>{rows}</table>"
+
+    def _shown(self) -> dict[str, str]:
+        shown = {
+            "crop": f"{self.split.value} {self.crop_id}",
+            "channels": ", ".join(map(str, self.channels)),
+            "labels": f"{format_shape(self.shape)} voxels",
+        }
+        if self.raw_shape != self.shape:
+            shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
+        return shown | {"voxel": format_voxel_size(self.voxel_size)}
 
     def close(self) -> None:
-        """Close the file; the next look opens it again."""
+        """Close the file; the next access opens it again."""
         opened, self._opened = self._opened, None
         if opened is not None and opened[0] == os.getpid():
             opened[1].close()
 
     @property
     def file(self) -> h5py.File:
-        """The open HDF5 file of this process."""
+        """The open HDF5 file of this process. What is read through it raises h5py's own errors."""
         if self._opened is None or self._opened[0] != os.getpid():  # HDF5's handles do not survive a fork
+            from prismcache.crop.files import open_file
+
             self._opened = (os.getpid(), open_file(self.path))
         return self._opened[1]
 
     @property
     def split(self) -> Split:
+        """The split, "instance" or "semantic"."""
         return Split(str(self._attribute("split")))
 
     @property
     def crop_id(self) -> int:
+        """The crop's number in its split."""
         return int(self._attribute("crop_id"))
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Numbers of the channels in this file, ascending; those of the source."""
-        names: Iterator[str] = iter(self.file["raw"])
-        return tuple(sorted(int(name.removeprefix("ch_")) for name in names))
+        """The numbers of the channels in this file, ascending; the numbers are those of the source."""
+        file = self.file
+        with self._errors("raw"):
+            return tuple(sorted(int(name.removeprefix("ch_")) for name in file["raw"]))
 
     @property
     def shape(self) -> Shape3:
-        """(Z, Y, X) in voxels, of labels and of every channel."""
-        z, y, x = self.file[LABELS].shape
+        """(Z, Y, X) of the labels, in voxels; without context also of every channel."""
+        z, y, x = self.labels.shape
+        return z, y, x
+
+    @property
+    def raw_shape(self) -> Shape3:
+        """(Z, Y, X) of every channel, in voxels; larger than `shape` in a file with context."""
+        z, y, x = self.channel(self.channels[0]).shape
         return z, y, x
 
     @property
@@ -137,8 +183,32 @@ class Crop:
 
     @property
     def offset(self) -> Shape3:
-        """World position of the first voxel, (Z, Y, X) in nm."""
+        """World position of the labels' first voxel, (Z, Y, X) in nm; without context also of raw's."""
         return self._numbers("offset")
+
+    @property
+    def raw_offset(self) -> Shape3:
+        """World position of raw's first voxel, (Z, Y, X) in nm; less than `offset` in a file with context."""
+        return self._numbers("offset", raw_dataset(self.channels[0]))
+
+    @property
+    def context(self) -> tuple[Shape3, Shape3]:
+        """Voxels (Z, Y, X) that raw reaches beyond the labels: before their first voxel, and after their last one.
+
+        Raises
+        ------
+        CropCorruptError
+            If raw does not hold all of the labels' box.
+        """
+        if self.raw_shape == self.shape:
+            return (0, 0, 0), (0, 0, 0)
+        places = zip(self.offset, self.raw_offset, self.voxel_size, strict=True)
+        bz, by, bx = (round((labels - raw) / size) for labels, raw, size in places)
+        extents = zip(self.raw_shape, self.shape, (bz, by, bx), strict=True)
+        az, ay, ax = (raw - labels - before for raw, labels, before in extents)
+        if min(bz, by, bx, az, ay, ax) < 0:
+            raise CropCorruptError(f"{self.path}: raw, {self.raw_shape}, does not hold the labels' box, {self.shape}")
+        return (bz, by, bx), (az, ay, ax)
 
     @property
     def labels_ids(self) -> NDArray[np.uint64]:
@@ -148,21 +218,38 @@ class Crop:
         ------
         RequestError
             If the file has none, since another program wrote it.
+        CropCorruptError
+            If the table does not match its checksum, or is not ascending from 0.
         """
         if LABELS_IDS not in self.file:
             raise RequestError(f"{self.path} has no {LABELS_IDS!r}, so the original ids are unknown", remedy=_FOREIGN)
-        ids: NDArray[np.uint64] = self.file[LABELS_IDS][...]
+        dataset = self._dataset(LABELS_IDS)
+        ids: NDArray[np.uint64] = dataset[...]
+        with self._errors(LABELS_IDS):
+            expected = dataset.attrs.get("sha256")  # files of format 1 have none
+        digest = hashlib.sha256(ids.astype("<u8").tobytes()).hexdigest()
+        if (
+            ids.ndim != 1
+            or not ids.size
+            or ids[0] != 0
+            or (ids[1:] <= ids[:-1]).any()
+            or expected not in {None, digest}
+        ):
+            raise CropCorruptError(
+                f"{self.path}: the table {LABELS_IDS!r} is damaged",
+                remedy="Run `prismcache verify`, then `prismcache ensure` makes the crop again.",
+            )
         return ids
 
     @property
     def raw(self) -> RawVoxels:
-        """(C, Z, Y, X) uint8, read where it is indexed; ``raw[i]`` is channel ``channels[i]``."""
+        """(C, Z, Y, X) uint8, read where it is indexed, with all of its context; ``raw[i]`` is ``channels[i]``."""
         return RawVoxels(self)
 
     @property
     def labels(self) -> h5py.Dataset:
         """(Z, Y, X) uint32, consecutive ids, read where it is indexed."""
-        return self.file[LABELS]
+        return self._dataset(LABELS)
 
     @property
     def original_labels(self) -> OriginalLabels:
@@ -183,7 +270,7 @@ class Crop:
 
     @property
     def citation(self) -> str:
-        """What to cite when you publish."""
+        """The text to cite when you publish."""
         return CITATION
 
     def zarr_store(self) -> Any:
@@ -203,34 +290,35 @@ class Crop:
         return open_store(self)
 
     def channel(self, channel: int) -> h5py.Dataset:
-        """A channel by its number: (Z, Y, X) uint8, read where it is indexed.
+        """Return a channel by its number: (Z, Y, X) uint8, with all of its context, read where it is indexed.
 
         Raises
         ------
         UnknownChannelError
-            If the file lacks it; names those it has.
+            If the file lacks the channel; the message names those that the file has.
         """
-        if raw_dataset(channel) not in self.file:
+        (number,) = as_channels(channel) or ()
+        if number not in self.channels:
             raise UnknownChannelError(
-                f"{self.path} has no channel {channel}; it has {', '.join(map(str, self.channels))}",
+                f"{self.path} has no channel {number}; it has {', '.join(map(str, self.channels))}",
                 remedy="Name one of these, or `prismcache ensure` the crop with the channels that you need.",
             )
-        return self.file[raw_dataset(channel)]
+        return self._dataset(raw_dataset(number))
 
     def read(
-        self, box: Box | None = None, channels: Numbers | None = None, *, units: Literal["voxels", "nm"] = "voxels"
+        self, box: Box | None = None, channels: Numbers | str | None = None, *, units: Units = "voxels"
     ) -> NDArray[np.uint8]:
-        """Raw voxels of a box.
+        """Return the raw voxels of a box.
 
         Parameters
         ----------
         box
-            Ranges of Z, Y and X; None is everything.
+            Half-open ranges of Z, Y and X; None, or ``slice(None)`` for an axis, is all of raw with its context.
         channels
-            Channel numbers (of the source); None is all of the file's.
+            Channel numbers (of the source), also as "0-2,5"; None is all of the file's.
         units
-            "voxels" counts from the crop's first voxel. "nm" are world coordinates, as `offset` is; every voxel that
-            the box meets is read.
+            "voxels" counts from the first voxel of the labels; negative numbers reach into the context. "nm" are world
+            coordinates, as `offset` is; every voxel that the box meets is read.
 
         Returns
         -------
@@ -240,7 +328,7 @@ class Crop:
         Raises
         ------
         RequestError
-            If the box is empty or not within the crop; gives the numbers.
+            If the box is empty or leaves raw; the message gives the numbers.
         UnknownChannelError
             If the file lacks a channel.
         """
@@ -248,80 +336,65 @@ class Crop:
 
         wanted = as_channels(channels) or self.channels
         datasets = [self.channel(channel) for channel in wanted]
-        ranges = self.voxels(box, units=units)
+        if units == "nm":
+            ranges = voxel_box(box or _ALL, self.raw_shape, self.raw_offset, self.voxel_size)
+        else:
+            z, y, x = self.context[0]
+            ranges = voxel_box(box or _ALL, self.raw_shape, (-z, -y, -x))
         found = np.empty((len(wanted), *(r.stop - r.start for r in ranges)), np.uint8)
         for target, dataset in zip(found, datasets, strict=True):
             dataset.read_direct(target, ranges)
         return found
 
     def read_labels(
-        self,
-        box: Box | None = None,
-        values: LabelValues = "consecutive",
-        *,
-        units: Literal["voxels", "nm"] = "voxels",
+        self, box: Box | None = None, values: LabelValues = "consecutive", *, units: Units = "voxels"
     ) -> NDArray[Any]:
-        """Labels of a box: (Z, Y, X), uint32 if "consecutive", uint64 if "original". Box and errors as in `read`."""
+        """Return the labels of a box: (Z, Y, X), uint32 if "consecutive", uint64 if "original".
+
+        `box` and `units` are those of `read`; None is all of the labels.
+
+        Raises
+        ------
+        RequestError
+            If the box is empty or leaves the labels; the message gives the numbers.
+        """
         chosen: Any = self.original_labels if values == "original" else self.labels
         found: NDArray[Any] = chosen[self.voxels(box, units=units)]
         return found
 
-    def voxels(self, box: Box | None, *, units: Literal["voxels", "nm"] = "voxels") -> Slices3:
-        """The ranges of voxels that a box means, with start and stop; parameters and errors are those of `read`."""
-        if box is None:
-            box = (slice(None),) * 3
+    def voxels(self, box: Box | None, *, units: Units = "voxels") -> Slices3:
+        """Return a box as ranges of the labels' voxels, with start and stop; see `read_labels`."""
         if units == "nm":
-            return voxel_box(box, self.shape, self.offset, self.voxel_size)
-        return voxel_box(box, self.shape)
+            return voxel_box(box or _ALL, self.shape, self.offset, self.voxel_size)
+        return voxel_box(box or _ALL, self.shape)
 
-    def _attribute(self, name: str) -> Any:
-        try:
-            return self.file.attrs[name]
-        except KeyError:
-            raise RequestError(f"{self.path} has no attribute {name!r}", remedy=_FOREIGN) from None
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        from prismcache.crop.files import read_errors
 
-    def _numbers(self, name: str) -> Shape3:
-        attributes: Mapping[str, Any] = self.file[LABELS].attrs
-        if name not in attributes:
-            raise RequestError(f"{self.path} does not say its {name!r}", remedy=_FOREIGN)
-        z, y, x = (int(value) for value in attributes[name])
+        return read_errors(self.path, what)
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        from prismcache.crop.files import open_dataset
+
+        return open_dataset(self.file, name, self.path)
+
+    def _attribute(self, name: str, dataset: str | None = None) -> Any:
+        holder = self.file if dataset is None else self._dataset(dataset)
+        with self._errors(f"attribute {name!r}"):
+            if name in holder.attrs:
+                return holder.attrs[name]
+        raise RequestError(f"{self.path} does not say its {name!r}", remedy=_FOREIGN)
+
+    def _numbers(self, name: str, dataset: str = LABELS) -> Shape3:
+        z, y, x = (int(value) for value in self._attribute(name, dataset))
         return z, y, x
 
 
-def open_file(path: Path, **options: Any) -> h5py.File:
-    """Open a crop's file for reading, without HDF5 locks; `options` are h5py's.
-
-    Raises
-    ------
-    MissingExtraError, CropNotCachedError, CropCorruptError
-        As `Crop` raises them.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading crops needs h5py, which is not installed", remedy='pip install "prismcache[torch]"'
-        ) from error
-    if not path.is_file():
-        raise CropNotCachedError(f"there is no file {path}")
-    try:
-        try:
-            file = h5py.File(path, "r", locking=False, **options)
-        except OSError as error:
-            if "locking" not in str(error):
-                raise
-            # Something else in this process (torch_em) has it open with locks, and HDF5 does not open it both ways.
-            file = h5py.File(path, "r", **options)
-    except OSError as error:
-        raise CropCorruptError(f"{path} cannot be opened as HDF5: {error}") from error
-    if LABELS not in file or "raw" not in file:
-        file.close()
-        raise CropCorruptError(f"{path} is no crop: it lacks 'raw' or {LABELS!r}")
-    return file
+_ALL = (slice(None),) * 3
 
 
 def manifest_of(path: Path) -> Manifest | None:
-    """The manifest beside a file that lies in a cache folder; None if there is none that can be read."""
+    """Return the manifest of a file that lies in a cache folder; None if there is none, or it cannot be read."""
     parsed = parse_crop_file_name(path.name)
     try:
         split = Split(path.parent.name)

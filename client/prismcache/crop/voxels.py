@@ -1,4 +1,4 @@
-"""Voxels of a crop as arrays of which only what is indexed is read."""
+"""A crop's raw and original labels as arrays that read only the voxels which are indexed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prismcache.crop.boxes import Shape3
 from prismcache.crop.provenance import Provenance
+from prismcache.errors import CropCorruptError
 from prismcache.schema import Split
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class OpenCrop(Protocol):
     @property
     def shape(self) -> Shape3: ...
     @property
+    def raw_shape(self) -> Shape3: ...
+    @property
     def labels(self) -> Any: ...
     @property
     def labels_ids(self) -> NDArray[np.uint64]: ...
@@ -38,9 +41,9 @@ class OpenCrop(Protocol):
 
 
 class RawVoxels:
-    """Raw of a crop as one array (C, Z, Y, X) uint8, of which only what is indexed is read.
+    """Raw of a crop as one array (C, Z, Y, X) uint8. Indexing reads only the voxels that are selected.
 
-    Index it as h5py does: integers, slices, one list or mask.
+    Indices are those of h5py: integers, slices, one list or mask.
     """
 
     ndim = 4
@@ -50,7 +53,7 @@ class RawVoxels:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return len(self._crop.channels), *self._crop.shape
+        return len(self._crop.channels), *self._crop.raw_shape
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
@@ -82,7 +85,7 @@ class RawVoxels:
 
 
 class OriginalLabels:
-    """Labels of a crop with the source's ids, (Z, Y, X) uint64, of which only what is indexed is read."""
+    """Labels of a crop with the source's ids, (Z, Y, X) uint64. Indexing reads only the voxels that are selected."""
 
     ndim = 3
 
@@ -102,9 +105,12 @@ class OriginalLabels:
         return self._crop.shape[0]
 
     def __getitem__(self, key: Any) -> NDArray[np.uint64]:
-        import numpy as np
-
-        return np.asarray(self._ids[self._crop.labels[key]])
+        labels = self._crop.labels[key]
+        try:
+            found: NDArray[np.uint64] = self._ids[labels]
+        except IndexError as error:
+            raise CropCorruptError(f"{self._crop.path}: a label is larger than the table of original ids") from error
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's protocol
         import numpy as np
@@ -115,7 +121,7 @@ class OriginalLabels:
 
 
 def _expanded(key: Any) -> tuple[Any, ...]:
-    """An index of four axes at most, with its ellipsis written out."""
+    """Return an index of at most four axes with its ellipsis written out."""
     parts = key if isinstance(key, tuple) else (key,)
     at = next((place for place, part in enumerate(parts) if part is Ellipsis), len(parts))
     before, after = parts[:at], parts[at + 1 :]

@@ -1,8 +1,8 @@
-"""Boxes of voxels out of a crop's file, fast: its deflated chunks are read as they lie and inflated by ISA-L.
+"""Reads boxes of voxels from a crop's file, fast: its deflated chunks are read as they lie and inflated by ISA-L.
 
-HDF5 inflates with zlib, in one thread and under a lock. Here HDF5 is asked once where each chunk lies; then a read
-needs neither HDF5 nor its locks, works in threads, and goes on after a fork. Where ISA-L is not installed, or a
-dataset is stored another way than gzip chunks, h5py reads instead.
+HDF5 inflates with zlib, in one thread and under a lock. Here HDF5 only says once where each chunk lies. After that a
+read needs neither HDF5 nor its locks, works in threads, and works after a fork. h5py reads where ISA-L is not installed
+or a dataset is not stored in gzip chunks.
 """
 
 from __future__ import annotations
@@ -19,28 +19,34 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prismcache.crop import open_file
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.crop.chunks import ChunkTable, chunk_table
+from prismcache.crop.files import SteadyFile, open_dataset, open_file, read_errors
 from prismcache.errors import CropCorruptError
 
 _ISAL: Any
 try:
-    from isal import isal_zlib as _ISAL  # noqa: N812 - the module, or nothing
-except ImportError:  # h5py alone does
+    from isal import isal_zlib as _ISAL  # noqa: N812 - the module, or None
+except ImportError:  # then h5py reads
     _ISAL = None
-_UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError) if _ISAL is None else (OSError, EOFError, _ISAL.error)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_CHUNKS_A_THREAD = 4  # fewer are not worth waking one for
-_CACHE_BYTES = 8 << 20  # of h5py's chunk cache, so that one row of chunks of a patch is inflated once
+_CHUNKS_A_THREAD = 4  # waking a thread for fewer chunks costs more than it saves
+_CACHE_BYTES = 8 << 20  # size of h5py's chunk cache: it holds a row of chunks, so that each is inflated once a patch
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a box needs of one chunk: the chunk's place in the grid, the part in it, and where that lies in the box."""
+    """The part of one chunk that a box needs.
+
+    Attributes
+    ----------
+    index
+        (z, y, x) of the chunk in the grid of chunks.
+    inside, target
+        Where the part lies in the chunk, and where in the box.
+    """
 
     index: Shape3
     inside: Slices3
@@ -48,7 +54,7 @@ class Piece:
 
 
 def pieces(box: Slices3, chunk: Shape3) -> list[Piece]:
-    """The pieces that make up a box, in the order of the file.
+    """Return the pieces that make up a box, in the order of the file.
 
     Parameters
     ----------
@@ -72,7 +78,7 @@ def _pieces_along(start: int, stop: int, size: int) -> Iterator[tuple[int, slice
 
 
 class CropReader:
-    """Reads boxes of one crop's file; for one process and the forks of it, any number of threads.
+    """Reads boxes of one crop's file, in any number of threads, in one process and in its forks.
 
     Parameters
     ----------
@@ -81,7 +87,7 @@ class CropReader:
     names
         The datasets that will be read.
     threads
-        How many inflate one box.
+        How many threads inflate one box.
 
     Raises
     ------
@@ -92,54 +98,54 @@ class CropReader:
     def __init__(self, path: Path, names: Iterable[str], threads: int = 1) -> None:
         self.path = path
         self._threads = threads
-        self._fd = -1
         self._h5py: tuple[int, h5py.File] | None = None
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._tables: dict[str, ChunkTable | None] = dict.fromkeys(names)
+        if _ISAL is None or not hasattr(os, "pread"):
+            open_file(path).close()  # raises now if the file cannot be read
+            return
+        with read_errors(path):
+            self._bytes = SteadyFile(path)
         with open_file(path) as file:
-            if _ISAL is None or not hasattr(os, "pread"):
-                self._tables: dict[str, ChunkTable | None] = dict.fromkeys(names)
-            else:
-                self._fd = os.open(path, _READ_FLAGS)
-                self._tables = {name: chunk_table(file[name]) for name in names}
-
-    def __del__(self) -> None:
-        self.close()
+            for name in self._tables:
+                dataset = open_dataset(file, name, path)
+                with read_errors(path, name):
+                    self._tables[name] = chunk_table(dataset)
 
     def close(self) -> None:
-        """Close what is open."""
-        fd, self._fd = getattr(self, "_fd", -1), -1  # without: the file could not be opened
-        if fd >= 0:
-            os.close(fd)
-        opened, self._h5py = getattr(self, "_h5py", None), None
-        if opened is not None and opened[0] == os.getpid():
-            opened[1].close()
-        pool, self._pool = getattr(self, "_pool", None), None
-        if pool is not None and pool[0] == os.getpid():
-            pool[1].shutdown(wait=False)
+        """Close what this process has open; the reader cannot be used afterwards."""
+        if hasattr(self, "_bytes"):
+            self._bytes.close()
+        if self._h5py is not None and self._h5py[0] == os.getpid():
+            self._h5py[1].close()
+        if self._pool is not None and self._pool[0] == os.getpid():
+            self._pool[1].shutdown(wait=False)
+        self._h5py = self._pool = None
 
     def read(self, name: str, box: Slices3, out: Array, ids: Array | None = None) -> None:
-        """Read a box of a dataset.
+        """Read a box of a dataset into an array.
 
         Parameters
         ----------
         name
-            Of the dataset, such as ``labels``.
+            Name of the dataset, such as ``labels``.
         box
             (Z, Y, X) in voxels, with start and stop, within the dataset.
         out
-            Of the box's shape and any dtype: gets the voxels, cast.
+            Array of the box's shape and any dtype; the voxels are cast to it.
         ids
-            What to put in place of each value v: ``ids[v]``.
+            (n+1,): each value v is replaced by ``ids[v]``. None leaves the values.
 
         Raises
         ------
         CropCorruptError
-            If a chunk cannot be read or inflated; names it.
+            If a chunk cannot be inflated, or a value is larger than `ids` knows; the message names the chunk.
+        StorageError
+            If the system refuses to read, four times in a row.
         """
         table = self._tables[name]
         if table is None:
-            voxels = self._through_h5py(name, box)
-            out[...] = voxels if ids is None else ids[voxels]
+            self._put(name, self._through_h5py(name, box), out, ids)
             return
         wanted = pieces(box, table.chunk)
         threads = min(self._threads, len(wanted) // _CHUNKS_A_THREAD)
@@ -156,30 +162,34 @@ class CropReader:
             if part is None:
                 out[piece.target] = 0
             else:
-                voxels = part[piece.inside]
-                out[piece.target] = voxels if ids is None else ids[voxels]
+                self._put(f"chunk {piece.index} of {name}", part[piece.inside], out[piece.target], ids)
+
+    def _put(self, what: str, voxels: Array, out: Array, ids: Array | None) -> None:
+        try:
+            out[...] = voxels if ids is None else ids[voxels]
+        except IndexError as error:
+            raise CropCorruptError(f"{self.path}: {what} has a label without an original id") from error
 
     def _chunk(self, name: str, table: ChunkTable, index: Shape3) -> Array | None:
         size = int(table.sizes[index])
         if size == 0:
             return None
         count = math.prod(table.chunk) * table.dtype.itemsize
+        what = f"chunk {index} of {name}"
+        with read_errors(self.path, what):
+            data = self._bytes.pread(size, int(table.offsets[index]))
         try:
-            data = os.pread(self._fd, size, int(table.offsets[index]))
             inflated = _ISAL.decompress(data, 15, count)
-        except _UNREADABLE as error:
-            raise CropCorruptError(f"{self.path}: chunk {index} of {name} cannot be read: {error}") from error
+        except (EOFError, _ISAL.error) as error:
+            raise CropCorruptError(f"{self.path}: {what} cannot be inflated: {error}") from error
         if len(inflated) != count:
-            raise CropCorruptError(f"{self.path}: chunk {index} of {name} has {len(inflated)} bytes, not {count}")
+            raise CropCorruptError(f"{self.path}: {what} has {len(inflated)} bytes, not {count}")
         return np.frombuffer(inflated, table.dtype).reshape(table.chunk)
 
     def _through_h5py(self, name: str, box: Slices3) -> Array:
         if self._h5py is None or self._h5py[0] != os.getpid():  # HDF5's handles do not survive a fork
             self._h5py = os.getpid(), open_file(self.path, rdcc_nbytes=_CACHE_BYTES)
-        try:
-            voxels: Array = self._h5py[1][name][box]
-        except OSError as error:
-            raise CropCorruptError(f"{self.path}: {name} cannot be read: {error}") from error
+        voxels: Array = open_dataset(self._h5py[1], name, self.path)[box]
         return voxels
 
     def _executor(self) -> ThreadPoolExecutor:
