@@ -83,12 +83,8 @@ constraints: ## Resolve constraints.txt anew, on every supported Python
 clean: ## Remove everything that these targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
 	find client service tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f service/prismcache_service/pipeline/bucket/*.so
 
-# Installing compiles what is in C, where there is a compiler.
-COMPILED = hatch_build.py service/prismcache_service/pipeline/bucket/md5_lanes.c
-
-$(READY): pyproject.toml constraints.txt $(COMPILED)
+$(READY): pyproject.toml constraints.txt
 	@sh .ci/venv $(PYTHON) $(VENV)
 	@echo 'installing prismcache and its test environment into $(VENV)'
 	@$(BIN)/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
@@ -102,7 +98,7 @@ $(BENCH_READY): $(READY)
 # torch first and alone, so that nothing trades it for another build. torch_em wants torchvision, whose compiled part does
 # not load beside a CPU build of torch ("operator torchvision::nms does not exist"): the right release only keeps pip's
 # resolver content, then, last, 0.15.2, which does without the compiled part, takes its place. torch_em needs no more.
-$(TORCH_READY): pyproject.toml constraints.txt $(COMPILED)
+$(TORCH_READY): pyproject.toml constraints.txt
 	@sh .ci/venv $(PYTHON) $(TORCH_VENV)
 	@echo 'installing torch, torch_em and prismcache into $(TORCH_VENV)'
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torch==2.13.0

@@ -21,8 +21,7 @@ from botocore import UNSIGNED
 
 from prismcache.config import Settings
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.bucket.md5 import LANES, md5_of_each
-from prismcache_service.pipeline.bucket.s3_bodies import open_bodies
+from prismcache_service.pipeline.bucket.bodies import BodyReader, open_store
 from prismcache_service.pipeline.codec.encode import Array, encode_row
 from prismcache_service.pipeline.codec.relabel import Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
@@ -78,9 +77,8 @@ def measure_limits(endpoint: str, spec: CropSpec, written: int) -> Limits:
     label_bodies = [(place / item.key).read_bytes() for item in labels[:: max(1, len(labels) // _SAMPLE)]]
     seconds = {"fetch": _fetch(endpoint, [item for item in fetched if item.size])}
     share = needed / sum(map(len, (*raw_bodies, *label_bodies)))
-    bodies = [memoryview(body) for body in (*raw_bodies, *label_bodies)]
-    batches = [bodies[i : i + LANES] for i in range(0, len(bodies), LANES)]
-    seconds["MD5"] = share * _cpu(lambda: [md5_of_each(batch) for batch in batches])
+    bodies = (*raw_bodies, *label_bodies)
+    seconds["MD5"] = share * _cpu(lambda: [hashlib.md5(body).digest() for body in bodies])
     raw_share, label_share = len(raw) / len(raw_bodies), len(labels) / len(label_bodies)
     decode_raw = _cpu(lambda: [crop.raw.codec.decode(b, crop.raw.chunks) for b in raw_bodies])
     decode_labels = _cpu(lambda: [crop.labels.codec.decode(b, crop.labels.chunks) for b in label_bodies])
@@ -118,8 +116,10 @@ def _fetch(endpoint: str, items: list[SourceObject]) -> float:
 
     async def fetch() -> float:
         waiting = list(items)
-        client = get_session().create_client("s3", region_name="us-east-1", endpoint_url=endpoint, config=config)
-        async with client as s3, open_bodies(s3, settings, None) as bodies:
+        session = get_session()
+        client = session.create_client("s3", region_name="us-east-1", endpoint_url=endpoint, config=config)
+        async with client as s3:
+            bodies = BodyReader(s3, await open_store(session, s3, settings), settings)
             before = time.process_time()
 
             async def read_some() -> None:

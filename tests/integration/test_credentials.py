@@ -52,7 +52,7 @@ def test_with_wrong_ones_the_bucket_refuses(private_bucket, tmp_path, monkeypatc
 
 def test_anonymous_requests_are_not_signed_even_where_there_are_credentials(private_bucket, tmp_path, monkeypatch):
     _credentials(monkeypatch, SECRET)
-    with pytest.raises(SourceError, match="answers 400"):  # rclone's answer; AWS says 403
+    with pytest.raises(SourceError, match="responds 400"):  # rclone; AWS says 403
         _ensure(private_bucket[0].endpoint, tmp_path, anonymous=True)
 
 

@@ -179,7 +179,7 @@ def test_a_crop_that_could_not_be_asked_for_is_asked_for_again(fault_proxy: Faul
 
 def test_a_bucket_that_nobody_serves_is_unreachable(tmp_path: Path) -> None:
     found = Settings.load({}, root=tmp_path, s3_endpoint_url="http://127.0.0.1:1", s3_object_timeout=1)
-    with pytest.raises(SourceUnreachableError, match=r"http://127\.0\.0\.1:1 does not answer"):
+    with pytest.raises(SourceUnreachableError, match=r"http://127\.0\.0\.1:1 does not respond"):
         asyncio.run(_closing(CatalogService(found)))
 
 

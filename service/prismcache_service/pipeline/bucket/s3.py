@@ -15,42 +15,33 @@ from typing import Any, TypeVar
 
 import aiohttp
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import get_session
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
+from obstore.exceptions import BaseError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from prismcache.config import Settings
-from prismcache.errors import (
-    ConfigError,
-    PrismError,
-    SourceChangedError,
-    SourceCorruptError,
-    SourceDeniedError,
-    SourceError,
-    SourceUnreachableError,
-)
+from prismcache.errors import ConfigError, PrismError, SourceCorruptError, SourceUnreachableError
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.bucket.connections import CONNECT_TIMEOUT_S
-from prismcache_service.pipeline.bucket.digests import DigestChecks
-from prismcache_service.pipeline.bucket.in_flight import InFlight
-from prismcache_service.pipeline.bucket.s3_bodies import MAX_STALL_S, BodyReader, open_bodies
-from prismcache_service.pipeline.bucket.source import Source, plain_md5
+from prismcache_service.pipeline.bucket.bodies import CONNECT_TIMEOUT_S, MAX_STALL_S, Body, BodyReader, open_store
+from prismcache_service.pipeline.bucket.responses import Failure, RedirectRefusedError, decide, failure_of
+from prismcache_service.pipeline.bucket.source import Source, check_digest, plain_md5
 
 T = TypeVar("T")
 
-# Ten attempts ride out half of all answers failing for one object; sixteen do so for thousands. A listing is the first
+# If half of all responses fail, ten attempts are enough for one object, sixteen for thousands. A listing is the first
 # contact, where an unreachable endpoint should be reported in seconds.
 _READ_ATTEMPTS = 16
 _LIST_ATTEMPTS = 5
-_PERMANENT = frozenset({400, 405, 409, 411, 413, 416, 501})
-_CONNECTION_ERRORS = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError)
+_REQUEST_ERRORS = (ClientError, BotoCoreError, BaseError, aiohttp.ClientError, OSError, asyncio.IncompleteReadError)
 
 
 class _RetryableError(Exception):
     """One attempt failed in a way that another may not; `error` is what to say when none is left."""
 
-    def __init__(self, error: SourceError) -> None:
+    def __init__(self, error: PrismError) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -63,7 +54,7 @@ class S3Source(Source):
     client
         An aiobotocore S3 client that makes one attempt a request.
     bodies
-        Fetches what the client would sign for.
+        Reads objects of the same bucket.
     settings
         Bucket, prefix, concurrency and deadlines.
     executor
@@ -71,11 +62,7 @@ class S3Source(Source):
     """
 
     def __init__(self, client: Any, bodies: BodyReader, settings: Settings, executor: Executor) -> None:
-        self._client = client
-        self._bodies = bodies
-        self._settings = settings
-        self._digests = DigestChecks(executor)
-        self._in_flight = InFlight(settings.s3_concurrency)
+        self._client, self._bodies, self._settings, self._executor = client, bodies, settings, executor
 
     @property
     def url(self) -> str:
@@ -103,19 +90,37 @@ class S3Source(Source):
         ]
 
     async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
-        async def attempt(deadline: asyncio.Timeout) -> memoryview:
+        await self._verified(folder, item, into, self._bodies.read)
+        return into[: item.size]
+
+    async def read_document(self, folder: str, item: SourceObject) -> bytes:
+        into = bytearray(item.size)
+        await self._verified(folder, item, memoryview(into), self._bodies.read_by_sdk)
+        return bytes(into)
+
+    async def _verified(self, folder: str, item: SourceObject, into: memoryview, read: Callable[..., Any]) -> None:
+        key = self._key(folder, item.key)
+        # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
+        condition = None if plain_md5(item.etag) or not item.etag else f'"{item.etag}"'
+
+        async def attempt(deadline: asyncio.Timeout) -> None:
             async with AsyncExitStack() as held:
                 async with _not_counted(deadline):
-                    await held.enter_async_context(self._in_flight.fetching(item.size))
-                    await self._bodies.admit(item.size)
-                view = await self._read_body(folder, item, into)
+                    await held.enter_async_context(self._bodies.turn(item.size))
+                body: Body = await read(key, item.size, into, if_match=condition)
+            if body.length != item.size:
+                raise _RetryableError(
+                    SourceCorruptError(
+                        f"object {item.key!r} came with {body.length} bytes, its listing says {item.size}"
+                    )
+                )
             try:
-                await self._digests.check(item, view)
+                # hashlib releases the GIL
+                await asyncio.get_running_loop().run_in_executor(self._executor, check_digest, item, into[: item.size])
             except SourceCorruptError as error:
                 raise _RetryableError(error) from None
-            return view
 
-        return await self._retrying(attempt, f"object {item.key!r} of {self.url}/{folder}", _READ_ATTEMPTS)
+        await self._retrying(attempt, f"object {item.key!r} of {self.url}/{folder}", _READ_ATTEMPTS)
 
     def _key(self, folder: str, name: str) -> str:
         return "/".join(part for part in (self._settings.s3_prefix, folder) if part) + f"/{name}"
@@ -138,22 +143,12 @@ class S3Source(Source):
         complete = "IsTruncated" in page and (not page["IsTruncated"] or "NextContinuationToken" in page)
         if not complete or page.get("Prefix") != request["Prefix"]:
             raise _RetryableError(
-                SourceUnreachableError(f"{what}: {self.endpoint} answers 200 with what is no listing")
+                SourceUnreachableError(f"{what}: {self.endpoint} responds 200 with what is no listing")
             )
         return page
 
-    async def _read_body(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
-        # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
-        condition = None if plain_md5(item.etag) or not item.etag else f'"{item.etag}"'
-        length = await self._bodies.read(self._key(folder, item.key), item.size, into, if_match=condition)
-        if length != item.size:
-            raise _RetryableError(
-                SourceCorruptError(f"object {item.key!r} came with {length} bytes, its listing says {item.size}")
-            )
-        return into[:length]
-
     async def _retrying(self, attempt: Callable[[asyncio.Timeout], Awaitable[T]], what: str, attempts: int) -> T:
-        """`attempt` until it succeeds, fails for good, or attempts or the object's time run out."""
+        """Run `attempt` until it succeeds, fails for good, or attempts or the object's time run out."""
         last: PrismError | None = None
         policy = AsyncRetrying(
             retry=retry_if_exception_type(_RetryableError),
@@ -170,40 +165,16 @@ class S3Source(Source):
                         except _RetryableError as failure:
                             last = failure.error
                             raise
-                        except _CONNECTION_ERRORS as error:
-                            last = self._unreachable(what, error)
-                            raise _RetryableError(last) from error
-                        except ClientError as error:
-                            last = self._refused(what, error)
-                            if isinstance(last, SourceUnreachableError):
-                                raise _RetryableError(last) from error
-                            raise last from error
+                        except _REQUEST_ERRORS as error:
+                            verdict = decide(failure_of(error), what, self.endpoint, listing=attempts == _LIST_ATTEMPTS)
+                            last = verdict.error
+                            raise (_RetryableError(last) if verdict.retry else last) from error
         except TimeoutError:
-            raise last or self._unreachable(what, TimeoutError("no answer")) from None
+            stalled = Failure(reason=f"no response within {self._settings.s3_object_timeout:g} s")
+            raise last or decide(stalled, what, self.endpoint, listing=False).error from None
         except _RetryableError as failure:
             raise failure.error from failure.__cause__
         raise AssertionError("the retry loop always returns or raises")
-
-    def _unreachable(self, what: str, error: BaseException) -> SourceUnreachableError:
-        reason = str(error) or type(error).__name__
-        return SourceUnreachableError(f"{what}: {self.endpoint} does not answer: {reason}")
-
-    def _refused(self, what: str, error: ClientError) -> PrismError:
-        """The typed error for an HTTP error answer (`SourceUnreachableError` for those worth a retry)."""
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        code = error.response.get("Error", {}).get("Code", "")
-        said = f"{what}: {self.endpoint} answers {status} {code}".rstrip()
-        if status in {401, 403}:
-            return SourceDeniedError(said)
-        if code == "NoSuchBucket":
-            return ConfigError(said, remedy="Check PRISMCACHE_S3_BUCKET.")
-        if status == 404:
-            return SourceCorruptError(f"{said}, though it was listed")
-        if status == 412:
-            return SourceChangedError(f"{said}: it changed since it was listed")
-        if status in _PERMANENT or 300 <= status < 400:
-            return SourceError(said)
-        return SourceUnreachableError(said)
 
 
 @asynccontextmanager
@@ -218,9 +189,28 @@ async def _not_counted(deadline: asyncio.Timeout) -> AsyncIterator[None]:
         deadline.reschedule(None if when is None else when + loop.time() - began)
 
 
+class _NoRedirects(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no annotations
+    """aiobotocore's HTTP session, which does not follow redirects: the endpoint comes from the configuration only."""
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)
+        if not session.trace_configs:
+            session.trace_configs.append(_REFUSE_REDIRECTS)
+        return session
+
+
+async def _refuse(_session: aiohttp.ClientSession, _: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+    raise RedirectRefusedError(redirect.response.status, redirect.response.headers.get("x-amz-bucket-region", ""))
+
+
+_REFUSE_REDIRECTS = aiohttp.TraceConfig()
+_REFUSE_REDIRECTS.on_request_redirect.append(_refuse)
+_REFUSE_REDIRECTS.freeze()
+
+
 @asynccontextmanager
 async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Source]:
-    """The source that `settings` name, with its connections open for the time of the block.
+    """Open the source that `settings` name for the time of the block.
 
     Raises
     ------
@@ -236,6 +226,8 @@ async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Sou
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",  # ours are length and digest of every object
         s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
+        http_session_cls=_NoRedirects,
+        max_pool_connections=settings.s3_concurrency,
     )
     try:
         session = get_session()
@@ -248,8 +240,8 @@ async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Sou
             config=config,
             verify=False if plain else None,
         )
-        ca_bundle = session.get_config_variable("ca_bundle")
-        async with context as client, open_bodies(client, settings, ca_bundle) as bodies:
-            yield S3Source(client, bodies, settings, executor)
+        async with context as client:
+            store = await open_store(session, client, settings)
+            yield S3Source(client, BodyReader(client, store, settings), settings, executor)
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(f"the S3 settings are unusable: {error}") from error

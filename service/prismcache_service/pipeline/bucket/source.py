@@ -44,6 +44,11 @@ class Source(ABC):
             If the object that was listed cannot be had with that length and digest.
         """
 
+    async def read_document(self, folder: str, item: SourceObject) -> bytes:
+        """The whole of one small listed object, verified; raises as `read` does."""
+        into = memoryview(bytearray(item.size))
+        return bytes(await self.read(folder, item, into))
+
 
 def plain_md5(etag: str) -> str | None:
     """The MD5 digest (hex) that an ETag is, or None for ETags that are no digest of the body (multipart, encrypted)."""

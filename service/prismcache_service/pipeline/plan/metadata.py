@@ -110,7 +110,7 @@ def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes]) ->
 async def _read_document(source: Source, folder: str, item: SourceObject) -> bytes:
     if item.size > _MAX_METADATA_BYTES:
         raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
-    return bytes(await source.read(folder, item, memoryview(bytearray(item.size))))
+    return await source.read_document(folder, item)
 
 
 def parse_array(where: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:

@@ -1,0 +1,243 @@
+"""Bodies of objects, streamed into buffers by obstore, which receives and decrypts without the GIL.
+
+What obstore cannot do for a server (keys that it does not take, a response without a length, a redirect to another
+host) goes through aiobotocore's `get_object`: slower, and said once in the log.
+
+`aiobotocore` decides where an object lies (endpoint, region, path or host style) and brings the credentials, if any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from aiolimiter import AsyncLimiter
+from botocore.httpsession import get_cert_path
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from prismcache.config import Settings
+from prismcache.errors import ConfigError
+from prismcache_service.pipeline.bucket.responses import failure_of
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Credential
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_STALL_S = 30.0
+_MIN_BYTES = 1 << 16  # that a body must grow by before it counts as stalled: 2 KiB/s at least
+_MAX_IN_FLIGHT = 40_000_000  # bytes; what a link of 10 Gbit/s brings in 30 ms, the time to an object's first byte
+_CREDENTIALS_LIFE = timedelta(minutes=10)  # then aiobotocore is asked again; the object store does so 5 minutes early
+_NOWHERE = "http://127.0.0.1:0"  # a proxy for all other hosts: redirects are not followed
+_log = logging.getLogger("prismcache")
+
+
+@dataclass(frozen=True)
+class Body:
+    """A response's length in bytes, and its ETag and Content-Encoding, empty where it has none."""
+
+    length: int
+    etag: str
+    encoding: str
+
+
+class BodyReader:
+    """Reads objects of one bucket into buffers.
+
+    Parameters
+    ----------
+    client
+        An aiobotocore S3 client, for what obstore cannot do.
+    store
+        obstore's client of the same bucket; see `open_store`.
+    settings
+        Bucket, concurrency, deadlines and bandwidth.
+    """
+
+    def __init__(self, client: Any, store: S3Store, settings: Settings) -> None:
+        self._client, self._store, self._settings = client, store, settings
+        self._sdk_only = False
+        self._requests = asyncio.Semaphore(settings.s3_concurrency)
+        self._bytes, self._ended = 0, asyncio.Condition()
+        limit = settings.s3_bandwidth_limit  # shared out evenly: each worker process has a reader of its own
+        self._pace = None if limit is None else AsyncLimiter(limit / settings.workers, 1.0)
+
+    @asynccontextmanager
+    async def turn(self, size: int) -> AsyncIterator[None]:
+        """Wait until a body of `size` bytes may be fetched, which the block does.
+
+        Small objects need many requests to fill a link. As many large ones would share it until all of them come to
+        their ends at once, and leave nothing to decode before; so the bytes in flight are bounded, too.
+        """
+        async with self._requests:
+            async with self._ended:
+                await self._ended.wait_for(lambda: not self._bytes or self._bytes + size <= _MAX_IN_FLIGHT)
+                self._bytes += size
+            try:
+                if self._pace is not None:
+                    most = int(self._pace.max_rate)
+                    for start in range(0, size, most):
+                        await self._pace.acquire(min(size - start, most))
+                yield
+            finally:
+                self._bytes -= size
+                async with self._ended:
+                    self._ended.notify_all()
+
+    async def read(self, key: str, size: int, into: memoryview, *, if_match: str | None) -> Body:
+        """Read an object into the first `size` bytes of `into`; a body of another length is not read to its end.
+
+        Raises
+        ------
+        botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, aiohttp.ClientError, OSError,
+        obstore.exceptions.BaseError
+            If there is no response, or one that is no object; see `responses.failure_of`.
+        """
+        if not self._sdk_only:
+            try:
+                return await self._by_obstore(key, size, into, if_match)
+            except BaseError as error:
+                if not _is_beyond_obstore(error):
+                    raise
+                self._sdk_only = True
+                _log.warning("bodies come through aiobotocore, more slowly: %s", failure_of(error).reason)
+        return await self.read_by_sdk(key, size, into, if_match=if_match)
+
+    async def _by_obstore(self, key: str, size: int, into: memoryview, if_match: str | None) -> Body:
+        async with asyncio.timeout(self._patience) as patience:
+            response = await obstore.get_async(
+                self._store, key, options=None if if_match is None else {"if_match": if_match}
+            )
+            meta = response.meta
+            body = Body(meta["size"], meta["e_tag"] or "", str(response.attributes.get("Content-Encoding", "")))
+            if body.length == size:
+                pieces = response.stream(min_chunk_size=_MIN_BYTES)
+                await _fill(into[:size], pieces, patience, self._patience)
+            return body
+
+    async def read_by_sdk(self, key: str, size: int, into: memoryview, *, if_match: str | None) -> Body:
+        """Read as `read` does, through aiobotocore alone."""
+        condition = {} if if_match is None else {"IfMatch": if_match}
+        async with asyncio.timeout(self._patience) as patience:
+            response = await self._client.get_object(Bucket=self._settings.s3_bucket, Key=key, **condition)
+            stream = response["Body"]
+            async with stream:
+                pieces = stream.iter_chunks(_MIN_BYTES)
+                length = int(response.get("ContentLength", size))
+                if length == size:
+                    length = await _fill(into[:size], pieces, patience, self._patience)
+            return Body(length, response.get("ETag", ""), response.get("ContentEncoding", ""))
+
+    @property
+    def _patience(self) -> float:
+        return min(MAX_STALL_S, self._settings.s3_object_timeout / 3)
+
+
+async def _fill(into: memoryview, pieces: AsyncIterator[bytes], patience: asyncio.Timeout, seconds: float) -> int:
+    """Copy a body; return its length, or one byte more than `into` has for any longer body.
+
+    The deadline moves on each time that `_MIN_BYTES` more have come.
+    """
+    at, marked = 0, 0
+    async for piece in pieces:
+        if at + len(piece) > len(into):
+            return len(into) + 1
+        into[at : at + len(piece)] = piece
+        at += len(piece)
+        if at - marked >= _MIN_BYTES:
+            marked = at
+            patience.reschedule(asyncio.get_running_loop().time() + seconds)
+    return at
+
+
+def _is_beyond_obstore(error: Exception) -> bool:
+    """Return whether obstore failed by its own limits; broken connections and HTTP statuses are not of them.
+
+    Its TLS refuses a server's certificate that is its own authority, as many labs make them, and OpenSSL accepts it.
+    """
+    text = str(error)
+    is_of_the_connection = "HttpError" in text and not any(
+        sign in text for sign in ("127.0.0.1:0", "InvalidCertificate")
+    )
+    return failure_of(error).status == 0 and not is_of_the_connection
+
+
+async def open_store(session: Any, client: Any, settings: Settings) -> S3Store:
+    """Return an obstore client of the server and with the credentials of an aiobotocore client. It never retries.
+
+    Raises
+    ------
+    ConfigError
+        If the environment names a proxy that is no HTTP proxy.
+    """
+    credentials = None if settings.s3_anonymous else await session.get_credentials()
+    signed = await client.generate_presigned_url("get_object", {"Bucket": settings.s3_bucket, "Key": "x"})
+    url = urlsplit(signed)
+    folder = unquote(url.path).removesuffix("/x")
+    by_path = folder.endswith(f"/{settings.s3_bucket}")
+    base = folder.removesuffix(f"/{settings.s3_bucket}") if by_path else folder
+    seconds = timedelta(seconds=settings.s3_object_timeout)
+    options: ClientConfig = {
+        "allow_http": url.scheme == "http",
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "timeout": seconds,
+        "user_agent": f"prismcache/{version('prismcache')}",
+        "default_headers": {"accept-encoding": "identity"},
+        **_proxy_options(url.scheme, url.netloc, url.hostname or ""),
+    }
+    if url.scheme == "https":
+        authorities = session.get_config_variable("ca_bundle") or get_cert_path(verify=True)
+        options["root_certificate"] = await asyncio.to_thread(Path(authorities).read_bytes)
+    return S3Store(
+        settings.s3_bucket,
+        endpoint=f"{url.scheme}://{url.netloc}{base}",
+        region=settings.s3_region,
+        virtual_hosted_style_request=not by_path,
+        skip_signature=settings.s3_anonymous,
+        credential_provider=None if credentials is None else _credentials_of(credentials),
+        client_options=options,
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
+    )
+
+
+def _proxy_options(scheme: str, netloc: str, host: str) -> ClientConfig:
+    """Return the proxy that the environment names for a server, as aiobotocore takes it for its own requests.
+
+    Without one, all hosts but the server's own are sent to a proxy that does not exist: obstore would follow a
+    redirect to any of them.
+    """
+    proxy = None if urllib.request.proxy_bypass(netloc) else urllib.request.getproxies().get(scheme)
+    if proxy is None:
+        return {"proxy_url": _NOWHERE, "proxy_excludes": host}
+    url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise ConfigError(
+            f"a proxy of the kind {url.scheme}://{url.hostname or ''} is not supported",
+            remedy="Name an http:// proxy in HTTPS_PROXY and HTTP_PROXY, or the server's host in NO_PROXY.",
+        )
+    return {"proxy_url": url.geturl()}
+
+
+def _credentials_of(credentials: Any) -> Any:
+    """Return a function that obstore calls for credentials; aiobotocore refreshes its own when they are read."""
+
+    async def current() -> S3Credential:
+        frozen = await credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFE,
+        }
+
+    return current
