@@ -1,30 +1,35 @@
 """Decoding of untrusted chunks: zarr's codecs from an allow-list, into memory whose size is known beforehand.
 
-zarr names the codecs and their order; the decompressors are numcodecs', python-isal's and Python's own. Every step
-checks the decoded size before it allocates, so that a small object cannot claim a large part of the memory, and a
-chunk that decodes to another size than its metadata says is an error.
+zarr names the codecs and their order; the decompressors are numcodecs', python-isal's and Python's own. zarr's own
+chain of them would allocate whatever a chunk claims. Here every step checks the decoded size before it allocates, so
+that a small object cannot take a large part of the memory; and a chunk that decodes to another size than its metadata
+says is an error.
 
 Formats: zarr v2 and v3 core specifications; the zarr v3 ``sharding_indexed`` codec; Blosc chunk header (version 1);
-RFC 8878 (zstd frame header); numcodecs' lz4 (a little-endian uint32 length before the block).
+numcodecs' lz4 (a little-endian uint32 length before the block).
 """
 
 from __future__ import annotations
 
 import bz2
+import gzip
 import itertools
 import lzma
 import math
+import re
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import numcodecs
 import numcodecs.blosc
 import numpy as np
 from google_crc32c import value as crc32c_of
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 
 from prismcache.errors import InvalidSourceError
 
@@ -167,24 +172,21 @@ def _blosc(data: Bytes, expected: Expected) -> Bytes:
 
 
 def _zstd(data: Bytes, expected: Expected) -> Bytes:
-    declared = _zstd_content_size(data)
-    if declared is None:  # numcodecs then refuses any other decoded length
-        return _numcodecs_decode(numcodecs.Zstd(), data, expected.most)
-    expected.check(declared)
-    return _numcodecs_decode(numcodecs.Zstd(), data, declared)
+    """Decode one or several frames, skippable ones among them.
 
-
-def _zstd_content_size(data: Bytes) -> int | None:
-    """Content size that a zstd frame header gives (RFC 8878, 3.1.1.1), or None."""
-    header = bytes(data[:18]).ljust(18, b"\0")
-    if header[:4] != b"\x28\xb5\x2f\xfd":
-        raise DecodeError("does not begin with a zstd frame")
-    flag, single_segment, dictionary = header[4] >> 6, header[4] >> 5 & 1, header[4] & 3
-    at = 5 + (1 - single_segment) + (0, 1, 2, 4)[dictionary]
-    width = (single_segment, 2, 4, 8)[flag]
-    if width == 0:
-        return None
-    return int.from_bytes(header[at : at + width], "little") + (256 if width == 2 else 0)
+    numcodecs accepts a buffer that is too large, so it is first given an empty one: its error names the size that the
+    frames' headers give together. Without a size there, it refuses any buffer that the content does not fill.
+    """
+    codec, size = numcodecs.Zstd(), expected.most
+    try:
+        codec.decode(data, out=bytearray())
+    except ValueError as error:
+        if claimed := re.search(r"expected at least (\d+)", str(error)):
+            size = int(claimed[1])
+            expected.check(size)
+    except RuntimeError:  # no size, or no zstd, which the next step finds
+        pass
+    return _numcodecs_decode(codec, data, size)
 
 
 def _lz4(data: Bytes, expected: Expected) -> Bytes:
@@ -204,31 +206,30 @@ def _numcodecs_decode(codec: Any, data: Bytes, size: int) -> Bytes:
     return out
 
 
-def _inflate(wbits: int) -> Callable[[Bytes, Expected], Bytes]:
+def _by_file(open_: Callable[[BytesIO], Any]) -> Callable[[Bytes, Expected], Bytes]:
+    """Return a decoder for a format whose streams may follow one another, which Python's own file readers join."""
+
     def decode(data: Bytes, expected: Expected) -> Bytes:
-        return _bounded(isal_zlib.decompressobj(wbits=wbits), data, expected)
+        try:
+            with open_(BytesIO(data)) as file:
+                decoded: bytes = file.read(expected.most + 1)
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise DecodeError(f"does not decode: {error}") from error
+        expected.check(len(decoded))
+        return decoded
 
     return decode
 
 
-def _bz2(data: Bytes, expected: Expected) -> Bytes:
-    return _bounded(bz2.BZ2Decompressor(), data, expected)
-
-
-def _lzma(data: Bytes, expected: Expected) -> Bytes:
-    return _bounded(lzma.LZMADecompressor(memlimit=256 << 20), data, expected)
-
-
-def _bounded(decompressor: Any, data: Bytes, expected: Expected) -> Bytes:
+def _zlib(data: Bytes, expected: Expected) -> Bytes:
+    stream = isal_zlib.decompressobj()
     try:
-        decoded: bytes = decompressor.decompress(data, expected.most + 1)
-    except (igzip_lib.IsalError, OSError, EOFError, lzma.LZMAError) as error:  # type: ignore[misc]  # stub says instance
+        decoded: bytes = stream.decompress(data, expected.most + 1)
+    except isal_zlib.error as error:  # type: ignore[misc]  # the stub says instance
         raise DecodeError(f"does not decode: {error}") from error
     expected.check(len(decoded))
-    if not decompressor.eof:
-        raise DecodeError(f"ends early, after {len(decoded)} decoded bytes")
-    if decompressor.unused_data:
-        raise DecodeError(f"has {len(decompressor.unused_data)} bytes after its end")
+    if not stream.eof or stream.unused_data:
+        raise DecodeError("ends early" if not stream.eof else "has bytes after its end")
     return decoded
 
 
@@ -243,10 +244,10 @@ _DECODERS: Mapping[str, Callable[[Bytes, Expected], Bytes]] = {
     "blosc": _blosc,
     "zstd": _zstd,
     "lz4": _lz4,
-    "gzip": _inflate(31),
-    "zlib": _inflate(15),
-    "bz2": _bz2,
-    "lzma": _lzma,
+    "gzip": _by_file(lambda data: gzip.GzipFile(fileobj=data)),
+    "zlib": _zlib,
+    "bz2": _by_file(bz2.BZ2File),
+    "lzma": _by_file(lzma.LZMAFile),
     "crc32c": _crc32c,
 }
 _FILTERS = frozenset({"shuffle", "delta"})
