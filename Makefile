@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-compose bench bench-crop bench-service bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser test-compose bench bench-crop bench-service bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -52,6 +52,9 @@ test-all: ## Run the tests on every supported Python (PYTHONS="3.11 3.12 3.13")
 
 test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environment of their own
 	$(TORCH_VENV)/bin/python -m pytest tests/torch $(ARGS)
+
+test-browser: $(READY) ## Run the tests of the dashboard in a real browser (Debian: sh .ci/install-chromium)
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real engine
 	$(BIN)/python -m pytest tests/compose $(ARGS)

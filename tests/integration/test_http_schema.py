@@ -47,7 +47,8 @@ def test_answers_are_as_documented(service: Service, mode: GenerationMode) -> No
     """With requests that fit the document, and with requests that do not."""
     document = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
     untested = set()
-    for operation in [found.ok() for found in document.get_all_operations()]:
+    operations = [found.ok() for found in document.get_all_operations()]
+    for operation in [found for found in operations if found.label != "GET /v1/events"]:  # a stream without an end
         try:
             _fuzz(operation, mode)
         except Unsatisfiable:

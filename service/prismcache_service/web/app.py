@@ -20,9 +20,9 @@ from prismcache_service import factory as factories
 from prismcache_service.config import ServiceConfig
 from prismcache_service.factory import Factory
 from prismcache_service.jobs.observer import Observer
-from prismcache_service.web import metrics, problems
+from prismcache_service.web import dashboard, metrics, problems
 from prismcache_service.web.gate import Gate
-from prismcache_service.web.handlers import crops, docs, files, jobs, operation, previews, zarr
+from prismcache_service.web.handlers import crops, docs, files, jobs, operation, overview, previews, zarr
 from prismcache_service.web.limits import BodyLimit
 from prismcache_service.web.logs import RequestLog
 from prismcache_service.web.tokens import TokenBook, require_safe_address, tokens_path
@@ -69,8 +69,10 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
     app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
-    for module in (jobs, crops, files, previews, zarr, operation, docs):
+    app.state.overview, app.state.overview_lock = None, asyncio.Lock()
+    for module in (jobs, crops, files, previews, zarr, operation, overview, docs):
         app.include_router(module.router)
+    app.include_router(dashboard.router)
     app.state.query_names = _complete_document(app)
     problems.install(app)
     _add_middleware(app, config)

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prismcache.errors import ForbiddenError, PrismError, ServiceBusyError, UnauthorizedError
 from prismcache_service.config import ServiceConfig
+from prismcache_service.web.dashboard import is_public_path
 from prismcache_service.web.limits import FailedLogins, RateLimiter, retry_after
 from prismcache_service.web.problems import HttpError, answer
 from prismcache_service.web.tokens import Caller, Role, TokenBook, is_loopback
@@ -75,12 +76,12 @@ class Gate:
         else:
             self._refuse_strangers(scope, headers)
             caller = Caller("", Role.ADMIN)
-        if self._under_way >= MAX_REQUESTS and scope["path"] not in PUBLIC:
+        if self._under_way >= MAX_REQUESTS and not _is_public(scope["path"]):
             raise Refusal(ServiceBusyError(f"{self._under_way} requests are under way"), retry_after(1))
         return caller
 
     def _authenticate(self, scope: Scope, authorization: bytes | None) -> Caller:
-        if authorization is None and scope["path"] in PUBLIC:
+        if authorization is None and _is_public(scope["path"]):
             return Caller("", None)
         scheme, _, token = (authorization or b"").decode("latin-1").partition(" ")
         caller = self._tokens.authenticate(token.strip()) if scheme.lower() == "bearer" else None
@@ -110,6 +111,10 @@ class Gate:
         foreign = headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
         if foreign and scope["method"] not in _SAFE_METHODS:
             raise Refusal(ForbiddenError("without tokens, pages of other sites may change nothing"))
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or is_public_path(path)
 
 
 def _single_headers(scope: Scope) -> dict[bytes, bytes]:

@@ -1,0 +1,77 @@
+"""The pages of the dashboard and the files that they load.
+
+A page is public, since it holds no data: its scripts ask the API with the token that the reader pastes.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from string import Template
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from fastapi.responses import HTMLResponse, Response
+
+from prismcache.errors import RequestError
+
+router = APIRouter(include_in_schema=False)
+
+_PAGES = {"": "Crops", "jobs": "Jobs", "storage": "Storage", "view": "Viewer"}
+_TYPES = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_FOLDER = files(__package__) / "static"
+_TEMPLATE = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
+_STATIC = {item.name for item in _FOLDER.iterdir() if item.name.rpartition(".")[2] in _TYPES}
+
+
+def is_public_path(path: str) -> bool:
+    """Return whether a request path is a page of the dashboard or a file that pages load."""
+    return path.removeprefix("/") in _PAGES or path.startswith("/static/")
+
+
+def _render(name: str) -> HTMLResponse:
+    links = "".join(
+        f'<a href="{page or "./"}"{" aria-current=page" if page == name else ""}>{title}</a>'
+        for page, title in _PAGES.items()
+        if page != "view"
+    )
+    html = _TEMPLATE.substitute(title=_PAGES[name], page=_PAGES[name].lower(), links=links)
+    return HTMLResponse(html, headers=_SECURITY)
+
+
+@router.get("/")
+async def crops() -> HTMLResponse:
+    """Return the page that lists the crops."""
+    return _render("")
+
+
+@router.get("/jobs")
+async def jobs() -> HTMLResponse:
+    """Return the page that lists the jobs."""
+    return _render("jobs")
+
+
+@router.get("/storage")
+async def storage() -> HTMLResponse:
+    """Return the page about the cache folder."""
+    return _render("storage")
+
+
+@router.get("/view")
+async def view() -> HTMLResponse:
+    """Return the page that shows one crop, which its query names."""
+    return _render("view")
+
+
+@router.get("/static/{name}")
+async def static(name: Annotated[str, Path(max_length=100)]) -> Response:
+    """Return a script, a style sheet or an image of the dashboard."""
+    if name not in _STATIC:
+        raise RequestError("the dashboard has no such file")
+    return Response((_FOLDER / name).read_bytes(), headers=_SECURITY, media_type=_TYPES[name.rpartition(".")[2]])

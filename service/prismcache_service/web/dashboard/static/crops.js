@@ -1,0 +1,145 @@
+// The page Crops: every published crop, what the cache has of it, and what the caller may do with it.
+
+import { json, request } from "./api.js";
+import { bar, button, bytes, element, failure, replace, table } from "./dom.js";
+import { attempt, begin, follow, may, page, say } from "./session.js";
+
+const RELOAD_MS = 30_000;
+let crops = [];
+let jobs = [];
+const failed = new Map(); // problems of crops that failed while this page was open
+let old = null; // ids of jobs whose end has been taken note of
+const previews = new Map(); // object URLs of previews, by the digest of the file they show
+const busy = new Set();
+
+const nameOf = (crop) => `${crop.split}/${crop.crop}`;
+const isFinal = (job) => job.state !== "queued" && job.state !== "running";
+const isComplete = (crop) => crop.state === "cached";
+
+async function load() {
+  crops = (await json("v1/crops")).crops;
+  draw();
+}
+
+async function act(crop, label, work) {
+  const key = `${label} ${nameOf(crop)}`;
+  if (busy.has(key)) return;
+  busy.add(key);
+  draw();
+  await attempt(async () => {
+    await work();
+    await load();
+  });
+  busy.delete(key);
+  draw();
+}
+
+function progressOf(crop) {
+  for (const job of jobs) {
+    if (job.split !== crop.split) continue;
+    const found = job.crops.find((item) => item.crop === crop.crop);
+    if (found && (found.state === "queued" || found.state === "running")) return found;
+  }
+  return null;
+}
+
+function actions(crop, progress) {
+  const path = `v1/crops/${crop.split}/${crop.crop}`;
+  const name = nameOf(crop);
+  const made = [];
+  const add = (label, work) => {
+    const control = button(label, () => act(crop, label, work), `${label} ${name}`);
+    control.disabled = busy.has(`${label} ${name}`);
+    made.push(control);
+  };
+  if (isComplete(crop)) {
+    made.push(element("a", { href: `view?split=${crop.split}&crop=${crop.crop}`, "aria-label": `View ${name}` }, "View"));
+  }
+  if (!isComplete(crop) && !progress && may("requester")) {
+    add("Fetch", () => {
+      failed.delete(name);
+      return json("v1/jobs", { method: "POST", body: { split: crop.split, crops: [crop.crop] } });
+    });
+  }
+  if (may("admin") && crop.files.length) {
+    add("Verify", async () => {
+      const report = await json("v1/verify", { method: "POST", body: { split: crop.split, crops: [crop.crop] } });
+      say(report.results.map((found) => `${found.path}: ${found.verdict} ${found.reason}`.trim()).join("\n"));
+    });
+    if (!crop.pinned) add("Evict", () => request(path, { method: "DELETE" }));
+  }
+  if (may("admin")) {
+    add(crop.pinned ? "Unpin" : "Pin", () => request(`${path}/pin`, { method: crop.pinned ? "DELETE" : "PUT" }));
+  }
+  return made;
+}
+
+function state(crop, progress) {
+  if (progress) return bar(progress, nameOf(crop));
+  const problem = failed.get(nameOf(crop)) || crop.problem;
+  if (problem) return failure(problem);
+  return element("span", { class: crop.state }, crop.state, crop.pinned ? ", pinned" : "");
+}
+
+function preview(crop) {
+  const file = crop.files.find((found) => found.channels.includes(0));
+  if (!file) return "";
+  const picture = element("img", { class: "preview", alt: `Middle slice of ${nameOf(crop)}`, loading: "lazy" });
+  const known = previews.get(file.sha256);
+  if (known) {
+    picture.src = known;
+  } else if (known === undefined) {
+    previews.set(file.sha256, "");
+    request(`v1/crops/${crop.split}/${crop.crop}/preview.png`)
+      .then((response) => response.blob())
+      .then((blob) => {
+        previews.set(file.sha256, URL.createObjectURL(blob));
+        draw();
+      })
+      .catch(() => picture.remove()); // a crop without a picture is shown without one
+  }
+  return picture;
+}
+
+function sizes(crop) {
+  const cached = crop.files.reduce((sum, file) => sum + file.size, 0);
+  return [crop.source_bytes ? `${bytes(crop.source_bytes)} in the bucket` : "", cached ? `${bytes(cached)} cached` : ""]
+    .filter(Boolean).join(", ");
+}
+
+function row(crop) {
+  const progress = progressOf(crop);
+  const shape = crop.labels_shape ? crop.labels_shape.join(" × ") : "";
+  return element("tr", {},
+    element("td", {}, preview(crop)),
+    element("th", { scope: "row" }, nameOf(crop)),
+    element("td", {}, state(crop, progress)),
+    element("td", { class: "number" }, crop.raw_shape ? String(crop.raw_shape[0]) : ""),
+    element("td", {}, shape),
+    element("td", {}, sizes(crop)),
+    element("td", { class: "actions" }, ...actions(crop, progress)));
+}
+
+function draw() {
+  const heads = ["Preview", "Crop", "State", "Channels", "Shape (Z × Y × X)", "Size", "Actions"];
+  replace(page, table("Crops", heads, crops.map(row), "The bucket lists no crops, and none is cached."));
+}
+
+begin(async () => {
+  await load();
+  setInterval(() => attempt(load), RELOAD_MS);
+  follow({
+    jobs: (data) => {
+      jobs = data.jobs;
+      const isFirst = old === null;
+      if (isFirst) old = new Set(jobs.filter(isFinal).map((job) => job.id));
+      for (const job of jobs) {
+        if (!isFinal(job) || old.has(job.id)) continue;
+        old.add(job.id);
+        for (const crop of job.crops) if (crop.problem) failed.set(`${job.split}/${crop.crop}`, crop.problem);
+      }
+      draw();
+    },
+    changed: () => attempt(load),
+  });
+});

@@ -1,0 +1,150 @@
+// The page of one crop: slices along Z, Y or X, channels in colours, labels over them. Its state is in the URL.
+
+import { element, replace } from "./dom.js";
+import { compose } from "./colours.js";
+import { attempt, begin, page, say } from "./session.js";
+import { openVolume } from "./volume.js";
+
+const AXES = ["z", "y", "x"];
+const query = new URLSearchParams(location.search);
+const split = query.get("split") || "instance";
+const crop = Number(query.get("crop") || 0);
+const number = (name, fallback) => (query.has(name) ? Number(query.get(name)) : fallback);
+
+let volume;
+const view = { axis: 0, at: 0, channels: ["0", "1", "2"], gain: 5, opacity: 0.3 };
+let drawing = 0;
+let shown = null; // the slice on the canvas
+
+function keepInUrl() {
+  const state = new URLSearchParams({
+    split, crop, axis: AXES[view.axis], at: view.at, c: view.channels.join(","), gain: view.gain, labels: view.opacity,
+  });
+  history.replaceState(null, "", `?${state}`);
+}
+
+// Planes to add: three chosen channels in red, green and blue, or all, channel i in colour i mod 3.
+function chosen() {
+  if (view.channels[0] === "all") return volume.channels.map((_, index) => ({ index, colour: index % 3 }));
+  return view.channels.flatMap((text, colour) => (text === "" ? [] : [{ index: Number(text), colour }]));
+}
+
+async function draw() {
+  const mine = (drawing += 1);
+  keepInUrl();
+  const [labels, ...raw] = await Promise.all([
+    volume.labels.plane(view.axis, view.at),
+    ...chosen().map(async ({ index, colour }) => ({ ...(await volume.raw.plane(view.axis, view.at, index)), colour })),
+  ]);
+  if (mine !== drawing) return; // a newer slice was asked for meanwhile
+  const { width, height } = labels;
+  const canvas = document.getElementById("slice");
+  if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+  const pixels = compose(raw, view.gain, labels.plane, view.opacity, width * height);
+  canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
+  canvas.dataset.at = `${AXES[view.axis]}${view.at}`; // which slice the canvas shows
+  shown = labels;
+  prefetch();
+}
+
+// The next slices along the axis lie in the next chunk: have it before it is asked for.
+function prefetch() {
+  const depth = volume.labels.chunks[view.axis];
+  const next = (Math.floor(view.at / depth) + 1) * depth;
+  if (next >= volume.labels.shape[view.axis]) return;
+  for (const { index } of chosen().slice(0, 3)) volume.raw.plane(view.axis, next, index).catch(() => {});
+  volume.labels.plane(view.axis, next).catch(() => {});
+}
+
+function move(to) {
+  view.at = Math.max(0, Math.min(volume.labels.shape[view.axis] - 1, to));
+  document.getElementById("at").value = view.at;
+  document.getElementById("at-text").textContent = `${view.at}`;
+  attempt(draw);
+}
+
+function turn(axis) {
+  view.axis = axis;
+  const slider = document.getElementById("at");
+  slider.max = volume.labels.shape[axis] - 1;
+  move(Math.floor(volume.labels.shape[axis] / 2));
+}
+
+function channelChoice(colour, name) {
+  const options = [["", "none"], ...volume.channels.map((label, index) => [String(index), label])];
+  if (colour === 0) options.push(["all", "all, mixed"]);
+  const choice = element("select", {
+    onchange: (event) => {
+      view.channels[colour] = event.target.value;
+      attempt(draw);
+    },
+  }, ...options.map(([value, text]) => element("option", { value, selected: view.channels[colour] === value }, text)));
+  return element("label", {}, name, choice);
+}
+
+function slider(name, attributes, onchange) {
+  return element("label", {}, name, element("input", { type: "range", ...attributes, oninput: (event) => onchange(Number(event.target.value)) }));
+}
+
+function point(event) {
+  const canvas = event.currentTarget;
+  const box = canvas.getBoundingClientRect();
+  const x = Math.floor(((event.clientX - box.left) * canvas.width) / box.width);
+  const y = Math.floor(((event.clientY - box.top) * canvas.height) / box.height);
+  if (!shown || x < 0 || y < 0 || x >= shown.width || y >= shown.height) return;
+  const label = shown.plane[y * shown.width + x];
+  const text = label ? `label ${label}, id ${volume.ids[label]} in the bucket` : "no label";
+  document.getElementById("under").textContent = `(${y}, ${x}): ${text}`;
+}
+
+function build() {
+  const biological = volume.voxelSize.map((size) => Math.round(size / 5)).join(" × ");
+  const canvas = element("canvas", {
+    id: "slice", width: 1, height: 1, tabindex: 0, role: "img", "aria-label": `Slice of ${split}/${crop}; arrow keys change it`,
+    onpointermove: point,
+    onwheel: (event) => {
+      event.preventDefault();
+      move(view.at + Math.sign(event.deltaY));
+    },
+    onkeydown: (event) => {
+      const step = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      move(view.at + step);
+    },
+  });
+  replace(page,
+    element("p", {}, `${split}/${crop}: ${volume.labels.shape.join(" × ")} voxels of `,
+      `${volume.voxelSize.join(" × ")} nm expanded, ≈ ${biological} nm in tissue`),
+    element("div", { class: "controls" },
+      element("label", {}, "Axis", element("select", { onchange: (event) => turn(Number(event.target.value)) },
+        ...AXES.map((name, axis) => element("option", { value: axis, selected: axis === view.axis }, name.toUpperCase())))),
+      slider("Slice", { id: "at", min: 0, max: volume.labels.shape[view.axis] - 1, value: view.at }, move),
+      element("output", { id: "at-text" }, String(view.at)),
+      channelChoice(0, "Red"), channelChoice(1, "Green"), channelChoice(2, "Blue"),
+      slider("Brightness", { min: 1, max: 20, step: 0.5, value: view.gain }, (value) => {
+        view.gain = value;
+        attempt(draw);
+      }),
+      slider("Labels", { min: 0, max: 1, step: 0.05, value: view.opacity }, (value) => {
+        view.opacity = value;
+        attempt(draw);
+      })),
+    canvas,
+    element("p", { id: "under" }, "Move over the slice to read labels."));
+}
+
+begin(async () => {
+  document.title = `${split}/${crop} · prismcache`;
+  document.querySelector("h1").textContent = `${split}/${crop}`;
+  volume = await openVolume(split, crop);
+  view.axis = Math.max(0, AXES.indexOf(query.get("axis") || "z"));
+  view.at = Math.min(number("at", Math.floor(volume.labels.shape[view.axis] / 2)), volume.labels.shape[view.axis] - 1);
+  if (query.has("c")) view.channels = query.get("c").split(",");
+  else view.channels = [0, 1, 2].map((index) => (index < volume.channels.length ? String(index) : ""));
+  view.gain = number("gain", 5);
+  view.opacity = number("labels", 0.3);
+  build();
+  await draw();
+  say("");
+});

@@ -1,0 +1,44 @@
+"""A real browser: Debian's chromium, or the one that ``PRISM_CHROMIUM`` names, driven by playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
+
+CHROMIUM = os.environ.get("PRISM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[playwright.Browser]:
+    if CHROMIUM is None or not Path(CHROMIUM).exists():
+        pytest.skip("no chromium: `sh .ci/install-chromium` as root on Debian, or name one with PRISM_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
+    """A page of a fresh tab, which fails the test if the console shows an error or another host is asked."""
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.set_default_timeout(30_000)
+    problems: list[str] = []
+    hosts: set[str] = set()
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    opened.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
+    opened.problems = problems
+    yield opened
+    context.close()
+    assert len(hosts) == 1, f"the page asked more than one host: {hosts}"
+    # A response that is an error is shown to the reader, and by the browser in its console.
+    assert [text for text in problems if not text.startswith("Failed to load resource")] == []
