@@ -1,4 +1,4 @@
-"""A prismcache service in memory, for the tests of code that uses prismcache. Needs h5py (``prismcache[torch]``).
+"""Small crops without a bucket or a service, to test code that uses prismcache. Needs h5py (``prismcache[torch]``).
 
 ::
 
@@ -12,22 +12,44 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prismcache._testing_http import LabApi
-from prismcache._testing_lab import Lab
-from prismcache.client import PrismClient
-from prismcache.client.aio import AsyncPrismClient
-from prismcache.errors import PrismError
-from prismcache.remote import transports as _transports
-from prismcache.remote.transports import InProcess
-from prismcache.schema import Split
+from prismcache._testing_files import VOXEL_SIZE, CropArrays, crop_arrays, write_crop
+from prismcache.backend import ReceivedBytes
+from prismcache.client import AsyncPrismClient, PrismClient
+from prismcache.config import Settings
+from prismcache.disk import sha256_of
+from prismcache.errors import (
+    CropNotCachedError,
+    PrismError,
+    UnauthorizedError,
+    UnknownChannelError,
+    UnknownCropError,
+    UnknownJobError,
+)
+from prismcache.layout import cache_state, crop_path, manifest_path
+from prismcache.loading import backends_in_process
+from prismcache.schema import (
+    CropFile,
+    CropInfo,
+    CropProgress,
+    Job,
+    JobRequest,
+    Split,
+    State,
+    Verdict,
+    VerifyResult,
+)
+from prismcache.wishes import Wish, Wishes
 
 __all__ = ["InMemoryService"]
 
@@ -35,9 +57,10 @@ _numbers = count(1)
 
 
 class InMemoryService:
-    """The service's HTTP API without a network: clients of its `url` find it in this process (and after a fork).
+    """Published crops and a cache folder in this process: clients of its `url` use them instead of a service.
 
-    Files are real, small, and in the published format; jobs go on when they are looked at, one crop each time.
+    Files are real, small, and in the published format. Jobs make one crop each time they are looked at, so tests see
+    progress without a clock.
 
     Parameters
     ----------
@@ -45,16 +68,18 @@ class InMemoryService:
         What is published: by split and number, ``...`` for small made-up arrays (always the same), or a mapping with
         ``raw`` (C, Z, Y, X) uint8 and ``labels`` (Z, Y, X). Default: crops 0, 1 and 2 of both splits.
     root
-        The cache folder; default: a temporary one, deleted at the end.
+        The cache folder; default: a temporary folder, deleted at the end.
     token
-        Ask for this token.
+        Refuse clients with another token.
 
     Attributes
     ----------
     url
-        For ``PrismClient(url=...)`` or ``PRISMCACHE_URL``.
+        For ``PrismClient(url=...)`` or ``PRISMCACHE_URL``, in this process and after a fork.
     root
-        The cache folder, while the service runs.
+        The cache folder, inside the ``with`` block.
+    requests
+        ``POST /v1/jobs`` for each job that a client asked for.
 
     Examples
     --------
@@ -75,70 +100,46 @@ class InMemoryService:
         if crops is None:
             crops = {(split.value, crop): ... for split in Split for crop in range(3)}
         self.url = f"http://prismcache-{next(_numbers)}.invalid"
+        self.requests: list[str] = []
         self._crops = {(Split(split), crop): given for (split, crop), given in crops.items()}
         self._given_root = root
         self._token = token
         self._stack = ExitStack()
-        self._running: LabApi | None = None
 
     def __enter__(self) -> Self:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prismcache-")))
         self.root = folder / "root" if self._given_root is None else Path(self._given_root).absolute()
         self._downloads = folder / "downloads"
-        self._running = LabApi(Lab(self.root, self._crops), self._token)
-        _transports.register(self.url, InProcess(self._running, self._running))
-        self._stack.callback(_transports.unregister, self.url)
+        self._lab = _Lab(self.root, self._crops)
+        backends_in_process[self.url] = self._backend
+        self._stack.callback(backends_in_process.pop, self.url)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._running = None
         self._stack.close()
 
-    @property
-    def transport(self) -> LabApi:
-        """For an `httpx2.AsyncClient` or `httpx2.Client`, or to be wrapped by something that fails.
-
-        Raises
-        ------
-        RuntimeError
-            If the service does not run.
-        """
-        if self._running is None:
-            raise RuntimeError("the in-memory service runs only inside its `with` block")
-        return self._running
-
-    @property
-    def lab(self) -> Lab:
-        """What the service knows: its files, jobs, pins and leases."""
-        return self.transport.lab
-
-    @property
-    def requests(self) -> list[str]:
-        """Method and path of every request so far, such as ``POST /v1/jobs``."""
-        return self.transport.requests
-
     def settings(self, *, mounted: bool = True, **settings: Any) -> dict[str, Any]:
-        """Arguments for a client of this service.
+        """Return arguments for a client of this service.
 
         Parameters
         ----------
         mounted
-            Whether the client's machine sees the cache folder; else files are downloaded.
+            Whether the client's machine sees the cache folder; else files are copied to its downloads.
         **settings
-            More of them, which come first.
+            Further settings, which come first.
         """
         found: dict[str, Any] = {"url": self.url, "downloads": self._downloads, "token": self._token}
         return found | ({"root": self.root} if mounted else {}) | settings
 
     def client(self, *, mounted: bool = True, **settings: Any) -> PrismClient:
-        """A client of this service, for you to close.
+        """Return a client of this service, for you to close.
 
         Parameters
         ----------
         mounted, **settings
-            As `settings` takes them.
+            As for `settings`.
 
         Examples
         --------
@@ -149,11 +150,11 @@ class InMemoryService:
         return PrismClient(**self.settings(mounted=mounted, **settings))
 
     def async_client(self, *, mounted: bool = True, **settings: Any) -> AsyncPrismClient:
-        """As `client`, for programs that run an event loop."""
+        """Return a client for programs that run an event loop; see `client`."""
         return AsyncPrismClient(**self.settings(mounted=mounted, **settings))
 
     def cache(self, split: str | Split, crop: int) -> Path:
-        """Have a crop cached already; its path.
+        """Write a crop's file to the cache; return its path.
 
         Examples
         --------
@@ -161,11 +162,11 @@ class InMemoryService:
         ...     service.cache("instance", 2).name
         'crop_2.h5'
         """
-        with self.lab.lock:
-            return Path(self.lab.make(Split(split), crop).path)
+        with self._lab.lock:
+            return Path(self._lab.make(Split(split), crop, None).path)
 
     def fail(self, split: str | Split, crop: int, error: PrismError | None) -> None:
-        """Have jobs fail to make a crop (None: succeed again).
+        """Let jobs fail to make a crop with `error`; None lets them succeed again.
 
         Examples
         --------
@@ -178,21 +179,238 @@ class InMemoryService:
         ...         print(error)
         the bucket is away
         """
-        with self.lab.lock:
-            if error is None:
-                self.lab.failing.pop((Split(split), crop), None)
-            else:
-                self.lab.failing[Split(split), crop] = error
+        with self._lab.lock:
+            self._lab.failing[Split(split), crop] = error
 
     def hold(self) -> None:
         """Let no job go on until `resume`."""
-        self.lab.held = True
+        self._lab.held = True
 
     def resume(self) -> None:
         """Let jobs go on."""
-        self.lab.held = False
+        self._lab.held = False
 
     def forget_jobs(self) -> None:
-        """Lose all jobs, as a service does whose database was deleted."""
-        with self.lab.lock:
-            self.lab.forget_jobs()
+        """Forget all jobs, as a service does whose database was deleted."""
+        with self._lab.lock:
+            self._lab.jobs.clear()
+
+    def _backend(self, settings: Settings) -> _Backend:
+        token = None if settings.token is None else settings.token.get_secret_value()
+        return _Backend(self._lab, settings, self.requests, allowed=self._token in {None, token})
+
+
+class _Lab:
+    """The crops that are published and cached, and the jobs; shared by all clients and safe to use from any thread."""
+
+    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any]) -> None:
+        self.root = root
+        self.published = dict(sorted(crops.items()))
+        self.lock = threading.RLock()
+        self.held = False
+        self.failing: dict[tuple[Split, int], PrismError | None] = {}
+        self.files: dict[tuple[Split, int, tuple[int, ...] | None], CropFile] = {}
+        self.jobs: dict[str, tuple[JobRequest, Job, set[str]]] = {}  # with the names of those who want it
+
+    def arrays(self, split: Split, crop: int) -> CropArrays:
+        if (split, crop) not in self.published:
+            raise UnknownCropError(f"crop {crop} of split {split.value!r} is not published")
+        return crop_arrays(split, crop, self.published[split, crop])
+
+    def good(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile | None:
+        """Return the cached file of exactly these channels (None: all), if its content is still right."""
+        file = self.files.get((split, crop, channels))
+        path = self.root / crop_path(split, crop, channels)
+        return file if file is not None and path.is_file() and sha256_of(path) == file.sha256 else None
+
+    def make(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile:
+        """Return a file that has the channels, written if need be."""
+        arrays = self.arrays(split, crop)
+        for channel in channels or ():
+            if channel not in arrays.channels:
+                raise UnknownChannelError(f"crop {split.value}/{crop} has no channel {channel}")
+        subset = None if channels == arrays.channels else channels
+        found = self.good(split, crop, None) or self.good(split, crop, subset)
+        if found is None:
+            found = self.files[split, crop, subset] = write_crop(self.root, split, crop, arrays, subset)
+        return found
+
+    def submit(self, request: JobRequest, name: str) -> Job:
+        """Return the active job for the same request, or a new one, which is final if everything is cached."""
+        for same, job, names in self.jobs.values():
+            if same == request and not job.state.is_final:
+                names.add(name)
+                return job
+        split, channels = request.split, request.channels
+        crops = [crop for each, crop in self.published if each is split] if request.crops is None else request.crops
+        progress = []
+        for crop in crops:
+            file = self.good(split, crop, None) or self.good(split, crop, channels)
+            progress.append(CropProgress(crop=crop, state=State.DONE if file else State.RUNNING, file=file))
+        job = Job(
+            id=uuid.uuid4().hex,
+            revision=0,
+            state=_state_of(progress),
+            split=split,
+            channels=channels,
+            crops=tuple(progress),
+            strict=request.strict,
+        )
+        self.jobs[job.id] = request, job, {name}
+        return job
+
+    def advance(self, job_id: str) -> Job:
+        """Make one more crop of a job, unless jobs are held; return the job after that."""
+        _, job, _ = self.find(job_id)
+        following = next((crop.crop for crop in job.crops if not crop.state.is_final), None)
+        if following is None or self.held:
+            return job
+        try:
+            if (error := self.failing.get((job.split, following))) is not None:
+                raise error
+            file = self.make(job.split, following, job.channels)
+        except PrismError as error:
+            return self._change(job_id, CropProgress(crop=following, state=State.FAILED, problem=error.to_problem()))
+        return self._change(job_id, CropProgress(crop=following, state=State.DONE, file=file))
+
+    def cancel(self, job_id: str, name: str) -> None:
+        """End the wish of one call; the job is cancelled with the last of them."""
+        _, job, names = self.find(job_id)
+        names.discard(name)
+        for crop in () if names else job.crops:
+            if not crop.state.is_final:
+                self._change(job_id, CropProgress(crop=crop.crop, state=State.CANCELLED))
+
+    def find(self, job_id: str) -> tuple[JobRequest, Job, set[str]]:
+        if job_id not in self.jobs:
+            raise UnknownJobError(f"there is no job {job_id!r}")
+        return self.jobs[job_id]
+
+    def _change(self, job_id: str, progress: CropProgress) -> Job:
+        request, job, names = self.jobs[job_id]
+        crops = tuple(progress if crop.crop == progress.crop else crop for crop in job.crops)
+        job = job.model_copy(update={"crops": crops, "state": _state_of(crops), "revision": job.revision + 1})
+        self.jobs[job_id] = request, job, names
+        return job
+
+
+class _Backend:
+    """The `prismcache.backend.Backend` of one client."""
+
+    def __init__(self, lab: _Lab, settings: Settings, requests: list[str], *, allowed: bool) -> None:
+        self._lab = lab
+        self._settings = settings
+        self._requests = requests
+        self._allowed = allowed
+        self._wishes = Wishes(self._submit, self._cancel)
+
+    async def submit(self, request: JobRequest) -> Job:
+        self._requests.append("POST /v1/jobs")
+        return await self._wishes.submit(Wish(request))
+
+    async def _submit(self, wish: Wish) -> Job:
+        with self._open() as lab:
+            return lab.submit(wish.request, wish.name)
+
+    async def wait(self, job: Job, timeout: float) -> Job:  # noqa: ASYNC109 - the deadline of a long poll
+        import asyncio
+
+        end = asyncio.get_running_loop().time() + timeout
+        while True:
+            with self._lab.lock:
+                newer = self._lab.find(job.id)[1]
+                if newer.revision == job.revision:
+                    newer = self._lab.advance(job.id)
+            if newer.revision != job.revision or newer.state.is_final or asyncio.get_running_loop().time() >= end:
+                return self._wishes.follow(newer)
+            await asyncio.sleep(0.005)
+
+    async def cancel(self, job: Job) -> None:
+        await self._wishes.cancel(job.id)
+
+    async def _cancel(self, job_id: str, name: str) -> None:
+        with self._lab.lock:
+            if job_id in self._lab.jobs:
+                self._lab.cancel(job_id, name)
+
+    async def paths_here(self, files: Sequence[CropFile]) -> Mapping[int, str]:
+        return {} if self._settings.mount is None else {file.crop: file.path for file in files}
+
+    async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:
+        if self._settings.mount is not None:
+            return file.path
+        target = self._settings.downloads / Path(file.path).relative_to(self._lab.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.path, target)
+        report(file.size)
+        return str(target)
+
+    async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:  # noqa: ARG002
+        return [await self.describe(*key) for key in self._lab.published if split in {None, key[0]}]
+
+    async def describe(self, split: Split, crop: int) -> CropInfo:
+        with self._open() as lab:
+            arrays = lab.arrays(split, crop)
+            files = tuple(file for key, file in lab.files.items() if key[:2] == (split, crop))
+            return CropInfo(
+                split=split,
+                crop=crop,
+                state=cache_state(files, is_making=False),
+                raw_shape=arrays.raw.shape,
+                labels_shape=arrays.labels.shape,
+                offset=(0, 0, 0),
+                voxel_size=VOXEL_SIZE,
+                source_bytes=arrays.raw.nbytes + arrays.labels.nbytes,
+                source_objects=1 + len(arrays.raw),
+                files=files,
+            )
+
+    async def verify(
+        self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False
+    ) -> list[VerifyResult]:
+        found = []
+        with self._open() as lab:
+            keys = [key for key in lab.files if split in {None, key[0]} and (crops is None or key[1] in crops)]
+            if absent := set(crops or ()) - {key[1] for key in keys}:
+                raise CropNotCachedError(f"not cached: crops {', '.join(map(str, sorted(absent)))}")
+            for key in keys:
+                file, verdict, reason = lab.files[key], Verdict.OK, ""
+                if lab.good(*key) is None:
+                    verdict = Verdict.REPAIRED if repair else Verdict.CORRUPT
+                    reason = f"{file.path} is not what was published"
+                    if repair:
+                        lab.make(*key)
+                found.append(
+                    VerifyResult(
+                        split=file.split,
+                        crop=file.crop,
+                        channels=file.channels,
+                        path=file.path,
+                        verdict=verdict,
+                        reason=reason,
+                    )
+                )
+        return found
+
+    async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
+        with self._open() as lab:
+            keys = [key for key in lab.files if key[0] is split and (crops is None or key[1] in crops)]
+            for key in keys:
+                (lab.root / crop_path(*key)).unlink(missing_ok=True)
+                (lab.root / manifest_path(*key)).unlink(missing_ok=True)
+            return [lab.files.pop(key) for key in keys]
+
+    async def aclose(self) -> None:
+        await self._wishes.end()
+
+    @contextmanager
+    def _open(self) -> Iterator[_Lab]:
+        if not self._allowed:
+            raise UnauthorizedError("no token, or not a valid one")
+        with self._lab.lock:
+            yield self._lab
+
+
+def _state_of(crops: Sequence[CropProgress]) -> State:
+    states = {crop.state for crop in crops}
+    return next((state for state in (State.RUNNING, State.CANCELLED, State.FAILED) if state in states), State.DONE)

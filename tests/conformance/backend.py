@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -89,7 +90,7 @@ class BackendSuite:
         with h5py.File(path) as crop:
             assert sorted(crop["raw"]) == ["ch_00", "ch_01", "ch_02"]
 
-    def test_what_is_cached_is_answered_at_once_and_lies_in_the_root(self, play, ensure, stage):
+    def test_what_is_cached_is_returned_at_once_and_lies_in_the_root(self, play, ensure, stage):
         [file] = ensure("instance", 0)
         assert file.path == str(stage.root / "instance" / "crop_0.h5")
 
@@ -178,6 +179,25 @@ class BackendSuite:
         one_left, anew = play(scene)
         assert not one_left.state.is_final
         assert anew.id != one_left.id
+
+    @pytest.mark.parametrize("ticks", [1, 3, 10, 30])
+    def test_a_call_that_is_cancelled_while_it_submits_wants_the_job_no_more(self, play, stage, ticks):
+        stage.hold()
+
+        async def scene(backend: Backend) -> list[Job]:
+            request = JobRequest(split=Split.INSTANCE, crops=(0,))
+            call = asyncio.create_task(backend.submit(request))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            call.cancel()
+            with suppress(asyncio.CancelledError):
+                await backend.cancel(await call)  # it was quicker
+            second = await backend.submit(request)
+            await backend.cancel(second)
+            return [second, await backend.submit(request)]
+
+        second, third = play(scene)
+        assert third.id != second.id
 
     def test_closing_ends_what_is_under_way(self, play, ensure, stage):
         stage.hold()

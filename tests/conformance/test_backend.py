@@ -1,4 +1,4 @@
-"""Every backend passes the same suite: embedded, a service in memory, and a real service in a process of its own."""
+"""Every backend passes the same suite: embedded, in memory, and a real service in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from prismcache.backend import Backend, load_backend
+from prismcache.backend import Backend
 from prismcache.config import Settings
+from prismcache.loading import load_backend
 from prismcache.schema import State
 from prismcache.testing import InMemoryService
 from tests.conformance.backend import PUBLISHED, BackendSuite, Stage
 from tests.support.cache_root import Lab, tiny_spec
+from tests.support.fake_service import FakeService
 from tests.support.faults import Rule, Stall
 from tests.support.labs import running_lab
 from tests.support.processes import eventually
@@ -48,16 +50,16 @@ class LabStage:
 
 @dataclass
 class MemoryStage:
-    """A service in memory."""
+    """Crops without a bucket: in this process, or behind a service that tests use."""
 
-    service: InMemoryService
+    service: InMemoryService | FakeService
 
     @property
     def root(self) -> Path:
         return self.service.root
 
     def backend(self) -> Backend:
-        return load_backend("remote", Settings.load({}, **self.service.settings()))
+        return load_backend(Settings.load({}, **self.service.settings()))
 
     def hold(self) -> None:
         self.service.hold()
@@ -78,7 +80,7 @@ class TestEmbedded(BackendSuite):
     def stage(self, module_lab, tmp_path) -> Iterator[Stage]:
         lab = dataclasses.replace(module_lab, root=tmp_path / "root")
         lab.proxy.clear()
-        yield LabStage(lab, lambda: load_backend("embedded", lab.settings()))
+        yield LabStage(lab, lambda: load_backend(lab.settings()))
         lab.proxy.clear()
 
 
@@ -86,6 +88,15 @@ class TestInMemory(BackendSuite):
     @pytest.fixture
     def stage(self) -> Iterator[Stage]:
         with InMemoryService(dict.fromkeys(PUBLISHED, ...)) as service:
+            yield MemoryStage(service)
+
+
+class TestFakeService(BackendSuite):
+    """The service that other tests use is held to the same."""
+
+    @pytest.fixture
+    def stage(self) -> Iterator[Stage]:
+        with FakeService(dict.fromkeys(PUBLISHED, ...)) as service:
             yield MemoryStage(service)
 
 
@@ -102,7 +113,7 @@ class TestService(BackendSuite):
     def stage(self, module_lab, service, tmp_path) -> Iterator[Stage]:
         settings = Settings.load({}, url=service.url, root=module_lab.root, downloads=tmp_path / "downloads")
         module_lab.proxy.clear()
-        yield LabStage(module_lab, lambda: load_backend("remote", settings))
+        yield LabStage(module_lab, lambda: load_backend(settings))
         module_lab.proxy.clear()
         with Desk(service) as desk:
             clear_away(desk)

@@ -23,7 +23,7 @@ MODULES = sorted(
 @pytest.mark.skipif(sys.platform == "win32", reason="the examples show POSIX paths")
 def test_examples(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.startswith("client/"):
-        monkeypatch.setattr("prismcache.client.aio.load_backend", lambda _, settings: in_memory(settings))
+        monkeypatch.setattr("prismcache.client.aio.load_backend", in_memory)
     name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     result = doctest.testmod(import_module(f"prismcache.{name}"))
     assert result.attempted > 0

@@ -8,8 +8,6 @@ import typer
 
 from prismcache.cli.options import SERVE_OPTIONS, TOKEN_OPTIONS, JsonOption, with_options
 
-ENTRY_POINT_GROUP = "prismcache.commands"
-
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is", show_default=False)]
 RoleOption = Annotated[str, typer.Option("--role", help="reader, requester or admin")]
 
@@ -77,9 +75,13 @@ def _config(settings: dict[str, Any]) -> Any:
 
 
 def _load(name: str) -> Any:
-    from prismcache.plugins import load_plugin
+    from prismcache.loading import service_part
 
-    return load_plugin(ENTRY_POINT_GROUP, name, "command")
+    module, part = _PARTS[name]
+    return service_part(f"prismcache_service.{module}", part, f"{name} command")
+
+
+_PARTS = {"config": ("config", "ServiceConfig"), "serve": ("web.server", "serve"), "token": ("web", "tokens")}
 
 
 def _print_json(document: dict[str, Any]) -> None:

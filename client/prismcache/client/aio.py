@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from prismcache.arguments import Numbers, as_crops, as_split
-from prismcache.backend import Backend, HoldsLeases, load_backend
+from prismcache.backend import Backend, HoldsLeases
 from prismcache.client.delivery import Delivery
 from prismcache.client.drive import Step, drive
 from prismcache.client.flow import EnsurePlan, plan_ensure
 from prismcache.config import Settings
 from prismcache.errors import RequestError
+from prismcache.loading import load_backend
 from prismcache.progress.reporter import Progress
 from prismcache.schema import CropFile, CropInfo, Split, VerifyResult
 
@@ -181,7 +182,7 @@ class AsyncPrismClient:
 
     def _open(self) -> Backend:
         if self._backend is None:
-            self._backend = load_backend("remote" if self._settings.url else "embedded", self._settings)
+            self._backend = load_backend(self._settings)
         return self._backend
 
 

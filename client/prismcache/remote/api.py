@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from prismcache.config import Settings
 from prismcache.remote.events import Message, follow
-from prismcache.remote.http import Connection, Params
+from prismcache.remote.http import Connection, Params, read_as
 from prismcache.remote.retry import BRIEF, Patience
 from prismcache.schema import (
     ClearedQuarantine,
@@ -37,7 +37,7 @@ MAX_WAIT = 20.0
 """Seconds of one long poll."""
 
 CLIENT_HEADER = "Prismcache-Client"
-"""Tells apart who asks for the same with the same token."""
+"""Tells apart the calls that ask for the same crops with the same token."""
 
 _SLOW = 60.0
 _VERIFYING = 3600.0
@@ -47,7 +47,7 @@ _VERIFYING = 3600.0
 class ServiceApi:
     """Calls to one service; made on the event loop that uses it.
 
-    Every method raises `prismcache.PrismError` classes only, and asks again while the service restarts.
+    Every method raises `prismcache.PrismError` classes only, and sends its request again while the service restarts.
 
     Parameters
     ----------
@@ -56,15 +56,10 @@ class ServiceApi:
 
     Examples
     --------
-    >>> import asyncio
     >>> from prismcache import Settings
-    >>> from prismcache.testing import InMemoryService
-    >>> async def main(url: str) -> int:
-    ...     async with ServiceApi(Settings(url=url)) as service:
+    >>> async def jobs_running() -> int:
+    ...     async with ServiceApi(Settings(url="http://prism.lab:8765")) as service:
     ...         return (await service.status()).jobs_running
-    >>> with InMemoryService() as lab:
-    ...     asyncio.run(main(lab.url))
-    0
     """
 
     def __init__(self, service: Connection | Settings) -> None:
@@ -83,21 +78,21 @@ class ServiceApi:
         await self.connection.aclose()
 
     async def submit(self, request: JobRequest, *, client: str | None = None, patience: Patience | None = None) -> Job:
-        """Start or join the work; the same request while its job is active is that job, so asking again is safe.
+        """Start a job, or join the active job for the same request; so sending the request again is safe.
 
         Parameters
         ----------
         request
-            What is wanted.
+            The crops and channels.
         client
-            A name for who asks (letters, digits and ``-``), to be given to `cancel`.
+            A name for the call (letters, digits and ``-``), to be given to `cancel`.
         patience
-            How long to go on asking.
+            How long to go on trying.
         """
-        answer = await self.connection.ask(
+        response = await self.connection.request(
             "POST", "/v1/jobs", body=request, headers=_name(client), read_timeout=_SLOW, patience=patience
         )
-        return answer.read(Job)
+        return read_as(Job, response)
 
     async def jobs(
         self,
@@ -108,73 +103,79 @@ class ServiceApi:
         cursor: str | None = None,
         limit: int | None = None,
     ) -> JobPage:
-        """One page of jobs, newest first."""
+        """Return one page of jobs, newest first."""
         given = {"state": state, "split": split, "owner": "me" if mine else None, "cursor": cursor, "limit": limit}
         params: Params = {name: value for name, value in given.items() if value is not None}
-        return (await self.connection.ask("GET", "/v1/jobs", params=params)).read(JobPage)
+        return read_as(JobPage, await self.connection.request("GET", "/v1/jobs", params=params))
 
     async def job(self, job_id: str) -> Job:
-        """A job as it is now."""
-        return (await self.connection.ask("GET", _job(job_id))).read(Job)
+        """Return a job as it is now."""
+        return read_as(Job, await self.connection.request("GET", _job(job_id)))
 
     async def wait(self, job: Job, seconds: float) -> Job:
-        """A snapshot other than `job`, or the same again after `seconds`, which are cut to `MAX_WAIT`."""
+        """Return a snapshot newer than `job`, or the same again after `seconds`, which are cut to `MAX_WAIT`."""
         seconds = max(0.0, min(seconds, MAX_WAIT))
         params: Params = {"wait": round(seconds, 3), "revision": job.revision}
-        answer = await self.connection.ask("GET", _job(job.id), params=params, read_timeout=seconds + MAX_WAIT)
-        return answer.read(Job)
+        response = await self.connection.request("GET", _job(job.id), params=params, read_timeout=seconds + MAX_WAIT)
+        return read_as(Job, response)
 
     def events(self, job_id: str) -> AsyncGenerator[Message]:
-        """Snapshots and recorded events of a job until it is final, through restarts of the service."""
+        """Yield snapshots and recorded events of a job until it is final, through restarts of the service."""
         return follow(self.connection, f"{_job(job_id)}/events")
 
     async def cancel(self, job_id: str, *, client: str | None = None, patience: Patience | None = None) -> Job:
-        """Cancel a job, or with `client` only that one's wish for it; what another job wants goes on."""
-        answer = await self.connection.ask("DELETE", _job(job_id), headers=_name(client), patience=patience)
-        return answer.read(Job)
+        """Cancel a job, or with `client` only that call's wish for the job; crops that another job wants go on."""
+        response = await self.connection.request("DELETE", _job(job_id), headers=_name(client), patience=patience)
+        return read_as(Job, response)
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        """Every crop that is published or cached."""
+        """Return every crop that is published or cached."""
         path = "/v1/crops" if split is None else f"/v1/crops/{split.value}"
         params: Params | None = {"refresh": "true"} if refresh else None
-        return list((await self.connection.ask("GET", path, params=params, read_timeout=_SLOW)).read(CropPage).crops)
+        response = await self.connection.request("GET", path, params=params, read_timeout=_SLOW)
+        return list(read_as(CropPage, response).crops)
 
     async def crop(self, split: Split, crop: int) -> CropInfo:
-        """One crop in full."""
-        return (await self.connection.ask("GET", _crop(split, crop), read_timeout=_SLOW)).read(CropInfo)
+        """Return one crop in full."""
+        return read_as(CropInfo, await self.connection.request("GET", _crop(split, crop), read_timeout=_SLOW))
 
     async def evict(self, split: Split, crop: int) -> tuple[CropFile, ...]:
-        """Delete a crop's files from the service's cache; answers those that were there."""
-        return (await self.connection.ask("DELETE", _crop(split, crop))).read(RemovedFiles).files
+        """Delete a crop's files from the service's cache; return those that were there."""
+        return read_as(RemovedFiles, await self.connection.request("DELETE", _crop(split, crop))).files
 
     async def pin(self, split: Split, crop: int) -> CropInfo:
-        """Never evict this crop."""
-        return (await self.connection.ask("PUT", f"{_crop(split, crop)}/pin")).read(CropInfo)
+        """Protect a crop from eviction until `unpin`."""
+        return read_as(CropInfo, await self.connection.request("PUT", f"{_crop(split, crop)}/pin"))
 
     async def unpin(self, split: Split, crop: int) -> CropInfo:
-        """Let this crop be evicted again."""
-        return (await self.connection.ask("DELETE", f"{_crop(split, crop)}/pin")).read(CropInfo)
+        """Allow the eviction of a crop again."""
+        return read_as(CropInfo, await self.connection.request("DELETE", f"{_crop(split, crop)}/pin"))
 
     async def lease(self, request: LeaseRequest) -> Lease:
-        """Protect crops from eviction for a while; with little patience, since work goes on without."""
-        return (await self.connection.ask("POST", "/v1/leases", body=request, patience=BRIEF)).read(Lease)
+        """Take a retention lease on crops; tried briefly, since work goes on without the lease."""
+        return read_as(Lease, await self.connection.request("POST", "/v1/leases", body=request, patience=BRIEF))
 
     async def release(self, lease_id: str) -> None:
-        """Give a lease up."""
-        await self.connection.ask("DELETE", f"/v1/leases/{quote(lease_id, safe='')}", patience=BRIEF)
+        """Release a retention lease."""
+        await self.connection.request("DELETE", f"/v1/leases/{quote(lease_id, safe='')}", patience=BRIEF)
 
     async def verify(self, request: VerifyRequest) -> list[VerifyResult]:
-        """Have the service read its files again."""
-        answer = await self.connection.ask("POST", "/v1/verify", body=request, read_timeout=_VERIFYING)
-        return list(answer.read(VerifyReport).results)
+        """Have the service read its files again.
+
+        The request is sent once: a service that is reading its whole cache would else read it twice at the same time.
+        """
+        response = await self.connection.request(
+            "POST", "/v1/verify", body=request, read_timeout=_VERIFYING, repeatable=False
+        )
+        return list(read_as(VerifyReport, response).results)
 
     async def clear_quarantine(self) -> ClearedQuarantine:
-        """Delete what the service has found wrong and set aside."""
-        return (await self.connection.ask("DELETE", "/v1/quarantine", read_timeout=_SLOW)).read(ClearedQuarantine)
+        """Delete the damaged files that the service has set aside."""
+        return read_as(ClearedQuarantine, await self.connection.request("DELETE", "/v1/quarantine", read_timeout=_SLOW))
 
     async def status(self) -> ServiceStatus:
-        """What the service is doing."""
-        return (await self.connection.ask("GET", "/v1/status")).read(ServiceStatus)
+        """Return what the service is doing."""
+        return read_as(ServiceStatus, await self.connection.request("GET", "/v1/status"))
 
 
 def _name(client: str | None) -> dict[str, str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +17,8 @@ from prismcache.remote.download import Downloader, downloads_of
 from prismcache.remote.http import Connection
 from prismcache.remote.leases import LeaseKeeper, keeper
 from prismcache.remote.offline import known_job
-from prismcache.remote.resolve import GRACE, Resolver
+from prismcache.remote.resolve import GRACE, Resolver, VerifiedFiles
 from prismcache.remote.retry import BRIEF, ONCE, Patience
-from prismcache.remote.verified import VerifiedFiles
 from prismcache.schema import (
     CropFile,
     CropInfo,
@@ -33,6 +30,7 @@ from prismcache.schema import (
     VerifyRequest,
     VerifyResult,
 )
+from prismcache.wishes import Wish, Wishes
 
 if TYPE_CHECKING:
     import httpx2
@@ -40,35 +38,27 @@ if TYPE_CHECKING:
 _log = logging.getLogger("prismcache")
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """One call's wish for a job, under the name by which the service tells it from others for the same."""
-
-    request: JobRequest
-    client: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-
 def create_backend(settings: Settings) -> RemoteBackend:
-    """Entry point ``remote`` of the group ``prismcache.backends``; to be called on the event loop that uses it."""
+    """Return a backend for the service of `settings`; to be called on the event loop that uses it."""
     return RemoteBackend(settings)
 
 
 class RemoteBackend:
-    """A `prismcache.backend.Backend` on a service.
+    """A `prismcache.backend.Backend` that asks a service.
 
-    Restarts of the service are ridden out: it keeps its jobs, and a job that it forgot is submitted again, once. What
-    the mount shows to be cached is found even while there is no service.
+    A restart of the service goes unnoticed: the service keeps its jobs, and a job that it forgot is submitted again,
+    once. Crops that the mount shows to be cached are found even while no service responds.
 
     Parameters
     ----------
     settings
         URL and token of the service; `root`, if it was given, is this machine's mount of the service's root.
     transport
-        Send requests through this instead of the network. It remains yours.
+        Send requests through this transport instead of the network. It is not closed here.
     patience
-        How long to go on asking a service that does not answer.
+        How long to go on trying a service that does not respond.
     leases
-        Who renews leases; default: the process's own keeper.
+        Renews the retention leases; default: the keeper of the process.
     grace
         Seconds between further looks for a file that the mount does not show yet.
     """
@@ -85,44 +75,51 @@ class RemoteBackend:
         self._settings = settings
         self._api = ServiceApi(Connection(settings, transport=transport, patience=patience))
         verified = VerifiedFiles(settings.downloads / ".verified")
-        self._downloader = Downloader(self._api.connection, verified)
         downloads = downloads_of(settings.downloads, self._api.connection.url)
+        self._downloader = Downloader(self._api.connection, verified, downloads)
         self._resolver = Resolver(settings.mount, downloads, verified, self._fetch, grace=grace)
         self._leases = leases or keeper()
         self._holder = object()  # not this backend itself, which the keeper would keep alive
         self._leased: set[tuple[Split, int]] = set()
-        self._wishes: dict[str, list[_Wish]] = {}
+        self._given_up: set[tuple[Split, int]] = set()
+        self._wishes = Wishes(self._submit, self._cancel)
         self._forgotten: set[str] = set()
 
     async def submit(self, request: JobRequest) -> Job:
-        wish = _Wish(request)
+        self._leased -= self._given_up  # wanted again: the service has to protect them again
+        self._given_up.clear()
+        return await self._wishes.submit(Wish(request))
+
+    async def _submit(self, wish: Wish) -> Job:
         try:
-            job = await self._api.submit(request, client=wish.client, patience=ONCE)
+            job = await self._api.submit(wish.request, client=wish.name, patience=ONCE)
         except (ServiceUnreachableError, ServiceBusyError) as error:
-            known = await asyncio.to_thread(known_job, request, self._resolver.mount)
+            known = await asyncio.to_thread(known_job, wish.request, self._resolver.mount)
             if known is not None:
-                _log.info("%s; what is asked for is cached on %s", error, self._resolver.mount)
+                _log.info("%s; the crops are cached on %s", error, self._resolver.mount)
                 return known
-            job = await self._api.submit(request, client=wish.client)
-        return await self._begin(job, wish)
+            job = await self._api.submit(wish.request, client=wish.name)
+        return await self._lease_ready(job)
 
     async def wait(self, job: Job, timeout: float) -> Job:  # noqa: ASYNC109 - the deadline of a long poll
         if job.state.is_final:
             return job
         try:
-            return await self._follow(await self._api.wait(job, timeout))
+            return await self._lease_ready(self._wishes.follow(await self._api.wait(job, timeout)))
         except UnknownJobError:
-            wish = self._end_wish(job.id)
+            wish = self._wishes.take(job.id)
             if wish is None or job.id in self._forgotten:
                 raise
-            newer = await self._api.submit(wish.request, client=wish.client)
+            newer = await self._wishes.submit(wish)
             self._forgotten.add(newer.id)
-            return await self._begin(newer, wish)
+            return newer
 
     async def cancel(self, job: Job) -> None:
-        if (wish := self._end_wish(job.id)) is not None:
-            with suppress(UnknownJobError, ServiceUnreachableError):
-                await self._api.cancel(job.id, client=wish.client, patience=BRIEF)
+        await self._wishes.cancel(job.id)
+
+    async def _cancel(self, job_id: str, name: str) -> None:
+        with suppress(UnknownJobError, ServiceUnreachableError):
+            await self._api.cancel(job_id, client=name, patience=BRIEF)
 
     async def paths_here(self, files: Sequence[CropFile]) -> Mapping[int, str]:
         known = await self._resolver.known(files)
@@ -150,34 +147,17 @@ class RemoteBackend:
         return [file for crop in chosen for file in await self._api.evict(split, crop)]
 
     async def aclose(self) -> None:
-        """Cancel unfinished jobs, let go of the leases, close the connection."""
+        """Cancel unfinished jobs, release the retention leases, close the connection."""
         self._leases.release(self._holder)
-        wishes, self._wishes = [(job, wish.client) for job, all_ in self._wishes.items() for wish in all_], {}
-        ending = (self._api.cancel(job, client=client, patience=ONCE) for job, client in wishes)
-        with suppress(PrismError):
-            await asyncio.gather(*ending, return_exceptions=True)
+        await self._wishes.end()
         await self._api.aclose()
 
     def hand_over(self) -> None:
-        """Leave the leases to the process, for a client that was dropped without being closed."""
+        """Leave the retention leases to the process, for a client that was dropped without being closed."""
         self._leases.hand_over(self._holder)
 
-    async def _begin(self, job: Job, wish: _Wish) -> Job:
-        self._wishes.setdefault(job.id, []).append(wish)
-        return await self._follow(job)
-
-    def _end_wish(self, job_id: str) -> _Wish | None:
-        """Any of the calls that wait for the same job: they are alike."""
-        wishes = self._wishes.get(job_id, [])
-        wish = wishes.pop() if wishes else None
-        if not wishes:
-            self._wishes.pop(job_id, None)
-        return wish
-
-    async def _follow(self, job: Job) -> Job:
-        """Take note of a snapshot, and protect what it says is ready before anybody is told."""
-        if job.state.is_final:
-            self._wishes.pop(job.id, None)
+    async def _lease_ready(self, job: Job) -> Job:
+        """Lease the crops that a snapshot says are ready, before the caller is told; return the snapshot."""
         await self._lease(job.split, (crop.crop for crop in job.crops if crop.state is State.DONE))
         return job
 
@@ -195,7 +175,7 @@ class RemoteBackend:
         self._leases.keep(self._settings, lease, self._holder)
 
     async def _unlease(self, split: Split, crops: Sequence[int]) -> None:
-        """Let go of these crops at once, so that this client's own leases do not keep it from removing them."""
+        """Release these crops at once, so that this client's own leases do not keep it from removing them."""
         for lease, wanted in self._leases.take_back(self._holder):
             if lease.split is not split or wanted.isdisjoint(crops):
                 self._leases.keep(self._settings, lease, self._holder)
@@ -209,7 +189,8 @@ class RemoteBackend:
         await self._downloader.fetch(file, target, lambda: self._resolver.is_downloaded(file), report)
 
     def _told(self, file: CropFile, path: Path) -> str:
-        """A file's path as the caller gets it."""
+        """Return a file's path as the caller gets it; a copy on this machine needs no lease on the service."""
         if self._resolver.mount is None or not path.is_relative_to(self._resolver.mount):
-            self._leases.release(self._holder, [(file.split.value, file.crop)])  # its copy here cannot be evicted there
+            self._leases.release(self._holder, [(file.split.value, file.crop)])
+            self._given_up.add((file.split, file.crop))
         return str(path)

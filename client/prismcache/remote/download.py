@@ -1,31 +1,37 @@
-"""Download a file from the service: resumed where it broke off, checked, put in place when it is whole.
+"""Download a file from the service: resumed where it broke off, checked, put in place when it is complete.
 
-Any number of processes may want the same file: one downloads and the others wait for it. Should two do so
-nevertheless, both publish the same bytes.
+Any number of processes may want the same file: one downloads and the others wait for it. Where the file system has no
+locks, two may download the file; both then publish the same bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import re
-from collections.abc import Awaitable, Callable
+import shutil
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import anyio
 from anyio import to_thread
+from filelock import FileLock, Timeout
 
 from prismcache.backend import ReceivedBytes
-from prismcache.disk import disk_errors, stamp_of
-from prismcache.errors import CropCorruptError, ServiceUnreachableError, SourceChangedError
+from prismcache.disk import HASH_BYTES, disk_errors, stamp_of
+from prismcache.errors import CropCorruptError, NoSpaceError, ServiceUnreachableError, SourceChangedError
 from prismcache.layout import parse_crop_file_name
-from prismcache.remote.claim import Claim
-from prismcache.remote.http import Connection, StreamRefusedError
-from prismcache.remote.part import Part, require_space
-from prismcache.remote.retry import Attempts, Refusal
-from prismcache.remote.verified import VerifiedFiles
+from prismcache.remote.http import Connection, raised_as_ours
+from prismcache.remote.resolve import VerifiedFiles
+from prismcache.remote.retry import AttemptFailedError, retrying, start_over
 from prismcache.schema import CropFile
 from prismcache.units import format_bytes
 
@@ -36,8 +42,19 @@ CHUNK = 1 << 20
 """Bytes that are written and hashed at once, in a thread."""
 
 POLL = 0.25
+"""Seconds between tries to lock a file that another process downloads."""
+
+WAITING_IS_SAID = 3.0
+"""Seconds of waiting for another process after which the user is told."""
+
 TRIES = 2
-"""Whole downloads with a wrong digest before the file is refused."""
+"""Complete downloads with a wrong digest before the file is refused."""
+
+MARGIN = 16 << 20
+"""Bytes that a download leaves free on the disk."""
+
+UNUSED = 30 * 86_400.0
+"""Seconds without use after which a download is deleted."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)", re.ASCII)
 _log = logging.getLogger("prismcache")
@@ -53,68 +70,87 @@ class Downloader:
     connection
         To the service.
     verified
-        Told of every file that was put in place.
+        Takes a note of every file that was put in place.
+    folder
+        The folder for downloads of this service; files that were not used for a month are deleted from it.
     """
 
-    def __init__(self, connection: Connection, verified: VerifiedFiles) -> None:
+    def __init__(self, connection: Connection, verified: VerifiedFiles, folder: Path) -> None:
         self._connection = connection
         self._verified = verified
+        self._folder = folder
+        self._is_pruned = False
 
     async def fetch(
         self, file: CropFile, target: Path, is_there: Callable[[], Awaitable[bool]], report: ReceivedBytes
     ) -> None:
-        """Have `file` at `target`.
+        """Download `file` to `target`, unless another process does.
 
         Parameters
         ----------
         file
-            What is wanted.
+            The file that the service published.
         target
-            Where it goes; its name is `prismcache.layout.crop_file_name`'s.
+            The path to publish it at; its name is `prismcache.layout.crop_file_name`'s.
         is_there
-            Asked whether another process has put it there meanwhile.
+            Returns whether the file is at `target`, since another process may have downloaded it meanwhile.
         report
-            Hears how many bytes are here, those that an earlier process left included.
+            Called with the number of bytes that are here, including those that an earlier process left.
 
         Raises
         ------
         StorageError
-            If there is no room, or the folder cannot be written.
+            If the disk is full, or the folder cannot be written.
         SourceChangedError
-            If the service has another file by now.
+            If the service has published another file meanwhile.
         CropCorruptError
-            If what comes is not what the service published.
+            If the bytes that arrive are not those that the service published.
         ServiceError
-            If the service refuses, or gives no answer for longer than the connection's patience.
+            If the service refuses, or does not respond for longer than the connection's patience.
         """
         with disk_errors(target.parent):
             await to_thread.run_sync(partial(target.parent.mkdir, parents=True, exist_ok=True))
-            claim = Claim(target.with_name(f".{target.name}.claim"))
-            while not await is_there():
-                if not await to_thread.run_sync(claim.acquire):
-                    await anyio.sleep(POLL)
-                    continue
-                try:
-                    if not await is_there():
-                        await self._download(file, target, claim, report)
-                    return
-                except FileNotFoundError:
-                    _log.debug("%s was taken over by another process", target)
-                finally:
-                    claim.release()
+            if not self._is_pruned:
+                self._is_pruned = True
+                await to_thread.run_sync(prune, self._folder, self._verified, time.time())
+            async with self._alone(file, target):
+                while not await is_there():
+                    try:
+                        await self._download(file, target, report)
+                    except FileNotFoundError:  # where locks do not work, another process may take over the part
+                        _log.debug("%s was taken over by another process", target)
 
-    async def _download(self, file: CropFile, target: Path, claim: Claim, report: ReceivedBytes) -> None:
-        await to_thread.run_sync(require_space, file, target.parent)
+    @asynccontextmanager
+    async def _alone(self, file: CropFile, target: Path) -> AsyncGenerator[None]:
+        """Hold the lock on `target`; the system releases it when the process dies."""
+        lock = FileLock(
+            target.with_name(f".{target.name}.lock"), thread_local=False, blocking=False, fallback_to_soft=False
+        )
+        began, is_said = time.monotonic(), False
+        while True:
+            try:
+                await to_thread.run_sync(lock.acquire)
+                break
+            except Timeout:
+                if not is_said and time.monotonic() - began > WAITING_IS_SAID:
+                    is_said = True
+                    _log.warning("waiting for another process, which downloads %s/%s", file.split.value, file.crop)
+                await anyio.sleep(POLL)
+            except NotImplementedError:  # a file system without locks
+                break
+        try:
+            yield
+        finally:
+            lock.release()
+
+    async def _download(self, file: CropFile, target: Path, report: ReceivedBytes) -> None:
+        await to_thread.run_sync(_require_space, file, target.parent)
         _log.info("downloading %s/%s, %s", file.split.value, file.crop, format_bytes(file.size))
         with Part(file, target) as part:
             await to_thread.run_sync(part.take_over)
-
-            def came() -> None:
-                claim.renew()
-                report(part.size)
-
             for _ in range(TRIES):
-                await self._complete(file, part, _channels_of(target), came)
+                with raised_as_ours():
+                    await self._complete(file, part, report)
                 if part.is_right:
                     status = await to_thread.run_sync(part.publish)
                     self._verified.remember(target, stamp_of(status), file.sha256)
@@ -122,49 +158,57 @@ class Downloader:
                 _log.warning("%s/%s arrived damaged; downloading it again", file.split.value, file.crop)
                 await to_thread.run_sync(part.restart)
         raise CropCorruptError(
-            f"crop {file.split.value}/{file.crop}: what the service at {self._connection.url} sends has another "
-            f"SHA-256 than what it published, {TRIES} times",
-            remedy="Have `prismcache verify --repair` run on the service; something on the way may damage data, too.",
+            f"crop {file.split.value}/{file.crop}: the service at {self._connection.url} sends a file with another "
+            f"SHA-256 than the one it published, {TRIES} times",
+            remedy="Have `prismcache verify --repair` run on the service; the network may damage data, too.",
         )
 
-    async def _complete(self, file: CropFile, part: Part, channels: str | None, came: Callable[[], None]) -> None:
-        """Have as many bytes come as the file has, resuming after each break."""
+    async def _complete(self, file: CropFile, part: Part, report: ReceivedBytes) -> None:
+        """Receive bytes until the part is as long as the file, resuming after each break."""
         path = f"/v1/crops/{file.split.value}/{file.crop}/file"
-        params = None if channels is None else {"channels": channels}
-        attempts = Attempts()
-        while part.size < file.size:
-            before = part.size
-            came()
-            try:
-                async with self._connection.stream(path, params=params, headers=_range(file, part.size)) as response:
-                    await self._begin(file, part, response)
-                    await _receive(response, part, came)
-                refusal = Refusal(ServiceUnreachableError("the service ended a download early"), passing=True)
-            except StreamRefusedError as refused:
-                refusal = refused.refusal
-            if part.size < file.size:
-                attempts = await self._connection.pause(Attempts() if part.size > before else attempts, refusal)
-
-    async def _begin(self, file: CropFile, part: Part, response: httpx2.Response) -> None:
-        """Look at the head of an answer: whether it is the file, and goes on where the part ends.
-
-        Raises
-        ------
-        SourceChangedError
-            If it is another file.
-        """
-        etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
-        if etag != file.sha256:
-            raise SourceChangedError(
-                f"crop {file.split.value}/{file.crop} is another file on the service now", remedy="Ask for it again."
-            )
-        start = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
-        if response.status_code != 206 or start is None or int(start[1]) != part.size:
-            await to_thread.run_sync(part.restart)
+        parsed = parse_crop_file_name(part.target.name)
+        channels = None if parsed is None else parsed[1]
+        params = None if channels is None else {"channels": ",".join(map(str, channels))}
+        report(part.size)
+        async for attempt in retrying(self._connection.patience):
+            with attempt:
+                if part.size >= file.size:
+                    return
+                before = part.size
+                headers = {"Range": f"bytes={before}-", "If-Range": f'"{file.sha256}"'} if before else {}
+                try:
+                    async with self._connection.stream(path, params=params, headers=headers) as response:
+                        await _check_head(file, part, response)
+                        await _receive(response, part, report)
+                finally:
+                    report(part.size)
+                    if part.size > before:
+                        start_over(attempt.retry_state)
+                if part.size < file.size:
+                    early = ServiceUnreachableError(f"the service at {self._connection.url} ended a download early")
+                    raise AttemptFailedError(early, may_pass=True)
 
 
-async def _receive(response: httpx2.Response, part: Part, came: Callable[[], None]) -> None:
-    """Add what comes to the part, and what came before a break, too."""
+async def _check_head(file: CropFile, part: Part, response: httpx2.Response) -> None:
+    """Check that the response is the file; empty the part if the response does not go on where the part ends.
+
+    Raises
+    ------
+    SourceChangedError
+        If the response is another file.
+    """
+    etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
+    if etag != file.sha256:
+        raise SourceChangedError(
+            f"crop {file.split.value}/{file.crop} is another file on the service now", remedy="Ask for it again."
+        )
+    start = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+    if response.status_code != 206 or start is None or int(start[1]) != part.size:
+        await to_thread.run_sync(part.restart)
+
+
+async def _receive(response: httpx2.Response, part: Part, report: ReceivedBytes) -> None:
+    """Append the body to the part, also what came before a break."""
     pending = bytearray()
     try:
         async for data in response.aiter_raw():
@@ -172,13 +216,120 @@ async def _receive(response: httpx2.Response, part: Part, came: Callable[[], Non
             if len(pending) >= CHUNK:
                 full, pending = pending, bytearray()
                 await to_thread.run_sync(part.append, full)
-                came()
+                report(part.size)
     finally:
         part.append(pending)
 
 
+class Part:
+    """A partial download of `file` beside `target`: written by one process only, hashed as it grows.
+
+    The part has a name of its own, so the bytes that were hashed are the bytes that are published, whatever other
+    processes do. Parts of earlier processes are copied, since their writers may still live where locks do not work. All
+    methods block and raise `OSError`.
+
+    Parameters
+    ----------
+    file
+        Size in bytes and SHA-256 to reach.
+    target
+        The path to publish the complete file at.
+    """
+
+    def __init__(self, file: CropFile, target: Path) -> None:
+        self.target = target
+        self._file = file
+        self._prefix = f".{target.name}.{file.sha256[:16]}."
+        self.path = target.with_name(f"{self._prefix}{uuid.uuid4().hex}.part")
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self._is_published = False
+
+    def __enter__(self) -> Self:
+        self._output = self.path.open("xb", buffering=0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._output.close()
+        if self._is_published or not self.size or isinstance(error, OSError):  # a full disk needs the room
+            with suppress(OSError):
+                self.path.unlink()
+
+    def take_over(self) -> None:
+        """Begin with the longest part of this file that an earlier process left; delete all earlier parts.
+
+        Parts of an older version of the file are deleted, too.
+        """
+        left = [path for path in self.target.parent.glob(f".{self.target.name}.*.part") if path != self.path]
+        usable = sorted((path for path in left if path.name.startswith(self._prefix)), key=_size)
+        if usable:
+            with suppress(FileNotFoundError), usable[-1].open("rb", buffering=0) as earlier:
+                while self.size < self._file.size and (data := earlier.read(HASH_BYTES)):
+                    self.append(data)
+        for path in left:
+            with suppress(OSError):
+                path.unlink()
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Write and hash `data`; bytes beyond the file's size are dropped."""
+        rest = kept = memoryview(data)[: self._file.size - self.size]
+        while rest:
+            rest = rest[self._output.write(rest) :]
+        self._digest.update(kept)
+        self.size += len(kept)
+
+    def restart(self) -> None:
+        """Empty the part."""
+        self._output.seek(0)
+        self._output.truncate()
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the part is the complete file."""
+        return self.size == self._file.size and self._digest.hexdigest() == self._file.sha256
+
+    def publish(self) -> os.stat_result:
+        """Move the complete file to `target`; return its status.
+
+        Raises
+        ------
+        FileNotFoundError
+            If another process took the part over.
+        """
+        os.fsync(self._output.fileno())
+        self._output.close()
+        self.path.replace(self.target)
+        self._is_published = True
+        return self.target.stat()
+
+
+def prune(folder: Path, verified: VerifiedFiles, now: float) -> None:
+    """Delete downloads and parts that nobody used for a month.
+
+    Parameters
+    ----------
+    folder
+        The folder for downloads of one service.
+    verified
+        Knows when a file was used last.
+    now
+        Seconds since the epoch.
+    """
+    for path in [*folder.glob("*/*.h5"), *folder.glob("*/.*.part")]:
+        with suppress(OSError):
+            status = path.stat()
+            if now - max(status.st_mtime, status.st_atime, verified.last_used(path)) > UNUSED:
+                path.unlink()
+                verified.forget(path)
+                _log.info("%s was not used for a month; deleted", path)
+
+
 def downloads_of(folder: Path, url: str) -> Path:
-    """The folder for the files of one service.
+    """Return the folder for the files of one service.
 
     Examples
     --------
@@ -190,11 +341,19 @@ def downloads_of(folder: Path, url: str) -> Path:
     return folder / re.sub(r"[^\w.-]", "_", host, flags=re.ASCII).strip(".")
 
 
-def _range(file: CropFile, start: int) -> dict[str, str]:
-    return {"Range": f"bytes={start}-", "If-Range": f'"{file.sha256}"'} if start else {}
+def _require_space(file: CropFile, folder: Path) -> None:
+    """Raise `NoSpaceError` if the disk has no room for the file."""
+    free = shutil.disk_usage(folder).free
+    if free < file.size + MARGIN:
+        raise NoSpaceError(
+            f"{folder}: crop {file.split.value}/{file.crop} needs {format_bytes(file.size)}, "
+            f"{format_bytes(free)} are free",
+            remedy="Free space, or point PRISMCACHE_DOWNLOADS at a larger disk.",
+        )
 
 
-def _channels_of(target: Path) -> str | None:
-    """The subset that a file name stands for, as the service's query has it; None for all channels."""
-    parsed = parse_crop_file_name(target.name)
-    return None if parsed is None or parsed[1] is None else ",".join(map(str, parsed[1]))
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

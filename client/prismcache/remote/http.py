@@ -1,21 +1,21 @@
-"""HTTP to the service: the one border where the HTTP library's exceptions and the service's problems become ours.
+"""HTTP to the service: the one module that turns the HTTP library's exceptions and the service's problems into ours.
 
-Redirects are not followed. The token goes into a header of its own and nowhere else.
+Redirects are not followed. The token is sent in its own header and appears nowhere else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import random
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+import socket
+import ssl
+import urllib.request
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import anyio
 import httpx2
 from pydantic import BaseModel, ValidationError
 
@@ -23,15 +23,13 @@ from prismcache.config import Settings
 from prismcache.errors import (
     ConfigError,
     ForbiddenError,
-    PrismError,
     ServiceBusyError,
     ServiceError,
     ServiceUnreachableError,
     UnauthorizedError,
     error_from_problem,
 )
-from prismcache.remote.retry import Attempts, Patience, Refusal, next_delay, parse_retry_after, refusal_of
-from prismcache.remote.transports import service_at
+from prismcache.remote.retry import AttemptFailedError, Patience, parse_retry_after, retrying
 from prismcache.schema import Problem
 
 M = TypeVar("M", bound=BaseModel)
@@ -39,37 +37,16 @@ Params = Mapping[str, str | int | float]
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 20.0
+SIGN_OF_LIFE = 3.0
+"""Seconds without any response after which the user is told that the client still tries."""
+
 _BY_STATUS: dict[int, type[ServiceError]] = {401: UnauthorizedError, 403: ForbiddenError, 429: ServiceBusyError}
 _UNREACHED = frozenset({502, 503, 504})
+_PASSING = _UNREACHED | {429}
+"""Statuses that may pass when a proxy in front of the service sends them: the service restarts, or is busy."""
 
 _log = logging.getLogger("prismcache")
 _warned: set[str] = set()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete answer with a status of success."""
-
-    status: int
-    headers: httpx2.Headers
-    content: bytes
-    url: str
-
-    def read(self, model: type[M]) -> M:
-        """The body as `model`; unknown fields are ignored.
-
-        Raises
-        ------
-        ServiceError
-            If it is something else.
-        """
-        try:
-            return model.model_validate_json(self.content)
-        except ValidationError as error:
-            raise ServiceError(
-                f"{self.url} gave an answer that is no {model.__name__} ({error.error_count()} faults)",
-                remedy="Check that PRISMCACHE_URL is a prismcache service; if it is, update prismcache.",
-            ) from None
 
 
 class Connection:
@@ -80,11 +57,14 @@ class Connection:
     settings
         URL and token.
     transport
-        Send through this instead of the network. It remains yours: it is not closed here.
+        Send requests through this transport instead of the network. It is not closed here.
     patience
-        How long to go on asking a service that does not answer.
-    clock, draw
-        Steady seconds, and random numbers of [0, 1).
+        How long to go on trying a service that does not respond.
+
+    Raises
+    ------
+    ConfigError
+        If no URL is set, or the URL or a proxy of the environment cannot be used.
     """
 
     def __init__(
@@ -93,25 +73,27 @@ class Connection:
         *,
         transport: httpx2.AsyncBaseTransport | None = None,
         patience: Patience | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self.url = service_url(settings)
-        self._patience = patience or Patience()
-        self._clock = clock
-        self._draw = draw
-        if transport is None and (service := service_at(self.url)) is not None:
-            transport = service.for_async
-        with foreign_errors(self.url):
+        self.patience = patience or Patience()
+        self._has_responded = False
+        verify = self.url.startswith("https://")  # making a TLS context takes 70 ms
+        with _client_errors(self.url):
+            if transport is not None:
+                transport = _Borrowed(transport)
+            elif is_near(
+                self.url
+            ):  # a transport of its own, since a client without one takes the proxies of the environment
+                transport = httpx2.AsyncHTTPTransport(verify=verify)
             self._client = httpx2.AsyncClient(
                 base_url=self.url,
                 headers=request_headers(settings),
-                transport=None if transport is None else _Borrowed(transport),
-                verify=self.url.startswith("https://"),  # making a TLS context takes 70 ms
+                transport=transport,
+                verify=verify,
                 timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None),
             )
 
-    async def ask(
+    async def request(
         self,
         method: str,
         path: str,
@@ -121,62 +103,56 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         read_timeout: float = READ_TIMEOUT,
         patience: Patience | None = None,
-    ) -> Answer:
-        """Send a request until it is answered.
+        repeatable: bool = True,
+    ) -> httpx2.Response:
+        """Send a request until there is a response with a status of success; its body has been read.
 
         Parameters
         ----------
         method, path, body, params, headers
-            The request; `body` is sent as JSON without what is unset.
+            The request; `body` is sent as JSON without fields that have their default.
         read_timeout
-            Seconds that the service may take to answer.
+            Seconds that the service may take for each response.
         patience
             Instead of the connection's own.
+        repeatable
+            Whether the request may be sent again when it may have reached the service.
 
         Raises
         ------
         PrismError
-            What the service says is wrong, or `ServiceUnreachableError`.
+            The service's problem, or `ServiceUnreachableError`.
         """
         content = None if body is None else body.model_dump_json(exclude_defaults=True)
         headers = {**(headers or {}), **({} if body is None else {"Content-Type": "application/json"})}
-        attempts = Attempts()
-        while True:
+
+        async def attempt() -> httpx2.Response:
             try:
                 async with self._open(
                     method, path, read_timeout, content=content, params=params, headers=headers
-                ) as it:
-                    return Answer(it.status_code, it.headers, await it.aread(), f"{self.url}{path}")
-            except _RefusedError as refused:
-                attempts = await self.pause(attempts, refused.refusal, patience)
+                ) as response:
+                    await response.aread()
+                    return response
+            except AttemptFailedError as failed:
+                failed.may_pass = failed.may_pass and (repeatable or not failed.was_sent)
+                raise
+
+        with raised_as_ours():
+            return await retrying(patience or self.patience)(attempt)
 
     @asynccontextmanager
     async def stream(
         self, path: str, *, params: Params | None = None, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[httpx2.Response]:
-        """The answer to one GET, its body unread; one attempt.
+        """Open the response to one GET, its body unread; one attempt.
 
         Raises
         ------
-        PrismError
-            As `ask`; also for what breaks while the body is being read.
+        AttemptFailedError
+            If the attempt fails, also while the body is being read.
         """
-        try:
-            async with self._open("GET", path, READ_TIMEOUT, params=params, headers=headers) as response:
-                yield response
-        except _RefusedError as refused:
-            raise StreamRefusedError(refused.refusal) from refused.refusal.error
-
-    async def pause(self, attempts: Attempts, refusal: Refusal, patience: Patience | None = None) -> Attempts:
-        """Wait before the next attempt; raises the refusal's error once patience has ended."""
-        now = self._clock()
-        attempts = attempts.after(refusal, now)
-        delay = next_delay(attempts, refusal, patience or self._patience, now, self._draw)
-        if delay is None:
-            raise refusal.error
-        _log.debug("%s: asking again in %.1f s", refusal.error, delay)
-        await anyio.sleep(delay)
-        return attempts
+        async with self._open("GET", path, READ_TIMEOUT, params=params, headers=headers) as response:
+            yield response
 
     async def aclose(self) -> None:
         """Close what was opened here."""
@@ -185,62 +161,79 @@ class Connection:
     @asynccontextmanager
     async def _open(self, method: str, path: str, read: float, **options: Any) -> AsyncGenerator[httpx2.Response]:
         timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None, read=read)
-        with foreign_errors(self.url):
-            async with self._client.stream(method, path, timeout=timeout, **options) as response:
-                if not response.is_success:
-                    await response.aread()
-                    raise _RefusedError(read_refusal(response, self.url))
-                yield response
+        sign = asyncio.get_running_loop().call_later(SIGN_OF_LIFE, self._give_sign_of_life)
+        try:
+            with _attempt_errors(self.url):
+                async with self._client.stream(method, path, timeout=timeout, **options) as response:
+                    sign.cancel()
+                    self._has_responded = True
+                    if not response.is_success:
+                        await response.aread()
+                        raise failure_of(response, self.url)
+                    yield response
+        finally:
+            sign.cancel()
+
+    def _give_sign_of_life(self) -> None:
+        if not self._has_responded:
+            self._has_responded = True  # said once
+            _log.warning("%s: no response yet, trying for %g s", _described(self.url), self.patience.silence)
 
 
-class _RefusedError(Exception):
-    """One attempt that failed, on its way to who decides about the next."""
+def read_as(model: type[M], response: httpx2.Response) -> M:
+    """Return the body of a response as `model`; unknown fields are ignored.
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(str(refusal.error))
-        self.refusal = refusal
-
-
-class StreamRefusedError(_RefusedError):
-    """The same, for callers of `Connection.stream`, which have a loop of their own."""
+    Raises
+    ------
+    ServiceError
+        If the body is something else.
+    """
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        raise ServiceError(
+            f"{response.request.url.copy_with(query=None)} sent a response that is no {model.__name__} "
+            f"({error.error_count()} faults)",
+            remedy="Check that PRISMCACHE_URL is a prismcache service; if it is, update prismcache.",
+        ) from None
 
 
 @contextmanager
-def foreign_errors(url: str) -> Iterator[None]:
-    """Translate the HTTP library's exceptions."""
+def raised_as_ours() -> Iterator[None]:
+    """Raise the `PrismError` of a failed attempt in place of the failed attempt."""
     try:
         yield
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise ConfigError(f"the service's URL {url} is unusable: {error}", remedy="Change PRISMCACHE_URL.") from None
-    except httpx2.TransportError as error:
-        reason = str(error) or type(error).__name__
-        unreachable = ServiceUnreachableError(f"the service at {url} gives no answer: {reason}")
-        raise _RefusedError(Refusal(unreachable, passing=True)) from error
-    except (httpx2.HTTPError, httpx2.StreamError) as error:
-        broken = ServiceError(f"the service at {url} gives no usable answer: {error}")
-        raise _RefusedError(Refusal(broken, passing=False)) from error
+    except AttemptFailedError as failed:
+        raise failed.error from failed.__cause__
 
 
-def read_refusal(response: httpx2.Response, url: str) -> Refusal:
-    """What an answer without success means; its body must have been read."""
+def failure_of(response: httpx2.Response, url: str) -> AttemptFailedError:
+    """Return the failure that a response without success stands for; its body must have been read.
+
+    Notes
+    -----
+    A 503 of our own service may be about the bucket or the disk. The service has tried long enough by then, so it does
+    not count as an error that may pass.
+    """
     retry_after = parse_retry_after(response.headers.get("retry-after"))
     try:
-        error: PrismError = error_from_problem(Problem.model_validate_json(response.content))
-        is_ours = True
+        ours = error_from_problem(Problem.model_validate_json(response.content))
     except ValidationError:
-        error, is_ours = _unexplained(response, url), False
-    return refusal_of(response.status_code, error, is_ours=is_ours, retry_after=retry_after)
+        may_pass = response.status_code in _PASSING
+        return AttemptFailedError(_foreign_error(response, url), may_pass=may_pass, retry_after=retry_after)
+    may_pass = isinstance(ours, ServiceBusyError | ServiceUnreachableError)
+    return AttemptFailedError(ours, may_pass=may_pass, retry_after=retry_after)
 
 
-def _unexplained(response: httpx2.Response, url: str) -> ServiceError:
-    """The error for an answer that no prismcache service wrote."""
+def _foreign_error(response: httpx2.Response, url: str) -> ServiceError:
+    """Return the error for a response that no prismcache service wrote."""
     if response.has_redirect_location:
         target = response.headers["location"].partition("?")[0]
         return ServiceError(
             f"the service at {url} redirects to {target}, which is not followed",
             remedy="Set PRISMCACHE_URL to where the service really is.",
         )
-    said = f"the service at {url} answers {response.status_code} {response.reason_phrase}".rstrip()
+    said = f"the service at {url} responds with {response.status_code} {response.reason_phrase}".rstrip()
     if response.status_code in _UNREACHED:
         return ServiceUnreachableError(said)
     kind = _BY_STATUS.get(response.status_code, ServiceError)
@@ -249,8 +242,60 @@ def _unexplained(response: httpx2.Response, url: str) -> ServiceError:
     )
 
 
+@contextmanager
+def _attempt_errors(url: str) -> Iterator[None]:
+    """Translate what the HTTP library raises during an attempt."""
+    try:
+        yield
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise ConfigError(f"the service's URL {url} is unusable: {error}", remedy="Change PRISMCACHE_URL.") from None
+    except httpx2.TransportError as error:
+        reason, was_sent = str(error) or type(error).__name__, not isinstance(error, _UNSENT)
+        said = f"{_described(url)} does not respond: {reason}"
+        if (remedy := _remedy_of_lasting(error)) is not None:
+            raise AttemptFailedError(ServiceUnreachableError(said, remedy=remedy), may_pass=False) from error
+        raise AttemptFailedError(ServiceUnreachableError(said), may_pass=True, was_sent=was_sent) from error
+    except (httpx2.HTTPError, httpx2.StreamError) as error:
+        broken = ServiceError(f"{_described(url)} sends no usable response: {error}")
+        raise AttemptFailedError(broken, may_pass=False) from error
+
+
+_NO_ADDRESS = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+_UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+def _remedy_of_lasting(error: BaseException) -> str | None:
+    """Return what to do about a connection that no further attempt can make; None if a further attempt may succeed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "For a certificate of your lab's own, set SSL_CERT_FILE to the certificate of its authority."
+        if isinstance(cause, ssl.SSLError) and cause.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
+            return "Check PRISMCACHE_URL: this port does not speak TLS, so the URL may have to begin with http://."
+        if isinstance(cause, socket.gaierror) and cause.errno in _NO_ADDRESS:
+            return "Check the host in PRISMCACHE_URL: this machine finds no address for it."
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextmanager
+def _client_errors(url: str) -> Iterator[None]:
+    """Translate what the HTTP library raises when a client is made: an unusable URL or proxy."""
+    try:
+        httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"the service's URL {url} is unusable: {error}", remedy="Change PRISMCACHE_URL.") from None
+    try:
+        yield
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise ConfigError(
+            f"a proxy that the environment sets cannot be used: {error}",
+            remedy="Set ALL_PROXY, HTTPS_PROXY and HTTP_PROXY to proxies that begin with http://, or unset them.",
+        ) from None
+
+
 def request_headers(settings: Settings) -> dict[str, str]:
-    """The headers of every request; warns of a token that travels in the clear."""
+    """Return the headers of every request; log a warning for a token that would travel unencrypted."""
     headers = {"User-Agent": "prismcache", "Accept-Encoding": "identity"}
     if settings.token is None:
         return headers
@@ -261,8 +306,18 @@ def request_headers(settings: Settings) -> dict[str, str]:
     return headers | {"Authorization": f"Bearer {settings.token.get_secret_value()}"}
 
 
+def sync_client(settings: Settings, read_timeout: float) -> httpx2.Client:
+    """Return a blocking HTTP client for the service, with the same headers and proxies as `Connection`."""
+    url = service_url(settings)
+    verify = url.startswith("https://")
+    with _client_errors(url):
+        transport = httpx2.HTTPTransport(verify=verify) if is_near(url) else None
+        headers = request_headers(settings)
+        return httpx2.Client(base_url=url, headers=headers, transport=transport, verify=verify, timeout=read_timeout)
+
+
 def service_url(settings: Settings) -> str:
-    """The service's URL.
+    """Return the service's URL.
 
     Raises
     ------
@@ -275,7 +330,7 @@ def service_url(settings: Settings) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine.
+    """Return whether the URL's host is this machine.
 
     Examples
     --------
@@ -286,11 +341,34 @@ def is_loopback(url: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".invalid"))
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def is_near(url: str) -> bool:
+    """Return whether the URL's host is this machine or a private address, which no proxy is asked for.
+
+    Examples
+    --------
+    >>> is_near("http://10.0.0.7:8765"), is_near("http://localhost"), is_near("https://prism.example.org")
+    (True, True, False)
+    """
+    try:
+        return ip_address(urlsplit(url).hostname or "").is_private
+    except ValueError:
+        return is_loopback(url)
+
+
+def _described(url: str) -> str:
+    """Return the service's URL with the proxy that is on the way, if the environment sets one."""
+    proxies, parts = urllib.request.getproxies(), urlsplit(url)
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or is_near(url) or urllib.request.proxy_bypass(parts.netloc):
+        return f"the service at {url}"
+    return f"the service at {url} (through the proxy {proxy.rpartition('@')[2].removeprefix('http://')})"
 
 
 class _Borrowed(httpx2.AsyncBaseTransport):
-    """Somebody else's transport, which closing the client leaves open."""
+    """A transport of the caller, which closing the client leaves open."""
 
     def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
         self._transport = transport

@@ -1,7 +1,7 @@
-"""Leases outlive the call that took them: a thread of the process renews them, whatever its event loops do.
+"""Retention leases outlive the call that took them: a thread of the process renews them.
 
 A training run may never come back to an event loop, and `PrismClient().ensure(...)` leaves no client behind; so neither
-can be what keeps crops from eviction. A lease that cannot be renewed is no error here: it is tried again.
+an event loop nor a client can protect crops from eviction. A renewal that fails is no error: the thread tries again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 import httpx2
 
 from prismcache.config import Settings
-from prismcache.remote.http import request_headers, service_url
-from prismcache.remote.transports import service_at
+from prismcache.remote.http import service_url, sync_client
 from prismcache.schema import Lease, LeaseRequest
 
 SHARE = 6
-"""A lease is renewed when this part of its life is over; so five renewals may be lost."""
+"""A lease is renewed after this fraction (1/6) of its duration; so five renewals may be lost."""
 
 MIN_PERIOD = 0.05
 RETRY = 5.0
@@ -35,7 +34,7 @@ _log = logging.getLogger("prismcache")
 
 @dataclass(eq=False)
 class Held:
-    """A lease in use. `owner` is whoever took it, and may let go of it."""
+    """A lease in use. `owner` took the lease, and may release it; None is the process."""
 
     settings: Settings
     lease: Lease
@@ -46,7 +45,7 @@ class Held:
 
 
 class LeaseKeeper:
-    """Renews and releases leases in a daemon thread, which the first lease starts.
+    """Renews and releases retention leases in a daemon thread, which the first lease starts.
 
     Parameters
     ----------
@@ -59,7 +58,7 @@ class LeaseKeeper:
         self._clock = clock
         self._changed = threading.Condition()
         self._held: list[Held] = []
-        self._clients: dict[str, httpx2.Client] = {}
+        self._clients: dict[tuple[str, int], httpx2.Client] = {}
         self._thread: threading.Thread | None = None
         self._ending = False
 
@@ -74,7 +73,7 @@ class LeaseKeeper:
             self._changed.notify_all()
 
     def release(self, owner: object, crops: Iterable[tuple[str, int]] | None = None) -> None:
-        """Let go of all leases of `owner`, or of those whose every crop is among those let go of so far."""
+        """Release all leases of `owner`, or with `crops` each lease of which no crop is wanted any more."""
         gone = None if crops is None else set(crops)
         with self._changed:
             for held in self._held:
@@ -85,26 +84,26 @@ class LeaseKeeper:
             self._changed.notify_all()
 
     def take_back(self, owner: object) -> list[tuple[Lease, set[int]]]:
-        """Stop keeping the leases of `owner`, which are its own affair now; each with the crops still wanted."""
+        """Stop renewing the leases of `owner` and return them, each with the crops that are still wanted."""
         with self._changed:
             found = [held for held in self._held if held.owner is owner and not held.released]
             self._held = [held for held in self._held if held not in found]
         return [(held.lease, held.crops) for held in found]
 
     def hand_over(self, owner: object) -> None:
-        """Keep the leases of `owner`, which is no more, until the process ends."""
+        """Keep the leases of `owner`, which ends now, until the process ends."""
         with self._changed:
             for held in self._held:
                 if held.owner is owner:
                     held.owner = None
 
     def held(self) -> list[Lease]:
-        """The leases that are being kept."""
+        """Return the leases that are being renewed."""
         with self._changed:
             return [held.lease for held in self._held if not held.released]
 
     def close(self) -> None:
-        """Release everything, within a short time; not in a forked process, since the leases are its parent's."""
+        """Release everything, within a short time; not in a forked process, since the leases belong to its parent."""
         if os.getpid() != self.pid:
             return
         with self._changed:
@@ -133,37 +132,30 @@ class LeaseKeeper:
             client.close()
 
     def _attend(self, held: Held) -> None:
-        """Release or renew one lease; whatever fails is tried again, or left to run out."""
+        """Release or renew one lease; a renewal that fails is tried again, a release that fails is left to run out."""
         try:
             if held.released:
                 self._client(held.settings).delete(f"/v1/leases/{held.lease.id}")
                 return
             held.lease = self._renewed(held)
             held.due = self._clock() + _period(held.lease)
-        except Exception as error:  # noqa: BLE001 - this is somebody's training run; nothing here may disturb it
+        except Exception as error:  # noqa: BLE001 - nothing here may disturb the training run of this process
             _log.debug("lease %s: %s", held.lease.id, error)
             held.due = self._clock() + min(RETRY, _period(held.lease))
 
     def _renewed(self, held: Held) -> Lease:
         client = self._client(held.settings)
-        answer = client.put(f"/v1/leases/{held.lease.id}")
-        if answer.status_code == httpx2.codes.NOT_FOUND:  # it ran out, or the service forgot it
+        response = client.put(f"/v1/leases/{held.lease.id}")
+        if response.status_code == httpx2.codes.NOT_FOUND:  # it ran out, or the service forgot it
             request = LeaseRequest(split=held.lease.split, crops=tuple(sorted(held.crops)))
-            answer = client.post("/v1/leases", content=request.model_dump_json(), headers=_JSON)
-        return Lease.model_validate_json(answer.raise_for_status().content)
+            response = client.post("/v1/leases", content=request.model_dump_json(), headers=_JSON)
+        return Lease.model_validate_json(response.raise_for_status().content)
 
     def _client(self, settings: Settings) -> httpx2.Client:
-        url = service_url(settings)
-        key = f"{url} {'' if settings.token is None else hash(settings.token.get_secret_value())}"
+        token = "" if settings.token is None else settings.token.get_secret_value()
+        key = (service_url(settings), hash(token))
         if key not in self._clients:
-            service = service_at(url)
-            self._clients[key] = httpx2.Client(
-                base_url=url,
-                headers=request_headers(settings),
-                transport=None if service is None else service.for_sync,
-                verify=url.startswith("https://"),
-                timeout=TIMEOUT,
-            )
+            self._clients[key] = sync_client(settings, TIMEOUT)
         return self._clients[key]
 
 
@@ -172,7 +164,7 @@ _keepers: dict[int, LeaseKeeper] = {}
 
 
 def keeper() -> LeaseKeeper:
-    """The keeper of this process; a forked process has one of its own, without leases."""
+    """Return the keeper of this process; a forked process has its own, without leases."""
     return _keepers.setdefault(os.getpid(), LeaseKeeper())
 
 

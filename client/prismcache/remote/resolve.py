@@ -1,13 +1,14 @@
-"""A path that the service names → a path on this machine, of a file that was found to be the one meant.
+"""Find a file of the service on this machine: below the mount, among earlier downloads, or by downloading it.
 
-The mount is looked at first, then what was downloaded before; else the file is downloaded. A path is built from the
-crop's split and file name below a folder of this machine, never taken. `decide` is pure; `Resolver` looks and acts.
+A path is built from the crop's split and file name below a folder of this machine, never taken from the service, and
+returned only when the file's content is what the service published. `decide` is pure; `Resolver` looks and acts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -18,33 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from pydantic import BaseModel
+
 from prismcache.backend import ReceivedBytes
-from prismcache.disk import StoppedError, sha256_of, stamp_of
+from prismcache.disk import StoppedError, sha256_of, stamp_of, write_atomically
 from prismcache.errors import ServiceError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_crop_file_name
-from prismcache.remote.verified import VerifiedFiles
 from prismcache.schema import CropFile
 
 GRACE = (0.2, 0.8, 2.0)
-"""Seconds between looks for a file that the mount does not show yet: NFS remembers for a while what was absent."""
+"""Seconds between looks for a file that the mount does not show yet: NFS caches for a while that a file was absent."""
 
 _log = logging.getLogger("prismcache")
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the file system shows under a path.
+    """What the file system reports for a path.
 
     Attributes
     ----------
     stamp
-        Of the file; None if there is none that can be read.
+        Of the file; None if no file can be read there.
     inside
-        Whether it lies below the folder that was looked in, links followed.
+        Whether the file lies below the folder that was looked in, links followed.
     regular
-        Whether it is a plain file.
+        Whether the path is a plain file.
     signature
-        Whether it begins as HDF5 does.
+        Whether the file begins with the HDF5 signature.
     """
 
     stamp: FileStamp | None = None
@@ -58,17 +60,17 @@ ABSENT = Sight()
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """It is the file."""
+    """The file is the one that the service published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """All but the content fits; read that."""
+    """Everything but the content is right; the content has to be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It is not the file, for `reason`."""
+    """The file is another one, for `reason`."""
 
     reason: str
 
@@ -77,16 +79,16 @@ Decision: TypeAlias = Use | Read | Refuse
 
 
 def decide(file: CropFile, sight: Sight, sha256: str | None) -> Decision:
-    """Whether what is seen is `file`.
+    """Return whether a path holds `file`.
 
     Parameters
     ----------
     file
-        What the service says.
+        The file that the service published.
     sight
-        What this machine shows.
+        What this machine's file system reports.
     sha256
-        What its content was found to be, if it was read before and looks the same.
+        The digest of the content, if the file was read before and has the same stamp.
     """
     objection = _objection(file, sight)
     if objection is not None:
@@ -97,7 +99,7 @@ def decide(file: CropFile, sight: Sight, sha256: str | None) -> Decision:
 
 
 def _objection(file: CropFile, sight: Sight) -> str | None:
-    """What speaks against it before its content is read."""
+    """Return the first reason against the file that is known before its content is read."""
     size = -1 if sight.stamp is None else sight.stamp.size
     objections = {
         "it is a link that leaves the folder": not sight.inside,
@@ -146,21 +148,87 @@ def look(folder: Path, name: PurePosixPath) -> Sight:
         return ABSENT
 
 
+class Reading(BaseModel):
+    """The SHA-256 of `path`'s content when the file system reported `stamp` for it."""
+
+    path: str
+    stamp: FileStamp
+    sha256: str
+
+
+class VerifiedFiles:
+    """Remembers which files of this machine were read and found right, so that a warm ensure does not read them again.
+
+    Each reading is a small JSON file of its own, so processes do not overwrite each other's. The notes only save
+    reading; a folder that cannot be written is no error.
+
+    Parameters
+    ----------
+    folder
+        Holds the notes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, Reading] = {}
+
+    def recall(self, path: Path, stamp: FileStamp) -> str | None:
+        """Return the SHA-256 that `path` was found to have, if the file system still reports the same stamp."""
+        reading = self._known.get(str(path)) or self._read(path)
+        if reading is None or reading.path != str(path) or reading.stamp != stamp:
+            self._known.pop(str(path), None)
+            return None
+        self._known[str(path)] = reading
+        return reading.sha256
+
+    def remember(self, path: Path, stamp: FileStamp, sha256: str) -> None:
+        """Note the content of `path`. `stamp` must have been the same before and after the file was read."""
+        reading = self._known[str(path)] = Reading(path=str(path), stamp=stamp, sha256=sha256)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._note(path), reading.model_dump_json().encode())
+
+    def last_used(self, path: Path) -> float:
+        """Return when `path` was last recalled by a process that had not used it before, in seconds since the epoch."""
+        with contextlib.suppress(OSError):
+            return self._note(path).stat().st_mtime
+        return 0.0
+
+    def forget(self, path: Path) -> None:
+        """Delete the note on `path`."""
+        self._known.pop(str(path), None)
+        with contextlib.suppress(OSError):
+            self._note(path).unlink()
+
+    def _read(self, path: Path) -> Reading | None:
+        note = self._note(path)
+        try:
+            reading = Reading.model_validate_json(note.read_bytes())
+        except (OSError, ValueError):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(note)  # the file is in use: see `last_used`
+        return reading
+
+    def _note(self, path: Path) -> Path:
+        return self._folder / f"{hashlib.sha256(str(path).encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+
+
 class Resolver:
-    """Finds files of one service on this machine, or has them fetched.
+    """Finds files of one service on this machine, or has them downloaded.
 
     Parameters
     ----------
     mount
-        This machine's view of the service's root, if it has one.
+        This machine's mount of the service's root, if there is one.
     downloads
-        Where this service's files go that the mount does not show.
+        The folder for files of this service that the mount does not show.
     verified
-        What was read before.
+        The files that were read before.
     fetch
-        Called with a file, its path in `downloads` and who hears of its bytes; must leave the right file there.
+        Called with a file, its path in `downloads` and a callable for received bytes; must leave the right file there.
     grace
-        Seconds between further looks for what the mount does not show.
+        Seconds between further looks for a file that the mount does not show.
     """
 
     def __init__(
@@ -180,12 +248,12 @@ class Resolver:
         self._told = False
 
     async def path(self, file: CropFile, report: ReceivedBytes) -> Path:
-        """The absolute path of `file` here; `report` hears of its bytes if it has to be fetched.
+        """Return the absolute path of `file` on this machine; a download calls `report` with the bytes received.
 
         Raises
         ------
         PrismError
-            If it is not on the mount and cannot be downloaded.
+            If the file is not on the mount and cannot be downloaded.
         """
         name = local_name(file)
         if self.mount is not None:
@@ -198,15 +266,15 @@ class Resolver:
         return self._downloads / name
 
     async def known(self, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
-        """Those files that lie where `path` looks first, and were read before; a look at each, in one thread."""
+        """Return the files that lie where `path` looks first and were read before; one look at each, in one thread."""
         return await asyncio.to_thread(self._known, self.mount or self._downloads, files)
 
     async def is_downloaded(self, file: CropFile) -> bool:
-        """Whether the right file is among the downloads."""
+        """Return whether the right file is among the downloads."""
         return isinstance(await self.judge(self._downloads, local_name(file), file), Use)
 
     async def judge(self, folder: Path, name: PurePosixPath, file: CropFile) -> Use | Refuse:
-        """Whether `name` in `folder` is `file`, read in full if that is not known yet."""
+        """Return whether `name` in `folder` is `file`; the file is read in full if it was not read before."""
         stopping = threading.Event()
         try:
             return await asyncio.to_thread(self._judge, folder, name, file, stopping.is_set)
@@ -251,14 +319,14 @@ class Resolver:
         return Refuse("it changed while it was read, or cannot be read")
 
     def _tell(self, path: Path, refusal: Refuse) -> None:
-        """Say it once: a wrong PRISMCACHE_ROOT would otherwise cost a download of everything without a word."""
+        """Warn once: a wrong PRISMCACHE_ROOT would otherwise download everything without a word."""
         level = logging.DEBUG if self._told else logging.WARNING
         self._told = True
         _log.log(level, "%s is not the service's file: %s. Downloading it instead.", path, refusal.reason)
 
 
 def _may_appear(mount: Path, name: PurePosixPath) -> bool:
-    """Whether an absent file is worth another look. Reading its folder makes NFS ask the server again."""
+    """Return whether an absent file may still appear. Reading its folder makes NFS ask the server again."""
     with contextlib.suppress(OSError):
         list((mount / name).parent.iterdir())
         return not os.path.lexists(mount / name)

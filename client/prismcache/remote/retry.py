@@ -1,31 +1,34 @@
-"""When to ask a service again, and after how long: pure decisions, full-jitter back-off.
+"""When a request is sent again, and after how long: full-jitter back-off with tenacity, bounded in time.
 
-The only retry layer of the client; the HTTP library makes one attempt each time.
+This is the only retry layer of the client; the HTTP library makes one attempt each time.
 """
 
 from __future__ import annotations
 
 import email.utils
-from collections.abc import Callable
+import logging
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from prismcache.errors import PrismError, ServiceBusyError, ServiceUnreachableError
+import anyio
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-_PASSING = frozenset({429, 502, 503, 504})
-"""Statuses that may pass: ours with Retry-After, or those of a proxy in front of a service that restarts."""
+from prismcache.errors import PrismError, ServiceUnreachableError
+
+_log = logging.getLogger("prismcache")
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to go on asking.
+    """How long to go on sending a request.
 
     Attributes
     ----------
     silence
-        Seconds without any answer before the service counts as unreachable.
+        Seconds without any response before the service counts as unreachable.
     whole
-        Seconds in all, also where the service answers but only says "later".
+        Seconds in all, also where the service responds but only says "later".
     base, cap
         Seconds: the first delay is drawn from 0 to `base`, each further one from twice as much, up to `cap`.
     """
@@ -40,108 +43,109 @@ ONCE = Patience(silence=0.0, whole=0.0)
 """One attempt."""
 
 BRIEF = Patience(silence=2.0, whole=2.0)
-"""For what is better left undone than waited for."""
+"""For requests that are better left out than waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An attempt that brought no answer to use.
+class AttemptFailedError(Exception):
+    """One attempt that brought no usable response.
 
     Attributes
     ----------
     error
-        What to raise if nothing better comes.
-    passing
-        Whether another attempt may do better.
+        The error to raise if no further attempt succeeds.
+    may_pass
+        Whether a further attempt may succeed.
     retry_after
         Seconds that the service asks to wait, if it does.
+    was_sent
+        Whether the service may have received the request.
     """
 
-    error: PrismError
-    passing: bool
-    retry_after: float | None = None
+    def __init__(
+        self, error: PrismError, *, may_pass: bool, retry_after: float | None = None, was_sent: bool = True
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.may_pass = may_pass
+        self.retry_after = retry_after
+        self.was_sent = was_sent
 
 
-@dataclass(frozen=True, slots=True)
-class Attempts:
-    """What was tried so far: how often, since when, and since when there was no answer at all (None: there was one)."""
-
-    count: int = 0
-    since: float = 0.0
-    silent_since: float | None = None
-
-    def after(self, refusal: Refusal, now: float) -> Attempts:
-        """One more attempt, which failed at `now`."""
-        silent = isinstance(refusal.error, ServiceUnreachableError)
-        silent_since = now if self.silent_since is None else self.silent_since
-        return Attempts(self.count + 1, self.since if self.count else now, silent_since if silent else None)
-
-
-def next_delay(
-    attempts: Attempts, refusal: Refusal, patience: Patience, now: float, draw: Callable[[], float]
-) -> float | None:
-    """Seconds to wait before the next attempt; None to give up and raise `refusal.error`.
+def retrying(patience: Patience) -> AsyncRetrying:
+    """Return a new tenacity loop that repeats an attempt while it fails with an error that may pass.
 
     Parameters
     ----------
-    attempts
-        All of them, the refused one included.
-    refusal
-        How the last one ended.
     patience
-        The bounds.
-    now
-        Seconds of a steady clock.
-    draw
-        A random number of [0, 1).
+        The bounds. A ``Retry-After`` that exceeds them ends the loop at once.
 
-    Examples
-    --------
-    >>> from prismcache.errors import ServiceUnreachableError
-    >>> refusal = Refusal(ServiceUnreachableError("no answer"), passing=True)
-    >>> attempts = Attempts().after(refusal, now=0.0).after(refusal, now=1.0)
-    >>> next_delay(attempts, refusal, Patience(), now=1.0, draw=lambda: 0.5)
-    0.2
-    >>> next_delay(attempts, refusal, Patience(), now=60.0, draw=lambda: 0.5) is None
-    True
+    Raises
+    ------
+    AttemptFailedError
+        By the loop: the last failure, when the bounds are reached or the failure cannot pass.
     """
-    if not refusal.passing:
-        return None
-    left = patience.whole - (now - attempts.since)
-    if attempts.silent_since is not None:
-        left = min(left, patience.silence - (now - attempts.silent_since))
-    if left <= 0:
-        return None
-    delay = draw() * min(patience.cap, patience.base * 2.0 ** min(attempts.count - 1, 30))
-    if refusal.retry_after is None:
-        return min(delay, left)
-    return refusal.retry_after + delay if refusal.retry_after <= left else None
+    budget = _Budget(patience)
+    return AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, AttemptFailedError) and error.may_pass),
+        wait=budget.delay,
+        stop=budget.is_spent,
+        sleep=anyio.sleep,
+        before_sleep=_log_attempt,
+        reraise=True,
+    )
 
 
-def refusal_of(status: int, error: PrismError, *, is_ours: bool, retry_after: float | None) -> Refusal:
-    """What an answer with an error status means.
+def start_over(state: RetryCallState) -> None:
+    """Count attempts and time from now on, since the service has just sent something new."""
+    state.attempt_number = 1
+    state.start_time = time.monotonic()
 
-    Parameters
-    ----------
-    status
-        The HTTP status.
-    error
-        The error that it says.
-    is_ours
-        Whether prismcache said it (a problem with a code), not a proxy on the way.
-    retry_after
-        Seconds, from the header of that name.
 
-    Notes
-    -----
-    A 503 of ours may be about the bucket or the disk. The service has tried long enough by then: the caller is told.
-    """
-    passing = isinstance(error, ServiceBusyError | ServiceUnreachableError) if is_ours else status in _PASSING
-    return Refusal(error, passing, retry_after)
+class _Budget:
+    """Computes the delay before the next attempt, and whether the time for attempts is over."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._jitter = wait_random_exponential(multiplier=patience.base, max=patience.cap)
+        self._silent_since: float | None = None
+
+    def delay(self, state: RetryCallState) -> float:
+        """Return the seconds to wait; called by tenacity before `is_spent`."""
+        failure, jitter = _failure_of(state), self._jitter(state)
+        if state.attempt_number == 1 or not isinstance(failure.error, ServiceUnreachableError):
+            self._silent_since = None
+        if isinstance(failure.error, ServiceUnreachableError) and self._silent_since is None:
+            self._silent_since = state.start_time if state.attempt_number == 1 else time.monotonic()
+        if failure.retry_after is not None:
+            return failure.retry_after + jitter
+        return max(0.0, min(jitter, self._left(state)))  # so that the last attempt is made at the very end
+
+    def is_spent(self, state: RetryCallState) -> bool:
+        """Return whether no further attempt fits into the time."""
+        left = self._left(state)
+        return left <= 0 or (_failure_of(state).retry_after or 0.0) > left
+
+    def _left(self, state: RetryCallState) -> float:
+        now = time.monotonic()
+        left = self._patience.whole - (now - state.start_time)
+        if self._silent_since is not None:
+            left = min(left, self._patience.silence - (now - self._silent_since))
+        return left
+
+
+def _failure_of(state: RetryCallState) -> AttemptFailedError:
+    failure = None if state.outcome is None else state.outcome.exception()
+    if not isinstance(failure, AttemptFailedError):
+        raise TypeError("only failed attempts are retried")
+    return failure
+
+
+def _log_attempt(state: RetryCallState) -> None:
+    _log.debug("%s: trying again in %.1f s", _failure_of(state), state.upcoming_sleep)
 
 
 def parse_retry_after(text: str | None, now: datetime | None = None) -> float | None:
-    """Seconds from a ``Retry-After`` header, which holds seconds or a date; None for anything else.
+    """Return the seconds that a ``Retry-After`` header gives, as a number or as a date; None for anything else.
 
     Examples
     --------

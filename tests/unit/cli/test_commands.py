@@ -33,7 +33,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     """The backend of every command in the test."""
     fake = FakeBackend()
 
-    def load(_: str, settings: Settings) -> FakeBackend:
+    def load(settings: Settings) -> FakeBackend:
         fake.root = settings.root.as_posix()
         return fake
 
@@ -62,9 +62,7 @@ def test_ensure_hands_on_what_is_asked(run, backend):
 
 def test_ensure_takes_settings(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "prismcache.client.aio.load_backend", lambda _, settings: seen.append(settings) or FakeBackend()
-    )
+    monkeypatch.setattr("prismcache.client.aio.load_backend", lambda settings: seen.append(settings) or FakeBackend())
     monkeypatch.setenv("PRISMCACHE_WORKERS", "5")
     options = {
         "s3-endpoint-url": "http://127.0.0.1:9",

@@ -19,7 +19,7 @@ from tests.support.fake_backend import FakeBackend, broken, job, running
 from prismcache import NoSpaceError
 from prismcache.cli import app as cli
 backend = FakeBackend({script})
-prismcache.client.aio.load_backend = lambda name, settings: backend
+prismcache.client.aio.load_backend = lambda settings: backend
 cli.main()
 """
 

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from prismcache.cli.app import app
 from prismcache.errors import NoSpaceError, SourceUnreachableError
 from prismcache.schema import JobRequest, LeaseRequest, Split
-from prismcache.testing import InMemoryService
+from tests.support.fake_service import FakeService
 
 
 @pytest.fixture
 def service(monkeypatch):
-    with InMemoryService() as running:
+    with FakeService() as running:
         monkeypatch.setenv("PRISMCACHE_URL", running.url)
         yield running
 
@@ -27,7 +27,7 @@ def run() -> Callable[..., Any]:
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
-def submit(service: InMemoryService, *crops: int, **options: Any) -> str:
+def submit(service: FakeService, *crops: int, **options: Any) -> str:
     return service.lab.submit(JobRequest(split=Split.INSTANCE, crops=crops, **options)).id
 
 
@@ -104,7 +104,7 @@ def test_watch_as_json_has_a_line_for_each_event(service, run):
 
 
 def test_watch_of_a_job_that_fails(service, run):
-    service.fail("instance", 1, NoSpaceError("full"))
+    service.lab.failing[Split.INSTANCE, 1] = NoSpaceError("full")
     result = run("watch", submit(service, 0, 1))
     assert result.exit_code == 1
     assert "error[no_space]: full\n  remedy:" in result.stderr

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import prismcache
-from prismcache import ConfigError, MissingExtraError, Settings
-from prismcache.backend import load_backend
+from prismcache import MissingExtraError, Settings
+from prismcache.loading import load_backend
 
 HEAVY = ("aiobotocore", "asyncio", "h5py", "numcodecs", "numpy", "prismcache_service", "rich", "torch", "typer", "zarr")
 
@@ -58,16 +58,6 @@ def test_a_tree_that_is_not_installed_has_a_version_too(monkeypatch):
     vars(prismcache).pop("__version__", None)
 
 
-class Entry:
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
-
-    def load(self):
-        if self.error is not None:
-            raise self.error
-        return lambda settings: ("backend", settings)
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -76,16 +66,10 @@ class Entry:
     ],
 )
 def test_a_missing_extra_is_named(error, words, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Entry(error)])
+    def fail(module: str) -> None:
+        raise error
+
+    monkeypatch.setattr("prismcache.loading.import_module", fail)
     with pytest.raises(MissingExtraError, match=words) as caught:
-        load_backend("embedded", Settings())
+        load_backend(Settings.load({}))
     assert caught.value.remedy == 'pip install "prismcache[service]"'
-
-
-def test_a_backend_comes_from_its_entry_point(monkeypatch):
-    settings = Settings()
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Entry(None)])
-    assert load_backend("embedded", settings) == ("backend", settings)
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
-    with pytest.raises(ConfigError, match="no backend 'embedded' is installed"):
-        load_backend("embedded", settings)

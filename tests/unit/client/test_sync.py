@@ -35,7 +35,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[FakeBackend]:
     """What clients load instead of the pipeline, in order."""
     loaded: list[FakeBackend] = []
 
-    def load(_: str, settings: Settings) -> FakeBackend:
+    def load(settings: Settings) -> FakeBackend:
         backend = in_memory(settings)
         assert isinstance(backend, FakeBackend)
         loaded.append(backend)
@@ -269,7 +269,7 @@ def test_ctrl_c_cancels_and_closes_without_a_hang():
 
 def test_a_client_that_nobody_closes_does_not_keep_the_process(tmp_path):
     program = "import prismcache.client.aio\nfrom tests.support.fake_backend import in_memory\n"
-    program += "prismcache.client.aio.load_backend = lambda name, settings: in_memory(settings)\n"
+    program += "prismcache.client.aio.load_backend = lambda settings: in_memory(settings)\n"
     program += "client = prismcache.PrismClient('/lab/prism')\nprint(client.ensure('instance', 0))\n"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     done = subprocess.run(

@@ -102,7 +102,6 @@ def test_entry_points(wheel):
     points = ConfigParser()
     points.read_string(info(wheel, "entry_points.txt").decode())
     assert points["console_scripts"]["prismcache"] == "prismcache.cli:main"
-    assert points["prismcache.backends"]["embedded"] == "prismcache_service.embedded:create_backend"
 
 
 @pytest.mark.parametrize("python", SUPPORTED)

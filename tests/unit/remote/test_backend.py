@@ -1,4 +1,4 @@
-"""The remote backend over a service in memory: outages, forgotten jobs, answers without a service."""
+"""The remote backend: outages, forgotten jobs, cached crops without a service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from prismcache.backend import load_backend
 from prismcache.client.aio import AsyncPrismClient
 from prismcache.config import Settings
 from prismcache.errors import (
@@ -18,27 +17,25 @@ from prismcache.errors import (
     JobCancelledError,
     ServiceBusyError,
     ServiceUnreachableError,
-    UnauthorizedError,
     UnknownChannelError,
     UnknownCropError,
     UnknownJobError,
 )
+from prismcache.loading import load_backend
 from prismcache.remote import RemoteBackend
-from prismcache.remote import transports as _transports
 from prismcache.remote.offline import known_job
 from prismcache.remote.retry import Patience
-from prismcache.remote.transports import InProcess
 from prismcache.schema import JobRequest, Split, State
-from prismcache.testing import InMemoryService
+from tests.support.fake_service import FakeService
 
 QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)
 Fault = Callable[[httpx2.Request], httpx2.Response | None]
 
 
 class Faulty(httpx2.AsyncBaseTransport):
-    """The service, with something in between that may answer, break or do something on the way."""
+    """The service, with a fault in between that may respond, raise or do something on the way."""
 
-    def __init__(self, service: InMemoryService, fault: Fault) -> None:
+    def __init__(self, service: FakeService, fault: Fault) -> None:
         self._service = service
         self.fault = fault
 
@@ -52,16 +49,16 @@ def down(request: httpx2.Request) -> httpx2.Response:
 
 @pytest.fixture
 def service():
-    with InMemoryService() as running:
+    with FakeService() as running:
         yield running
 
 
-def backend(service: InMemoryService, fault: Fault = lambda request: None, **options) -> RemoteBackend:
+def backend(service: FakeService, fault: Fault = lambda request: None, **options) -> RemoteBackend:
     settings = Settings.load({}, **service.settings(**options))
     return RemoteBackend(settings, transport=Faulty(service, fault), patience=QUICK, grace=())
 
 
-def ensure(service: InMemoryService, fault: Fault, *crops: int, mounted: bool = True, **options) -> list[str]:
+def ensure(service: FakeService, fault: Fault, *crops: int, mounted: bool = True, **options) -> list[str]:
     async def main() -> list[str]:
         found = backend(service, fault, mounted=mounted)
         try:
@@ -85,7 +82,7 @@ def counting(fault: Fault) -> tuple[Fault, list[str]]:
 
 def test_it_is_found_by_name(service):
     async def main() -> None:
-        found = load_backend("remote", Settings.load({}, url=service.url))
+        found = load_backend(Settings.load({}, url=service.url))
         assert isinstance(found, RemoteBackend)
         await found.aclose()
 
@@ -95,7 +92,7 @@ def test_it_is_found_by_name(service):
 def test_a_service_that_is_down_is_a_typed_error_in_time(service):
     fault, seen = counting(down)
     began = time.monotonic()
-    with pytest.raises(ServiceUnreachableError, match="gives no answer: refused"):
+    with pytest.raises(ServiceUnreachableError, match="does not respond: refused"):
         ensure(service, fault, 0)
     assert time.monotonic() - began < 5
     assert len(seen) > 3
@@ -236,15 +233,6 @@ def test_what_does_not_exist_is_said(service, crops, options, kind):
         ensure(service, lambda request: None, *crops, **options)
 
 
-def test_a_wrong_token_is_said_at_once():
-    with InMemoryService(token="prism_right") as service:
-        with service.client(token="prism_wrong") as client, pytest.raises(UnauthorizedError):
-            client.ensure("instance", 0, progress=False)
-        with service.client() as client:
-            assert client.catalog("instance")
-    assert service.url.startswith("http://")
-
-
 def test_a_cancelled_ensure_cancels_its_job(service):
     service.hold()
 
@@ -351,11 +339,3 @@ def test_settings_know_whether_a_root_was_given():
     given = AsyncPrismClient(settings=Settings.load({}, url="http://lab"), token="x").settings
     assert given.mount is None
     assert AsyncPrismClient("/lab/prism", settings=given).settings.mount is not None
-
-
-def test_a_url_of_this_process_is_forgotten_with_its_service():
-    with InMemoryService() as service:
-        assert isinstance(_transports.service_at(service.url), InProcess)
-    assert _transports.service_at(service.url) is None
-    with pytest.raises(RuntimeError, match="only inside its `with` block"):
-        _ = service.requests

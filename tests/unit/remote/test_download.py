@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +18,7 @@ import pytest
 
 from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
-from prismcache.disk import disk_errors, sha256_of, write_atomically
+from prismcache.disk import disk_errors, sha256_of, stamp_of, write_atomically
 from prismcache.errors import (
     CropCorruptError,
     NoSpaceError,
@@ -25,17 +29,13 @@ from prismcache.errors import (
     StorageUnwritableError,
 )
 from prismcache.layout import crop_file_name
-from prismcache.remote import claim as _claim
 from prismcache.remote import download as _download
-from prismcache.remote import part as _part
-from prismcache.remote.claim import Claim
-from prismcache.remote.download import Downloader
+from prismcache.remote.download import UNUSED, Downloader, Part, prune
 from prismcache.remote.http import Connection
-from prismcache.remote.part import Part
+from prismcache.remote.resolve import VerifiedFiles
 from prismcache.remote.retry import Patience
-from prismcache.remote.verified import VerifiedFiles
 from prismcache.schema import CropFile, Split
-from prismcache.testing import InMemoryService
+from tests.support.fake_service import FakeService
 
 QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)
 Change = Callable[[httpx2.Request, httpx2.Response], httpx2.Response]
@@ -48,7 +48,7 @@ def ignore(received: int) -> None:
 class Changed(httpx2.AsyncBaseTransport):
     """A service whose answers with files are changed on the way, in turn; after the last change they are right."""
 
-    def __init__(self, service: InMemoryService, *changes: Change) -> None:
+    def __init__(self, service: FakeService, *changes: Change) -> None:
         self._service = service
         self._changes = list(changes)
         self.ranges: list[str | None] = []
@@ -108,7 +108,7 @@ def other_file(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Respo
 
 
 class Scene(NamedTuple):
-    service: InMemoryService
+    service: FakeService
     file: CropFile
     target: Path
 
@@ -118,7 +118,7 @@ class Scene(NamedTuple):
 
         async def main() -> None:
             connection = Connection(Settings.load({}, url=self.service.url), transport=transport, patience=QUICK)
-            downloader = Downloader(connection, VerifiedFiles(self.target.parent / ".notes"))
+            downloader = Downloader(connection, VerifiedFiles(self.target.parent / ".notes"), self.target.parent.parent)
             await downloader.fetch(self.file, self.target, self.is_there, report)
             await connection.aclose()
 
@@ -134,13 +134,15 @@ class Scene(NamedTuple):
     def left(self) -> list[str]:
         """Names of what lies around beside the file."""
         return sorted(
-            path.name for path in self.target.parent.iterdir() if path.name not in {self.target.name, ".notes"}
+            path.name
+            for path in self.target.parent.iterdir()
+            if path.name not in {self.target.name, f".{self.target.name}.lock", ".notes"}
         )
 
 
 @pytest.fixture
 def scene(tmp_path):
-    with InMemoryService() as service:
+    with FakeService() as service:
         path = service.cache("instance", 1)
         file = service.lab.find_file(Split.INSTANCE, 1, None)
         whole.path = path
@@ -184,15 +186,6 @@ def test_a_service_that_stays_away_leaves_a_part_for_later(scene):
     assert scene.fetch().ranges == ["bytes=1000-"]
     assert scene._is_there()
     assert scene.left() == []
-
-
-def test_a_part_of_another_content_is_not_resumed(scene):
-    with pytest.raises(ServiceUnreachableError):
-        scene.fetch(cut_after(1000), *[refuse] * 10_000)
-    other = scene._replace(file=scene.file.model_copy(update={"sha256": "0" * 64}))
-    with pytest.raises(SourceChangedError):
-        other.fetch()
-    assert scene.fetch().ranges == ["bytes=1000-"]
 
 
 def test_a_part_with_wrong_bytes_costs_a_second_download(scene):
@@ -240,7 +233,7 @@ def test_another_file_by_now_is_said(scene):
 
 def test_no_room_is_known_before_the_first_byte(scene, monkeypatch):
     usage = shutil.disk_usage(scene.file.path)
-    monkeypatch.setattr(_part.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(_download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(NoSpaceError, match=r"instance/1 needs 38.* kB, 1\.0 kB are free") as caught:
         scene.fetch()
     assert "PRISMCACHE_DOWNLOADS" in caught.value.remedy
@@ -270,7 +263,7 @@ def test_two_that_want_the_same_download_it_once(scene, monkeypatch):
 
     async def main() -> None:
         connection = Connection(Settings.load({}, url=scene.service.url), transport=transport, patience=QUICK)
-        downloader = Downloader(connection, VerifiedFiles(scene.target.parent / ".notes"))
+        downloader = Downloader(connection, VerifiedFiles(scene.target.parent / ".notes"), scene.target.parent.parent)
         await asyncio.gather(*(downloader.fetch(scene.file, scene.target, scene.is_there, ignore) for _ in range(5)))
         await connection.aclose()
 
@@ -308,7 +301,9 @@ def test_a_cancelled_download_leaves_its_part(scene):
         connection = Connection(Settings.load({}, url=scene.service.url), transport=transport, patience=QUICK)
         big = scene.file.model_copy(update={"size": 2 << 20})
         call = asyncio.create_task(
-            Downloader(connection, VerifiedFiles(scene.target.parent)).fetch(big, scene.target, gone, ignore)
+            Downloader(connection, VerifiedFiles(scene.target.parent), scene.target.parent).fetch(
+                big, scene.target, gone, ignore
+            )
         )
         await began.wait()
         call.cancel()
@@ -325,38 +320,76 @@ def test_a_cancelled_download_leaves_its_part(scene):
     assert part.endswith(".part")
 
 
-# ---- claims
+# ---- locks, pruning
+
+HOLDER = """
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1], blocking=False)
+lock.acquire()
+print("locked", flush=True)
+sys.stdin.read()
+"""
 
 
-def test_a_claim_is_held_by_one(tmp_path):
-    first, second = Claim(tmp_path / "claim"), Claim(tmp_path / "claim")
-    assert first.acquire()
-    assert not second.acquire()
-    first.release()
-    assert second.acquire()
-    first.release()
-    assert (tmp_path / "claim").exists()
+def test_a_killed_process_holds_up_nobody_and_a_living_one_is_named(scene, monkeypatch, caplog):
+    monkeypatch.setattr(_download, "POLL", 0.01)
+    monkeypatch.setattr(_download, "WAITING_IS_SAID", 0.0)
+    scene.target.parent.mkdir()
+    command = [sys.executable, "-c", HOLDER, str(scene.target.with_name(f".{scene.target.name}.lock"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+
+        class KillsWhenSaid(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if "waiting for another process" in record.getMessage():
+                    holder.kill()
+
+        handler = KillsWhenSaid()
+        logging.getLogger("prismcache").addHandler(handler)
+        try:
+            assert scene.fetch().ranges == [None]
+        finally:
+            logging.getLogger("prismcache").removeHandler(handler)
+    assert caplog.text.count("waiting for another process, which downloads instance/1") == 1
+    assert scene._is_there()
 
 
-def test_a_claim_that_is_not_renewed_is_taken(tmp_path):
-    now = [0.0]
-    holder, watcher = Claim(tmp_path / "claim", lambda: now[0]), Claim(tmp_path / "claim", lambda: now[0])
-    assert holder.acquire()
-    for _ in range(20):  # renewed in time
-        assert not watcher.acquire()
-        now[0] += _claim.RENEW
-        holder.renew()
-    assert not watcher.acquire()
-    now[0] += _claim.STALE + 1
-    assert watcher.acquire()
-    holder.renew()
-    holder.release()
-    assert not Claim(tmp_path / "claim", lambda: now[0]).acquire()
+def test_parts_of_an_older_version_are_deleted(scene):
+    scene.target.parent.mkdir()
+    (scene.target.parent / f".crop_1.h5.{'0' * 16}.dead.part").write_bytes(b"x" * 1000)
+    assert scene.fetch().ranges == [None]
+    assert scene.left() == []
 
 
-def test_a_folder_that_is_not_there_is_no_claim_held_by_another(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
-        Claim(tmp_path / "absent" / "claim").acquire()
+def test_what_nobody_used_for_a_month_is_deleted(tmp_path):
+    now = 2e9
+    verified = VerifiedFiles(tmp_path / ".notes")
+    folder = tmp_path / "lab" / "instance"
+    folder.mkdir(parents=True)
+    used = {"crop_0.h5": 1.1, "crop_1.h5": 0.9, ".crop_2.h5.aa.bb.part": 1.1, "crop_3.h5": 1.1}
+    for name, months in used.items():
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (now - months * UNUSED,) * 2)
+    noted = folder / "crop_3.h5"
+    verified.remember(noted, stamp_of(noted.stat()), "0" * 64)  # noted now, so used now
+    [note] = (tmp_path / ".notes").iterdir()
+    os.utime(note, (now, now))
+    prune(tmp_path / "lab", verified, now)
+    assert sorted(path.name for path in folder.iterdir()) == ["crop_1.h5", "crop_3.h5"]
+
+
+def test_a_recalled_file_counts_as_used(tmp_path):
+    path = tmp_path / "crop_0.h5"
+    path.write_bytes(b"x")
+    VerifiedFiles(tmp_path / "notes").remember(path, stamp_of(path.stat()), "0" * 64)
+    [note] = (tmp_path / "notes").iterdir()
+    os.utime(note, (1.0, 1.0))
+    later = VerifiedFiles(tmp_path / "notes")
+    assert later.last_used(path) == 1.0
+    assert later.recall(path, stamp_of(path.stat())) == "0" * 64
+    assert later.last_used(path) > 1.0
 
 
 # ---- the disk

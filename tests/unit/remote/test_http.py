@@ -1,4 +1,4 @@
-"""The border to HTTP: what becomes of answers, broken connections and tokens."""
+"""The border to HTTP: what becomes of responses, broken connections and tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prismcache.errors import (
 )
 from prismcache.remote import http as _http
 from prismcache.remote.events import follow
-from prismcache.remote.http import Connection, is_loopback, request_headers
+from prismcache.remote.http import Connection, is_loopback, read_as, request_headers
 from prismcache.remote.retry import ONCE, Patience
 from prismcache.schema import Job, JobEvent, ServiceStatus
 from tests.support.fake_backend import job, ready, running
@@ -33,7 +33,7 @@ Reply = httpx2.Response | Exception
 
 
 def connect(*replies: Reply, patience: Patience = QUICK, seen: list[httpx2.Request] | None = None) -> Connection:
-    """A connection to a service that gives these answers in turn, the last one for ever."""
+    """A connection to a service that sends these responses in turn, the last one for ever."""
     left = list(replies)
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -47,10 +47,10 @@ def connect(*replies: Reply, patience: Patience = QUICK, seen: list[httpx2.Reque
     return Connection(SETTINGS, transport=httpx2.MockTransport(answer), patience=patience)
 
 
-def asking(connection: Connection, **options: Any) -> _http.Answer:
-    async def ask() -> _http.Answer:
+def asking(connection: Connection, **options: Any) -> httpx2.Response:
+    async def ask() -> httpx2.Response:
         try:
-            return await connection.ask("GET", "/v1/status", **options)
+            return await connection.request("GET", "/v1/status", **options)
         finally:
             await connection.aclose()
 
@@ -101,7 +101,7 @@ def test_a_service_that_comes_back_is_asked_again():
         httpx2.Response(502),
         problem(ServiceBusyError("x"), **{"Retry-After": "0"}),
     )
-    assert asking(connect(*replies, good, seen=seen)).status == 200
+    assert asking(connect(*replies, good, seen=seen)).status_code == 200
     assert len(seen) == 4
 
 
@@ -114,21 +114,21 @@ def test_a_refusal_is_not_repeated():
 
 def test_patience_can_be_for_one_attempt():
     seen: list[httpx2.Request] = []
-    with pytest.raises(ServiceUnreachableError, match=r"http://service\.invalid/prefix gives no answer: refused"):
+    with pytest.raises(ServiceUnreachableError, match=r"http://service\.invalid/prefix does not respond: refused"):
         asking(connect(httpx2.ConnectError("refused"), seen=seen), patience=ONCE)
     assert len(seen) == 1
 
 
-def test_an_answer_of_something_else_is_no_traceback():
-    answer = asking(connect(httpx2.Response(200, text="<html>hello</html>")))
+def test_a_response_of_something_else_is_no_traceback():
+    response = asking(connect(httpx2.Response(200, text="<html>hello</html>")))
     with pytest.raises(ServiceError, match="no ServiceStatus"):
-        answer.read(ServiceStatus)
+        read_as(ServiceStatus, response)
 
 
 def test_fields_of_a_newer_service_are_ignored():
     newer = job(ready(0)).model_dump(mode="json") | {"mood": "good"}
     newer["crops"][0] |= {"colour": "blue"}
-    assert asking(connect(httpx2.Response(200, json=newer))).read(Job) == job(ready(0))
+    assert read_as(Job, asking(connect(httpx2.Response(200, json=newer)))) == job(ready(0))
 
 
 def test_the_url_may_have_a_path_and_the_token_is_only_in_its_header(caplog):

@@ -14,11 +14,9 @@ import pytest
 
 from prismcache.config import Settings
 from prismcache.remote import leases as _leases
-from prismcache.remote import transports as _transports
 from prismcache.remote.leases import LeaseKeeper, keeper
-from prismcache.remote.transports import InProcess
 from prismcache.schema import Lease, LeaseRequest, Split
-from prismcache.testing import InMemoryService
+from tests.support.fake_service import FakeService
 from tests.support.processes import eventually
 
 REPOSITORY = Path(__file__).parents[3]
@@ -26,7 +24,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture
 def service():
-    with InMemoryService() as running:
+    with FakeService() as running:
         running.lab.lease_seconds = 0.3  # renewed every 50 ms
         yield running
 
@@ -43,11 +41,11 @@ def leases():
     found.close()
 
 
-def take(service: InMemoryService, *crops: int) -> Lease:
+def take(service: FakeService, *crops: int) -> Lease:
     return service.lab.lease(LeaseRequest(split=Split.INSTANCE, crops=crops))
 
 
-def leased(service: InMemoryService) -> set[int]:
+def leased(service: FakeService) -> set[int]:
     return {crop for lease in service.lab.leases.values() for crop in lease.crops}
 
 
@@ -97,36 +95,23 @@ def test_what_is_handed_over_stays_until_the_end(service, settings, leases):
     assert leased(service) == set()
 
 
-class Away(httpx2.BaseTransport):
-    """A service that cannot be reached at first, and then answers nonsense, before it is itself."""
+def test_trouble_is_tried_again(service, settings, leases):
+    replies = iter([503, 503, 200, 500])
 
-    def __init__(self, service: InMemoryService) -> None:
-        self._service = service
-        self.calls = 0
+    def away(request: httpx2.Request) -> httpx2.Response | None:
+        status = next(replies, None) if request.method == "PUT" else None
+        return None if status is None else httpx2.Response(status, text="<html>")
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.calls += 1
-        if self.calls < 3:
-            raise httpx2.ConnectError("refused")
-        if self.calls < 5:
-            return httpx2.Response(200 if self.calls == 3 else 500, text="<html>")
-        return self._service.transport.handle_request(request)
-
-
-def test_trouble_is_tried_again(service, leases):
-    away = Away(service)
-    _transports.register("http://away.invalid", InProcess(service.transport, away))
-    try:
-        lease = take(service, 0)
-        leases.keep(Settings.load({}, url="http://away.invalid"), lease, object())
-        eventually(lambda: f"PUT /v1/leases/{lease.id}" in service.requests, "the lease is renewed after all")
-    finally:
-        _transports.unregister("http://away.invalid")
+    service.transport.fault = away
+    lease = take(service, 0)
+    leases.keep(settings, lease, object())
+    eventually(lambda: f"PUT /v1/leases/{lease.id}" in service.requests, "the lease is renewed after all")
+    assert next(replies, None) is None
     assert len(leases.held()) == 1
 
 
 def test_the_token_goes_with_it(leases):
-    with InMemoryService(token="prism_x") as service:
+    with FakeService(token="prism_x") as service:
         service.lab.lease_seconds = 0.3
         lease = take(service, 0)
         leases.keep(Settings.load({}, url=service.url, token="prism_x"), lease, object())
@@ -163,27 +148,26 @@ def test_a_downloaded_crop_needs_no_lease(service):
         eventually(lambda: not service.lab.leases, "the lease is released")
 
 
-def test_a_service_without_leases_serves_all_the_same(service, monkeypatch):
-    def refuse(request: LeaseRequest) -> Lease:
-        raise RuntimeError
-
-    def handle(request: httpx2.Request) -> httpx2.Response:
-        if "leases" in request.url.path:
-            return httpx2.Response(500, text="broken")
-        return service.transport.handle_request(request)
-
-    monkeypatch.setattr(service.lab, "lease", refuse)
-    _transports.register(service.url, InProcess(httpx2.MockTransport(handle), service.transport))
+def test_a_service_without_leases_serves_all_the_same(service):
+    service.transport.fault = lambda request: httpx2.Response(500, text="x") if "leases" in request.url.path else None
     with service.client() as client:
         for _ in range(2):
             service.cache("instance", 0)
             assert len(client.ensure("instance", 0, progress=False)) == 1
+    assert not service.lab.leases
+
+
+def test_a_lease_that_was_given_up_is_taken_again_when_the_crop_is_wanted_again(service):
+    with service.client(mounted=False) as client:
+        for count in (1, 2):
+            client.ensure("instance", 0, progress=False)
+            assert service.requests.count("POST /v1/leases") == count
 
 
 PROGRAM = """
 import sys
-from prismcache.testing import InMemoryService
-service = InMemoryService().__enter__()
+from tests.support.fake_service import FakeService
+service = FakeService().__enter__()
 paths = service.client().ensure("instance", 0, progress=False)
 import gc; gc.collect()
 print(len(service.lab.leases))

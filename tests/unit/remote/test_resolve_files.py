@@ -14,8 +14,7 @@ from prismcache import disk as _disk
 from prismcache.backend import ReceivedBytes
 from prismcache.layout import HDF5_SIGNATURE, FileStamp
 from prismcache.remote import resolve
-from prismcache.remote.resolve import Resolver
-from prismcache.remote.verified import VerifiedFiles
+from prismcache.remote.resolve import Resolver, VerifiedFiles
 from prismcache.schema import CropFile, Split
 
 CONTENT = HDF5_SIGNATURE + b"voxels" * 1000

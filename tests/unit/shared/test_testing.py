@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import h5py
-import httpx2
 import numpy as np
 import pytest
 
-from prismcache import AsyncPrismClient, PrismClient, RequestError, SourceUnreachableError
+from prismcache import (
+    AsyncPrismClient,
+    PrismClient,
+    RequestError,
+    ServiceUnreachableError,
+    SourceUnreachableError,
+    UnauthorizedError,
+)
 from prismcache.config import Settings
 from prismcache.schema import Verdict
 from prismcache.testing import InMemoryService
@@ -117,29 +123,23 @@ def test_what_was_damaged_is_found_and_made_again(service, tmp_path):
         assert path.exists()
 
 
+def test_another_token_is_refused():
+    with InMemoryService(token="prism_right") as service:
+        with service.client(token="prism_wrong") as client, pytest.raises(UnauthorizedError):
+            client.ensure("instance", 0, progress=False)
+        with service.client() as client:
+            assert client.catalog("instance")
+
+
+def test_a_url_of_this_process_is_forgotten_with_its_service():
+    with InMemoryService() as service:
+        pass
+    with service.client() as client, pytest.raises(ServiceUnreachableError):
+        client.catalog()
+
+
 def test_a_root_may_be_given(tmp_path):
     with InMemoryService(root=tmp_path / "lab") as service:
         path = service.cache("instance", 0)
         assert path.is_relative_to(tmp_path / "lab")
     assert path.exists()
-
-
-def test_plain_http_works_too(service):
-    with httpx2.Client(transport=service.transport, base_url=service.url) as http:
-        assert http.get("/healthz").json() == {"status": "ok"}
-        assert http.post("/v1/jobs", json={"split": "instance", "crops": [True]}).status_code == 422
-        assert http.post("/v1/jobs", json={"split": "instance", "colour": 1}).json()["code"] == "invalid_request"
-        assert http.get("/v1/nothing").status_code == 422
-        made = http.post("/v1/jobs", json={"split": "instance", "crops": [0]})
-        assert (made.status_code, made.headers["location"]) == (202, f"/v1/jobs/{made.json()['id']}")
-        assert http.get("/v1/crops/instance/0/file").json()["code"] == "not_cached"
-        service.cache("instance", 0)
-        head = http.head("/v1/crops/instance/0/file")
-        size = int(head.headers["content-length"])
-        assert (head.status_code, head.content) == (200, b"")
-        part = http.get("/v1/crops/instance/0/file", headers={"Range": "bytes=100-", "If-Range": head.headers["etag"]})
-        assert (part.status_code, len(part.content)) == (206, size - 100)
-        stale = http.get("/v1/crops/instance/0/file", headers={"Range": "bytes=100-", "If-Range": '"x"'})
-        assert (stale.status_code, len(stale.content)) == (200, size)
-        beyond = http.get("/v1/crops/instance/0/file", headers={"Range": f"bytes={size}-"})
-        assert beyond.status_code == 416

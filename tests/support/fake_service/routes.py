@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx2
 from pydantic import BaseModel
 
-from prismcache._testing_lab import Key, Lab
 from prismcache.errors import PrismError
 from prismcache.numbers import parse_channels
 from prismcache.remote.api import CLIENT_HEADER
@@ -27,6 +26,7 @@ from prismcache.schema import (
     VerifyReport,
     VerifyRequest,
 )
+from tests.support.fake_service.lab import Key, Lab
 
 
 @dataclass(frozen=True)

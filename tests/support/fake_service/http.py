@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import httpx2
 from pydantic import ValidationError
 
-from prismcache._testing_lab import Lab
-from prismcache._testing_routes import ROUTES, Call, answer_json, answer_problem
 from prismcache.errors import PrismError, RequestError, UnauthorizedError
+from tests.support.fake_service.lab import Lab
+from tests.support.fake_service.routes import ROUTES, Call, answer_json, answer_problem
 
 POLL = 0.005
 
@@ -31,12 +31,15 @@ class LabApi(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     ----------
     requests
         Method and path of every request, in the order of arrival.
+    fault
+        Called with each request first; may return another response or raise.
     """
 
     def __init__(self, lab: Lab, token: str | None = None) -> None:
         self.lab = lab
         self.requests: list[str] = []
         self._token = token
+        self.fault: Callable[[httpx2.Request], httpx2.Response | None] = lambda request: None
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer at once."""
@@ -45,6 +48,8 @@ class LabApi(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer; a long poll or a stream waits."""
         await request.aread()
+        if (instead := self.fault(request)) is not None:
+            return instead
         answer = self._answer(request)
         path = request.url.path
         if answer.is_success and request.method == "GET" and (match := re.fullmatch(r"/v1/jobs/([^/]+)", path)):
