@@ -10,7 +10,7 @@
     │   ├── UnknownCropError        unknown_crop
     │   └── UnknownChannelError     unknown_channel
     ├── SourceError                 source_error          the bucket, or what it holds
-    │   ├── SourceUnreachableError  source_unreachable    no usable answer by the deadline
+    │   ├── SourceUnreachableError  source_unreachable    no usable response by the deadline
     │   ├── SourceDeniedError       source_denied         401 or 403
     │   ├── SourceCorruptError      source_corrupt        a listed object is absent, short or altered
     │   ├── SourceChangedError      source_changed        the crop changed while it was fetched, twice
@@ -119,7 +119,7 @@ class SourceError(PrismError):
 
 
 class SourceUnreachableError(SourceError):
-    code, status, title = "source_unreachable", 503, "The source bucket gives no usable answer"
+    code, status, title = "source_unreachable", 503, "The source bucket gives no usable response"
     default_remedy = "Check the network and PRISMCACHE_S3_ENDPOINT_URL; crops already cached stay usable."
 
 
@@ -228,7 +228,7 @@ class ServiceError(PrismError):
 
 
 class ServiceUnreachableError(ServiceError):
-    code, status, title = "service_unreachable", 503, "The prismcache service gives no answer"
+    code, status, title = "service_unreachable", 503, "The prismcache service does not respond"
     default_remedy = "Check PRISMCACHE_URL and that the service runs."
 
 

@@ -17,7 +17,7 @@ from prismcache.remote.download import Downloader, downloads_of
 from prismcache.remote.http import Connection
 from prismcache.remote.leases import LeaseKeeper, keeper
 from prismcache.remote.offline import known_job
-from prismcache.remote.resolve import GRACE, Resolver, VerifiedFiles
+from prismcache.remote.resolve import GRACE, Resolver
 from prismcache.remote.retry import BRIEF, ONCE, Patience
 from prismcache.schema import (
     CropFile,
@@ -30,6 +30,7 @@ from prismcache.schema import (
     VerifyRequest,
     VerifyResult,
 )
+from prismcache.verified import VerifiedFiles
 from prismcache.wishes import Wish, Wishes
 
 if TYPE_CHECKING:

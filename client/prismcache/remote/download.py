@@ -30,10 +30,10 @@ from prismcache.disk import HASH_BYTES, disk_errors, stamp_of
 from prismcache.errors import CropCorruptError, NoSpaceError, ServiceUnreachableError, SourceChangedError
 from prismcache.layout import parse_crop_file_name
 from prismcache.remote.http import Connection, raised_as_ours
-from prismcache.remote.resolve import VerifiedFiles
 from prismcache.remote.retry import AttemptFailedError, retrying, start_over
 from prismcache.schema import CropFile
 from prismcache.units import format_bytes
+from prismcache.verified import VerifiedFiles
 
 if TYPE_CHECKING:
     import httpx2

@@ -32,9 +32,9 @@ from prismcache.layout import crop_file_name
 from prismcache.remote import download as _download
 from prismcache.remote.download import UNUSED, Downloader, Part, prune
 from prismcache.remote.http import Connection
-from prismcache.remote.resolve import VerifiedFiles
 from prismcache.remote.retry import Patience
 from prismcache.schema import CropFile, Split
+from prismcache.verified import VerifiedFiles
 from tests.support.fake_service import FakeService
 
 QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)

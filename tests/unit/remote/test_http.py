@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import ssl
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -21,11 +24,14 @@ from prismcache.errors import (
     UnauthorizedError,
 )
 from prismcache.remote import http as _http
+from prismcache.remote.api import ServiceApi
 from prismcache.remote.events import follow
-from prismcache.remote.http import Connection, is_loopback, read_as, request_headers
+from prismcache.remote.http import Connection, is_loopback, is_near, read_as, request_headers
 from prismcache.remote.retry import ONCE, Patience
-from prismcache.schema import Job, JobEvent, ServiceStatus
+from prismcache.schema import Job, JobEvent, ServiceStatus, VerifyRequest
+from tests.support.certificates import HAVE_OPENSSL, make_certificate
 from tests.support.fake_backend import job, ready, running
+from tests.support.fake_service import FakeService
 
 QUICK = Patience(silence=0.2, whole=0.2, base=0.001, cap=0.01)
 SETTINGS = Settings.load({}, url="http://service.invalid/prefix", token="prism_secret")
@@ -250,3 +256,118 @@ def test_a_refused_stream_is_not_asked_for_again():
     with pytest.raises(UnauthorizedError):
         following(connect(problem(UnauthorizedError("no")), seen=seen))
     assert len(seen) == 1
+
+
+# ---- first contact
+
+
+def failing_with(cause: BaseException) -> httpx2.ConnectError:
+    error = httpx2.ConnectError(str(cause))
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Check the host in PRISMCACHE_URL"),
+        (ssl.SSLCertVerificationError("self-signed certificate"), "SSL_CERT_FILE"),
+    ],
+)
+def test_what_cannot_pass_fails_at_once(cause, remedy):
+    seen: list[httpx2.Request] = []
+    with pytest.raises(ServiceUnreachableError) as caught:
+        asking(connect(failing_with(cause), seen=seen))
+    assert len(seen) == 1
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.skipif(not HAVE_OPENSSL, reason="needs openssl")
+def test_a_self_signed_certificate_is_known_at_once_and_can_be_trusted(tmp_path, monkeypatch):
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> int:
+        async with await asyncio.start_server(respond, "127.0.0.1", 0, ssl=context) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            connection = Connection(Settings.load({}, url=url))
+            with pytest.raises(ServiceUnreachableError, match="certificate verify failed") as caught:
+                await connection.request("GET", "/v1/status")
+            assert "SSL_CERT_FILE" in caught.value.remedy
+            await connection.aclose()
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            connection = Connection(Settings.load({}, url=url))
+            response = await connection.request("GET", "/v1/status")
+            await connection.aclose()
+            return response.status_code
+
+    assert asyncio.run(main()) == 200
+
+
+def test_a_service_that_is_silent_brings_one_sign_of_life(monkeypatch, caplog):
+    monkeypatch.setattr(_http, "SIGN_OF_LIFE", 0.01)
+
+    async def main(url: str) -> None:
+        connection = Connection(Settings.load({}, url=url), patience=QUICK)
+        with pytest.raises(ServiceUnreachableError):
+            await connection.request("GET", "/v1/status", read_timeout=0.2)
+        await connection.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never sends anything
+        asyncio.run(main(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+    assert caplog.text.count("no response yet, trying for 0.2 s") == 1
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_a_setting_to_change(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConfigError, match="a proxy that the environment sets cannot be used") as caught:
+        Connection(Settings.load({}, url="http://prism.example.org"))
+    assert "ALL_PROXY" in caught.value.remedy
+
+
+def test_an_error_names_the_proxy_without_its_password(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:9")
+    connection = Connection(Settings.load({}, url="http://prism.example.org"), patience=ONCE)
+    with pytest.raises(ServiceUnreachableError, match=r"through the proxy 127\.0\.0\.1:9\) does not") as caught:
+        asking(connection)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_no_proxy_is_asked_for_an_address_of_this_machine(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with FakeService() as service, service.client() as client:
+        assert client.catalog("instance")
+
+
+@pytest.mark.parametrize(
+    ("url", "near"), [("http://192.168.3.4", True), ("http://[fd00::1]", True), ("http://8.8.8.8", False)]
+)
+def test_private_addresses_are_near(url, near):
+    assert is_near(url) is near
+
+
+@pytest.mark.parametrize(
+    ("reply", "count"), [(httpx2.ReadTimeout("slow"), 1), (httpx2.Response(504), 1), (httpx2.ConnectError("no"), 2)]
+)
+def test_verify_is_not_sent_again_once_the_service_may_have_it(reply, count):
+    seen: list[httpx2.Request] = []
+    good = httpx2.Response(200, json={"results": []})
+    api = ServiceApi(connect(reply, good, seen=seen))
+
+    async def main() -> None:
+        with suppress(ServiceUnreachableError):
+            assert await api.verify(VerifyRequest()) == []
+        await api.aclose()
+
+    asyncio.run(main())
+    assert len(seen) == count
