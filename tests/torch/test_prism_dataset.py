@@ -314,9 +314,6 @@ def test_what_cannot_be_met_is_named_with_its_remedy(paths, semantic, root) -> N
         with pytest.raises(kind, match=words) as caught:
             PrismDataset(paths, cache_folder=root / "none", **options)
         assert remedy == "" or re.search(remedy, caught.value.remedy)
-    with pytest.raises(RequestError, match="is a folder") as caught:
-        PrismDataset(root, patch_shape=PATCH)
-    assert "PrismClient(root=" in caught.value.remedy
     with pytest.raises(RequestError, match="of the split 'semantic', not 'instance'"):
         PrismDataset([*paths, *semantic], patch_shape=PATCH)
     with pytest.raises(IndexError, match="no sample 2 in 2"):

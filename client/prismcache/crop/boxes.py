@@ -51,3 +51,15 @@ def voxel_box(box: Box, shape: Shape3, offset: Shape3 = (0, 0, 0), voxel_size: S
         found.append(slice(start, stop))
     z, y, x = found
     return z, y, x
+
+
+def shifted(box: Slices3, origin: Slices3) -> Slices3:
+    """Return a box counted from where `origin` starts.
+
+    Examples
+    --------
+    >>> shifted((slice(-2, 3), slice(0, 4), slice(5, 9)), (slice(-4, 30), slice(0, 30), slice(0, 30)))
+    (slice(2, 7, None), slice(0, 4, None), slice(5, 9, None))
+    """
+    z, y, x = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, origin, strict=True))
+    return z, y, x

@@ -1,7 +1,7 @@
-"""Crops that a client still fetches while training runs: they join when they are ready, in every worker process.
+"""Crops that a client still fetches while training runs. They join in every worker process when they are ready.
 
-The main process follows the client in a thread and posts each crop's path, or why it cannot be had, on a `Board`,
-where workers that were forked or spawned before see it.
+A thread of the main process follows the client. It posts the path of each crop, or the error, on a `Board`, where
+workers see it that were forked or spawned before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from prismcache.client import PrismClient
 from prismcache.errors import PrismError, error_from_problem
 from prismcache.layout import parse_crop_file_name
-from prismcache.schema import Split
+from prismcache.torch.crops import ClientCrops, with_context
 from prismcache.torch.shared_state import Arrival, Board
 
 
@@ -24,27 +24,26 @@ class Follower:
     Parameters
     ----------
     client
-        Whose crops; remains its owner's.
-    split, channels
-        As `PrismClient.ensure` takes them.
+        The client that fetches; its owner closes it.
+    plan
+        What to ask the client for.
     slots
-        Place on the board of each crop.
+        The place of each awaited crop on the board, by the crop's number.
     board
-        Where they are posted.
+        The board that processes share.
     prepare
-        Called with the slot and path of each, before it is posted.
+        Called with the slot and path of each crop, before the crop is posted.
     """
 
     def __init__(
         self,
         client: PrismClient,
-        split: Split,
-        channels: tuple[int, ...] | None,
+        plan: ClientCrops,
         slots: Mapping[int, int],
         board: Board,
         prepare: Callable[[int, Path], None],
     ) -> None:
-        self._client, self._split, self._channels = client, split, channels
+        self._client, self._plan = client, plan
         self._slots, self._board, self._prepare = dict(slots), board, prepare
         self._posted: set[int] = set()
         self._changed = threading.Condition()
@@ -52,12 +51,12 @@ class Follower:
         self._thread.start()
 
     def wait_for_one(self) -> None:
-        """Wait until a crop is there, or none can come any more.
+        """Wait until the first crop is there.
 
         Raises
         ------
         PrismError
-            If the first that happens is a failure.
+            If fetching fails before.
         """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._posted))
@@ -66,22 +65,25 @@ class Follower:
             raise error_from_problem(arrival.problem)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until all have been posted; False if the time, in seconds, runs out first."""
+        """Wait until all crops are posted; return False if `timeout`, in seconds, passes first."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _follow(self) -> None:
         try:
-            asked = self._client.iter_ensure(self._split, list(self._slots), channels=self._channels, progress=False)
+            plan = self._plan
+            asked = self._client.iter_ensure(
+                plan.split, list(self._slots), channels=plan.ask, progress=False, **with_context(plan.context)
+            )
             with closing(asked) as paths:
                 for path in paths:
-                    crop, _ = parse_crop_file_name(Path(path).name) or (None, None)
+                    crop = (parse_crop_file_name(Path(path).name) or (None,))[0]
                     if crop in self._slots:
                         self._prepare(self._slots[crop], Path(path))
                         self._post(self._slots[crop], Arrival(path))
         except PrismError as error:
             self._fail(error)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, training must learn of it, not wait for ever
+        except BaseException as error:  # noqa: BLE001 - training must see any error rather than wait for ever
             remedy = "Keep the client open until every crop is there: PrismDataset.wait(), or start='all'."
             self._fail(PrismError(f"crops were awaited, but fetching them ended: {error!r}", remedy=remedy))
 

@@ -1,10 +1,11 @@
-"""The crops of a training set: what each is, found from paths or through a client, and how its voxels are read."""
+"""The crops of a training set: the facts of each, found from paths or through a client."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,18 +15,18 @@ from prismcache.arguments import Numbers, as_crops, as_split
 from prismcache.client import PrismClient
 from prismcache.crop import Crop
 from prismcache.crop.boxes import Shape3, Slices3
-from prismcache.errors import PrismError, RequestError, UnknownChannelError, UnknownCropError
-from prismcache.layout import LABELS, LABELS_IDS, raw_dataset
+from prismcache.errors import CropNotCachedError, PrismError, RequestError, UnknownChannelError, UnknownCropError
+from prismcache.layout import LABELS, LABELS_IDS, parse_crop_file_name, raw_dataset
 from prismcache.progress.reporter import Progress
 from prismcache.schema import CropInfo, Split
 from prismcache.torch.decoded import Layout, labels_dtype
-from prismcache.torch.patches import Channels, choose_channels
+from prismcache.torch.patches import Channels, choose_channels, ordered_channels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Reader(Protocol):
-    """What reads boxes of a crop's datasets: from its file or from arrays."""
+    """Reads boxes of a crop's datasets, from its file or from arrays in memory; see `CropReader.read`."""
 
     def read(self, name: str, box: Slices3, out: Array, ids: Array | None = None) -> None: ...
 
@@ -34,20 +35,22 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class CropFacts:
-    """What a file says of its crop.
+    """The facts of a crop, read from its file.
 
     Attributes
     ----------
     path
         The file.
     split, crop
-        Its name.
+        The split and number of the crop.
     channels
-        Those of the file.
+        The numbers of the file's channels.
     shape
-        (Z, Y, X) in voxels.
+        (Z, Y, X) of the labels, in voxels.
     ids
         (n+1,) uint64, the original id of each label; None in a file that another program wrote.
+    before, after
+        Voxels (Z, Y, X) of raw beyond the labels: before their first voxel, and after their last one.
     """
 
     path: Path
@@ -56,26 +59,29 @@ class CropFacts:
     channels: tuple[int, ...]
     shape: Shape3
     ids: Array | None
+    before: Shape3 = (0, 0, 0)
+    after: Shape3 = (0, 0, 0)
 
     @property
     def name(self) -> str:
+        """The name in messages, such as "instance crop 0"."""
         return crop_name(self.split, self.crop)
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> CropFacts:
-        """Read them.
+        """Read the facts of a crop's file.
 
         Raises
         ------
         PrismError
-            As `Crop` does.
+            As `Crop` raises it.
         """
         with Crop(path) as crop:
             ids = crop.labels_ids if LABELS_IDS in crop.file else None
-            return cls(crop.path, crop.split, crop.crop_id, crop.channels, crop.shape, ids)
+            return cls(crop.path, crop.split, crop.crop_id, crop.channels, crop.shape, ids, *crop.context)
 
     def table(self, *, original: bool) -> Array | None:
-        """What to put in place of each label: its original id, or None for nothing.
+        """Return the original id of each label, (n+1,) uint64; None if `original` is False.
 
         Raises
         ------
@@ -86,52 +92,59 @@ class CropFacts:
             return None
         if self.ids is None:
             with Crop(self.path) as crop:
-                return crop.labels_ids  # says what is the matter
+                return crop.labels_ids  # raises, with the remedy
         return self.ids
 
-    def layout(self, channels: Sequence[int]) -> Layout:
-        """What is decoded of it, in the smallest dtypes."""
+    def layout(self, channels: Sequence[int], context: Shape3) -> Layout:
+        """Return the part of the crop that is decoded for a training, in the smallest dtypes."""
         largest = np.iinfo(np.uint32).max if self.ids is None else len(self.ids) - 1
-        return decoded_layout(self.shape, channels, labels_dtype(largest))
+        before, after = _least(self.before, context), _least(self.after, context)
+        return decoded_layout(self.shape, channels, before, after, labels_dtype(largest))
+
+
+def _least(available: Shape3, wanted: Shape3) -> Shape3:
+    z, y, x = map(min, available, wanted)
+    return z, y, x
 
 
 def crop_name(split: Split, crop: int) -> str:
-    """How errors call a crop."""
+    """Return the name of a crop in messages."""
     return f"{split.value} crop {crop}"
 
 
-def decoded_layout(shape: Shape3, channels: Sequence[int], labels: str = "uint32") -> Layout:
-    """What is decoded of a crop of that shape, (Z, Y, X), with labels of that dtype."""
-    return Layout(shape, {LABELS: labels} | {raw_dataset(channel): "uint8" for channel in channels})
+def tissue_of(split: Split, crop: int) -> tuple[str, int]:
+    """Return a name of a crop's tissue: crops of the same tissue have the same name."""
+    return (Split.INSTANCE.value, 2) if (split, crop) == (Split.SEMANTIC, 0) else (split.value, crop)
+
+
+def decoded_layout(
+    shape: Shape3, channels: Sequence[int], before: Shape3, after: Shape3, labels: str = "uint32"
+) -> Layout:
+    """Return the layout of decoded labels of `shape` (Z, Y, X), and of raw that reaches `before` and `after` beyond."""
+    return Layout(shape, {LABELS: labels} | {raw_dataset(channel): "uint8" for channel in channels}, before, after)
 
 
 def facts_of_files(
     paths: Sequence[str | os.PathLike[str]], split: str | Split | None, crops: Numbers | None
 ) -> list[CropFacts]:
-    """The crops of these files.
+    """Return the facts of crops, given by their files.
 
     Parameters
     ----------
     paths
         Files, as `PrismClient.ensure` returns them.
     split
-        What all must be of; None takes any one.
+        The split of all; None takes that of the first file.
     crops
-        Only these, in this order; None is all.
+        Only these crops, in this order; None is all.
 
     Raises
     ------
     RequestError
-        If there is none, or they are of different splits.
+        If there is no file, or the files are of different splits.
     UnknownCropError
-        If one of `crops` is not among them.
+        If one of `crops` is not among the files.
     """
-    folder = next((path for path in paths if Path(path).is_dir()), None)
-    if folder is not None:
-        raise RequestError(
-            f"{os.fspath(folder)!r} is a folder, not a crop's file",
-            remedy=f"Give PrismClient(root={os.fspath(folder)!r}), or the paths of the files.",
-        )
     found = [CropFacts.of(path) for path in paths]
     if not found:
         raise RequestError("no crop's path is given", remedy="PrismClient().ensure(…) returns paths.")
@@ -150,6 +163,48 @@ def facts_of_files(
     return [by_crop[crop] for crop in dict.fromkeys(numbers)]
 
 
+def files_of_root(
+    root: Path, split: str | Split | None, crops: Numbers | None, channels: Channels, context: Shape3
+) -> list[Path]:
+    """Return a file for each crop of a cache folder: the smallest that has the channels and the most of the context.
+
+    Parameters
+    ----------
+    root
+        The cache folder, which has a folder for each split.
+    split
+        The split; None is "instance".
+    crops
+        Only these crops; None is all that lie there.
+    channels, context
+        As `PrismDataset` takes them; context in voxels (Z, Y, X).
+
+    Raises
+    ------
+    CropNotCachedError
+        If no crop of the split lies there.
+    """
+    folder = root / as_split(Split.INSTANCE if split is None else split).value
+    named = {path: parse_crop_file_name(path.name) for path in folder.glob("*.h5")}
+    numbers = as_crops(crops)
+    wanted = set() if isinstance(channels, str) else set(ordered_channels(channels))
+
+    def worth(facts: CropFacts) -> tuple[bool, int, int]:
+        reach = sum(_least(facts.before, context)) + sum(_least(facts.after, context))
+        more = len(facts.channels) if isinstance(channels, str) else 0
+        return wanted <= set(facts.channels), more + reach, -facts.path.stat().st_size
+
+    by_crop: dict[int, list[CropFacts]] = {}
+    for path, name in sorted(named.items()):
+        if name is not None and (numbers is None or name[0] in numbers):
+            by_crop.setdefault(name[0], []).append(CropFacts.of(path))
+    if not by_crop:
+        raise CropNotCachedError(
+            f"no crop's file lies in {folder}", remedy="Run `prismcache ensure`, or give a PrismClient as the source."
+        )
+    return [max(by_crop[crop], key=worth).path for crop in sorted(by_crop)]
+
+
 @dataclass(frozen=True)
 class ClientCrops:
     """The crops that a client shall provide.
@@ -157,31 +212,38 @@ class ClientCrops:
     Attributes
     ----------
     split, crops
-        Which.
+        The split, and the crops' numbers.
     ask
         Channels to ask the client for; None is all.
+    context
+        Voxels (Z, Y, X) of raw beyond the labels to ask the client for.
     described
-        What is known of the crops before they are there; empty where that was not needed.
+        The catalog's entries of the crops; empty where they were not needed.
     """
 
     split: Split
     crops: tuple[int, ...]
     ask: tuple[int, ...] | None
+    context: Shape3
     described: Mapping[int, CropInfo]
 
 
 def plan_client_crops(
-    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels
+    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels, context: Shape3
 ) -> ClientCrops:
-    """What to ask a client for.
+    """Return what to ask a client for.
 
     Raises
     ------
     UnknownChannelError
         If the crops do not all have the channels.
     PrismError
-        Whatever the client raises.
+        As the client raises it.
     """
+    if any(context) and "context" not in signature(client.ensure).parameters:
+        raise RequestError(
+            "a PrismClient does not fetch files with context yet", remedy="Give the paths of files that have context."
+        )
     wanted = as_split(Split.INSTANCE if split is None else split)
     numbers = as_crops(crops)
     if numbers is None:
@@ -190,19 +252,19 @@ def plan_client_crops(
         raise RequestError(f"no crop of the split {wanted.value!r} is asked for")
     numbers = tuple(dict.fromkeys(numbers))
     if not isinstance(channels, str):
-        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), {})
+        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), context, {})
     described = describe(client, wanted, numbers)
     chosen = choose_channels(channels, channels_of(described))
-    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, described)
+    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, context, described)
 
 
 def describe(client: PrismClient, split: Split, crops: Sequence[int]) -> dict[int, CropInfo]:
-    """What is published of these crops, with their shapes.
+    """Return the catalog's entries of these crops, with their shapes.
 
     Raises
     ------
     PrismError
-        If one cannot be read.
+        If the client cannot say the shape of one.
     """
     found = {}
     for crop in crops:
@@ -215,29 +277,39 @@ def describe(client: PrismClient, split: Split, crops: Sequence[int]) -> dict[in
 
 
 def channels_of(described: Mapping[int, CropInfo]) -> dict[str, range]:
-    """Channels of published crops, by the crops' names."""
+    """Return the channels of published crops, by the crops' names."""
     return {crop_name(info.split, crop): range(info.raw_shape[0]) for crop, info in described.items() if info.raw_shape}
 
 
 def ensure_crops(client: PrismClient, plan: ClientCrops, crops: Sequence[int], progress: Progress) -> list[str]:
-    """Paths of crops, fetched where they are not cached.
+    """Return the paths of crops; crops that are not cached are fetched.
 
     Raises
     ------
     UnknownChannelError
-        If one lacks a channel; names the channels that all crops of the plan have.
+        If one lacks a channel; the remedy names the channels that all crops of the plan have.
     PrismError
-        Whatever the client raises.
+        As the client raises it.
     """
     try:
-        return client.ensure(plan.split, crops, channels=plan.ask, progress=progress)
+        return client.ensure(plan.split, crops, channels=plan.ask, progress=progress, **with_context(plan.context))
     except UnknownChannelError:
         choose_channels(plan.ask or "all", channels_of(describe(client, plan.split, plan.crops)))
         raise
 
 
+def with_context(context: Shape3) -> dict[str, Any]:
+    """Return the keyword that asks a client for context; empty where none is wanted."""
+    return {"context": context} if any(context) else {}
+
+
 def cached_crops(client: PrismClient, plan: ClientCrops) -> set[int]:
-    """Those of the plan's crops that are cached with the channels wanted; none where the catalog cannot be had."""
+    """Return the plan's crops that are cached with the channels wanted; none if there is no catalog, or with context.
+
+    With context the catalog does not say enough: those crops are awaited, and come at once if they are cached.
+    """
+    if any(plan.context):
+        return set()
     try:
         known = client.catalog(plan.split)
     except PrismError:

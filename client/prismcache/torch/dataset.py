@@ -29,7 +29,7 @@ try:
     import h5py  # noqa: F401 - so that it is missed here, with the remedy
     import numpy as np
     import torch
-    from torch.utils.data import Dataset, get_worker_info
+    from torch.utils.data import Dataset
 except ImportError as error:
     raise MissingExtraError(
         f"prismcache.torch needs {error.name}, which is not installed", remedy='pip install "prismcache[torch]"'
@@ -40,22 +40,26 @@ from prismcache.client import PrismClient
 from prismcache.config import Settings
 from prismcache.crop.boxes import Slices3
 from prismcache.errors import RequestError
-from prismcache.layout import LABELS, raw_dataset
 from prismcache.progress.reporter import Progress
 from prismcache.schema import Split
+from prismcache.torch.crops import tissue_of
+from prismcache.torch.patch_reader import PatchReader
 from prismcache.torch.patches import (
     Array,
     Channels,
+    Context,
     Grid,
     check_patch_shape,
     interleave,
+    parse_wanted,
     patches_to_cover,
     random_box,
     share,
 )
 from prismcache.torch.shared_state import Visits
-from prismcache.torch.tensors import Buffers, as_spatial, as_tensor, exact_to, numpy_dtype, seeded
-from prismcache.torch.training_set import Cache, Demands, Source, TrainingSet, available_cores, parse_bytes
+from prismcache.torch.tensors import as_spatial, as_tensor, exact_to, numpy_dtype, seeded
+from prismcache.torch.training_set import Cache, Demands, Source, TrainingSet, parse_bytes
+from prismcache.units import format_shape
 
 __all__ = ["PrismDataset"]
 
@@ -67,81 +71,90 @@ _MAX_ATTEMPTS = 500  # as torch_em's
 class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy runs
     """Patches of cached crops: ``dataset[i]`` is ``(raw, labels)``, tensors (C, Z, Y, X) and (1, Z, Y, X).
 
-    With random patches, each time that a sample is drawn it is another patch. Which one depends on the seed, the
-    sample's number and how often it was drawn before, and on nothing else: with the same seed a `DataLoader` gives the
-    same batches whatever its number of workers, however they are started, and random callables are seeded alike.
-    (While crops are still awaited, patches come from those that are there, which does depend on time.) Where a loop
-    leaves an epoch early, its workers have drawn some samples that it never saw: call `set_epoch` before each epoch.
-    So does a training over several processes, as with torch's DistributedSampler.
+    With random patches, a sample is another patch each time that it is drawn. The patch depends only on the seed, the
+    sample's number and how often the sample was drawn before. So with the same seed a `DataLoader` gives the same
+    batches with any number of workers and any way to start them, and random callables are seeded in the same way.
+    (While crops are still being fetched, patches come from the crops that are there, which depends on time.) Call
+    `set_epoch` before each epoch if a loop leaves epochs early, since workers draw samples ahead, and in a training
+    over several processes, as with torch's DistributedSampler.
 
-    Files are opened in each process when it first reads. The dataset may be pickled.
+    Each process opens the files when it first reads. The dataset may be pickled.
 
     Parameters
     ----------
     source
-        A `PrismClient`, which provides the crops and remains yours to close, or paths of crops' files.
+        A `PrismClient`, which fetches the crops and which you close; or paths of crops' files; or a cache folder.
     split
-        "instance" or "semantic"; default: "instance" of a client, whatever the files are of.
+        "instance" or "semantic". Default: "instance" of a client or a folder; the split of the files.
     crops
-        Crop numbers; None is every published crop of a client, or all of the files.
+        Crop numbers; None is every crop that a client knows, or all of the files.
     patch_shape
-        (Z, Y, X) in voxels.
+        (Z, Y, X) of a label patch, in voxels; without context also of a raw patch.
     channels
-        A channel number, several (in this order), "all" (crops must have equally many) or "common" for those that all
-        crops have. With a client only these are fetched.
+        A channel number, several (in this order), text such as "0-2,5", "all" (crops must have equally many) or
+        "common" for those that all crops have. With a client only these are fetched.
+    context
+        Voxels that raw reaches beyond the labels on each side, one number or (Z, Y, X): raw patches are
+        ``patch_shape + 2 * context``, in the middle of which the label patch lies. For networks without padding
+        ("valid" convolutions). With a client, files with this context are fetched.
+    context_padding
+        "none" draws only patches whose whole context is in the file. "zeros" and "reflect" draw from everywhere, and
+        fill what the file lacks with zeros or by mirroring raw at its border.
     label_values
         "original" gives the source's ids, "consecutive" 1…n in each crop. Default: original for the semantic split,
         whose class ids are the same in every crop, else consecutive.
     raw_transform, label_transform, transform, label_transform2
-        As torch_em applies them, in this order: to raw; to labels; to both, as an augmentation; to labels again. They
-        are given arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels
-        (Z, Y, X) uint32, or uint64 if original; they may return tensors.
+        Applied in this order, as torch_em does: to raw; to labels; to both, as an augmentation; to labels again. They
+        get arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels (Z, Y, X)
+        uint32, or uint64 if original; they may return tensors.
     sampler
-        ``sampler(raw, labels) -> bool`` says whether a patch will do; it sees them before the transforms. Only for
-        random patches.
+        ``sampler(raw, labels) -> bool`` returns whether to take a patch; called before the transforms. Only for random
+        patches.
     n_samples
         Length of the dataset, shared evenly among the crops. Default: as many as cover all crops once.
     sampling
         "random", or "grid": the patches that tile each crop, in order, moved inward at the far borders.
     dtype, label_dtype
-        Of the tensors.
+        Dtypes of the tensors.
     cache
         "none" decodes each patch from the file. "ram" decodes all crops once, into memory that DataLoader workers
-        share. "mmap" decodes them once for this machine, into files in a folder of their own (`Settings.decoded`) that
-        are mapped into memory; the next training finds them.
+        share. "mmap" decodes them once for this machine, into files (in `Settings.decoded`) that are mapped into
+        memory; the next training finds them.
     cache_limit
-        Bytes that decoded voxels may take, such as "20GB"; for "mmap", those of other trainings included, of which
-        the ones used longest ago make room. Default: 80 % of the available memory; all of the disk but 1 GB.
+        Bytes that decoded voxels may take, such as "20GB". For "mmap" that includes the files of other trainings, of
+        which those used longest ago are deleted. Default: 80 % of the available memory; all of the disk but 1 GB.
     cache_folder
-        For "mmap" in place of `Settings.decoded`.
+        A folder for "mmap" in place of `Settings.decoded`.
     start
-        With a client and random patches: "first" begins with the crops that are cached, or the first that comes, while
-        the others are fetched, each joining when it is ready; "all" waits for all.
+        With a client and random patches: "first" begins with the crops that are cached, or with the first that comes;
+        the others are fetched meanwhile, and each joins when it is ready. "all" waits for all crops.
     prefetch
-        Samples that a thread reads ahead, supposing that numbers ascend (or of the rest of a batch); for loaders
-        without workers.
+        Number of samples that a thread reads ahead, in ascending order (or the rest of a batch); for loaders without
+        workers.
     threads
-        Threads that inflate one patch; default: all cores in the main process, one in a worker.
+        Threads that inflate one patch. Default: all cores in the main process, one in a worker.
     generator
-        Where the seed is drawn from; default: torch's own, as seeded by `torch.manual_seed`.
+        Draws the seed. Default: torch's own generator, which `torch.manual_seed` seeds.
     progress
-        While crops are awaited here; as `PrismClient.ensure` takes it.
+        Progress display while crops are fetched; as `PrismClient.ensure` takes it.
 
     Attributes
     ----------
     split, crops, channels
-        What it holds; of `channels` the numbers.
+        The split, the crops' numbers and the channels' numbers.
+    raw_patch_shape
+        (Z, Y, X) of a raw patch, in voxels.
     seed
-        What patches depend on.
+        The seed.
 
     Raises
     ------
     RequestError
-        If an argument cannot be met: says which crop, channel or number, and what could be.
+        If an argument cannot be met; the message names the crop, channel or number, and the remedy what is possible.
     MemoryLimitError, NoSpaceError
         If decoded voxels do not fit.
     PrismError
-        Whatever kept a crop from being fetched or read; from a later sample if it was awaited.
+        If a crop cannot be fetched or read; raised by a later sample if the crop was awaited.
 
     Examples
     --------
@@ -160,7 +173,9 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         crops: Numbers | None = None,
         *,
         patch_shape: Sequence[int],
-        channels: Channels = 0,
+        channels: Channels | str = 0,
+        context: int | Sequence[int] = 0,
+        context_padding: Literal["none", "zeros", "reflect"] = "none",
         label_values: Literal["consecutive", "original"] | None = None,
         raw_transform: Transform | None = None,
         label_transform: Transform | None = None,
@@ -180,13 +195,18 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         generator: torch.Generator | None = None,
         progress: Progress = None,
     ) -> None:
+        _check_option("context_padding", context_padding, ("none", "zeros", "reflect"))
         _check_option("label_values", label_values, (None, "consecutive", "original"))
         _check_option("sampling", sampling, ("random", "grid"))
         _check_option("cache", cache, ("none", "ram", "mmap"))
         _check_option("start", start, ("first", "all"))
         if sampling == "grid" and (sampler is not None or n_samples is not None):
             raise RequestError("a grid has every patch once: sampler and n_samples need sampling='random'")
+        channels = parse_wanted(channels)
         self.patch_shape = check_patch_shape(patch_shape)
+        self._context = Context.of(context, context_padding)
+        z, y, x = (size + 2 * c for size, c in zip(self.patch_shape, self._context.voxels, strict=True))
+        self.raw_patch_shape = z, y, x
         self.raw_transform, self.transform = raw_transform, transform
         self.label_transform, self.label_transform2 = label_transform, label_transform2
         self.sampler = sampler
@@ -197,9 +217,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._raw_out = None if both or raw_transform is not None else numpy_dtype(dtype)
         plain_labels = label_transform is None and label_transform2 is None
         self._labels_out = None if both or not plain_labels else numpy_dtype(label_dtype)
-        demands = Demands(
-            self.patch_shape, channels, label_values, exact_to(label_dtype) if plain_labels else None, str(label_dtype)
-        )
+        exact = exact_to(label_dtype) if plain_labels else None
+        demands = Demands(self.patch_shape, channels, label_values, exact, str(label_dtype), self._context)
         settings = source.settings if isinstance(source, PrismClient) else Settings.load()
         folder = settings.decoded if cache_folder is None else Path(os.path.abspath(cache_folder))
         self._set = TrainingSet(
@@ -214,7 +233,9 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self.split, self.crops, self.channels = self._set.split, self._set.crops, self._set.channels
         self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
         shapes = [self._set.shape(slot) for slot in range(len(self.crops))]
-        self._grids = [Grid(shape, self.patch_shape) for shape in shapes] if sampling == "grid" else None
+        self._grids = None
+        if sampling == "grid":
+            self._grids = [Grid(self._set.drawable(slot), self.patch_shape) for slot in range(len(self.crops))]
         self._slots = self._share_out(shapes, n_samples)
         self._visits = Visits([0] * len(self._slots))
         self._here: _Here | None = None
@@ -236,12 +257,30 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         return self._sample(self._number(index), ())
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The samples of a batch, for DataLoader."""
+        """Return the samples of a batch, for DataLoader."""
         numbers = [self._number(index) for index in indices]
         return [self._sample(number, numbers[place + 1 :]) for place, number in enumerate(numbers)]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_here": None}
+
+    def __repr__(self) -> str:
+        crops = ", ".join(map(str, self.crops))
+        raw = f", raw {format_shape(self.raw_patch_shape)}" if any(self._context.voxels) else ""
+        return (
+            f"<PrismDataset {self.split.value} crops {crops}: {len(self)} patches of {format_shape(self.patch_shape)} "
+            f"voxels{raw}, channels {', '.join(map(str, self.channels))}>"
+        )
+
+    def overlaps(self, other: PrismDataset) -> bool:
+        """Return whether a crop of this dataset shows the same tissue as a crop of another one.
+
+        Semantic crop 0 is the tissue of instance crop 2, so a training on one and a validation on the other leak.
+        """
+        return not self._tissues().isdisjoint(other._tissues())
+
+    def _tissues(self) -> set[tuple[str, int]]:
+        return {tissue_of(self.split, crop) for crop in self.crops}
 
     @property
     def ready_crops(self) -> list[int]:
@@ -254,7 +293,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Take all samples as drawn `epoch` times, to resume a training or to run one over several processes."""
+        """Count all samples as drawn `epoch` times, to resume a training or to run one over several processes."""
         self._visits.set_all(epoch)
 
     def close(self) -> None:
@@ -321,36 +360,10 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         return self._random_patch(slot, random)
 
     def _random_patch(self, slot: int, random: np.random.Generator) -> _Patch:
-        return self._read(slot, random, random_box(random, self._set.shape(slot), self.patch_shape))
+        return self._read(slot, random, random_box(random, self._set.drawable(slot), self.patch_shape))
 
     def _read(self, slot: int, random: np.random.Generator, box: Slices3) -> _Patch:
-        reader = self._set.reader(slot, self._inflating_threads())
-        raw, voxels = self._memory(len(self.channels), self._raw_out, np.uint8)
-        for channel, target in zip(self.channels, voxels, strict=True):
-            reader.read(raw_dataset(channel), box, target)
-        labels, voxels = self._memory(1, self._labels_out, np.uint64 if self._set.original else np.uint32)
-        reader.read(LABELS, box, voxels[0], self._table(slot, voxels.dtype))
-        return _Patch(slot, random, raw, labels)
-
-    def _memory(self, channels: int, out: np.dtype[Any] | None, native: type[np.generic]) -> tuple[Any, Array]:
-        """What a patch is called, a tensor where it will be changed no more, and the array that fills it."""
-        shape = (channels, *self.patch_shape)
-        if out is not None:
-            return self._process().buffers.tensor(shape, out)
-        array = np.empty(shape, native)
-        return array, array
-
-    def _table(self, slot: int, dtype: np.dtype[Any]) -> Array | None:
-        tables = self._process().tables
-        if slot not in tables:
-            table = self._set.facts(slot).table(original=self._set.original)
-            tables[slot] = None if table is None else table.astype(dtype)
-        return tables[slot]
-
-    def _inflating_threads(self) -> int:
-        if self._threads is not None:
-            return self._threads
-        return available_cores() if get_worker_info() is None else 1
+        return _Patch(slot, random, *self._process().patches.read(slot, box))
 
     def _read_ahead(self, here: _Here, upcoming: Sequence[int]) -> None:
         wanted = [(number, self._visits.peek(number)) for number in upcoming]
@@ -362,13 +375,26 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
 
     def _process(self) -> _Here:
         if self._here is None or self._here.pid != os.getpid():
-            self._here = _Here()
+            patches = PatchReader(
+                self._set, self.patch_shape, self._context, self._raw_out, self._labels_out, self._threads
+            )
+            self._here = _Here(os.getpid(), patches)
         return self._here
 
 
 @dataclass(frozen=True)
 class _Patch:
-    """A patch as it was read: of which crop, where further ones would be drawn from, raw and labels with channels."""
+    """A patch as it was read.
+
+    Attributes
+    ----------
+    slot
+        The crop's slot in the `TrainingSet`.
+    random
+        Draws further patches of the same sample.
+    raw, labels
+        (C, Z, Y, X) and (1, Z, Y, X).
+    """
 
     slot: int
     random: np.random.Generator
@@ -378,11 +404,10 @@ class _Patch:
 
 @dataclass
 class _Here:
-    """What belongs to one process: threads and locks do not survive a fork."""
+    """The state of one process: threads and locks do not survive a fork."""
 
-    pid: int = field(default_factory=os.getpid)
-    buffers: Buffers = field(default_factory=Buffers)
-    tables: dict[int, Array | None] = field(default_factory=dict)
+    pid: int
+    patches: PatchReader
     ahead: dict[tuple[int, int], Future[_Patch]] = field(default_factory=dict)
 
     @cached_property

@@ -1,10 +1,10 @@
-"""Crops decoded once: their voxels as plain arrays, in memory that processes share or in files mapped into memory.
+"""Decodes crops once, into plain arrays: in memory that processes share, or in files mapped into memory.
 
-Sidecars lie in ``<folder>/<key>/ch_00.npy``, uncompressed. The key is the SHA-256 of the crop's file, so that what is
-decoded is found again wherever the file lies; a file without a manifest goes by its path, size and time stamp. A
-sidecar appears by a rename, synced and complete, so two processes may make the same one at once. None is ever needed:
-they may be deleted at any time, and those that are mapped stay readable. Where a limit would be passed, those used
-longest ago are deleted first; temporary files go after a day.
+A decoded file is ``<folder>/<key>/ch_00.uint8.npy``, uncompressed. The key is the SHA-256 of the crop's file, so a
+decoded file is found again wherever the crop's file lies; for a file without a manifest the key is made of its path,
+size and time stamp. A decoded file appears by a rename, synced and complete, so two processes may write the same one at
+once. Decoded files may be deleted at any time; processes that have them mapped can go on reading. If a new one would
+exceed the limit, those used longest ago are deleted first. Temporary files are deleted after a day.
 """
 
 from __future__ import annotations
@@ -26,89 +26,130 @@ from typing import Any
 import numpy as np
 
 from prismcache.crop import manifest_of
-from prismcache.crop.boxes import Shape3, Slices3
+from prismcache.crop.boxes import Shape3, Slices3, shifted
 from prismcache.disk import disk_errors, stamp_of
 from prismcache.errors import NoSpaceError, StorageError
+from prismcache.layout import LABELS
 from prismcache.torch.hdf5_chunks import CropReader
 from prismcache.torch.memory import MemoryFile
 from prismcache.units import format_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_SLAB_BYTES = 32 << 20  # what is decoded at a time
-_RESERVE = 1_000_000_000  # bytes that a disk keeps free
+_SLAB_BYTES = 32 << 20  # bytes that are decoded at a time
+_RESERVE = 1_000_000_000  # bytes that are left free on the disk
 _TEMPORARY_SECONDS = 86_400.0
+_ALIGNED = 64  # each dataset in shared memory begins at a multiple of so many bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is decoded of a crop: the shape, (Z, Y, X) in voxels, and the dtype of each dataset by its name."""
+    """The part of a crop that is decoded.
+
+    Attributes
+    ----------
+    shape
+        (Z, Y, X) of the labels, in voxels.
+    dtypes
+        The dtype of each dataset, by its name.
+    before, after
+        Voxels (Z, Y, X) of raw beyond the labels: before their first voxel, and after their last one.
+    """
 
     shape: Shape3
     dtypes: Mapping[str, str]
+    before: Shape3 = (0, 0, 0)
+    after: Shape3 = (0, 0, 0)
+
+    def box(self, name: str) -> Slices3:
+        """Return the decoded box of a dataset, in voxels counted from the labels' first one."""
+        if name == LABELS:
+            return grown(self.shape, (0, 0, 0), (0, 0, 0))
+        return grown(self.shape, self.before, self.after)
+
+    def shape_of(self, name: str) -> Shape3:
+        """Return the shape (Z, Y, X) of a decoded dataset."""
+        z, y, x = (part.stop - part.start for part in self.box(name))
+        return z, y, x
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each dataset."""
-        return {name: math.prod(self.shape) * np.dtype(dtype).itemsize for name, dtype in self.dtypes.items()}
+        """The bytes of each dataset."""
+        return {name: math.prod(self.shape_of(name)) * np.dtype(dtype).itemsize for name, dtype in self.dtypes.items()}
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """The bytes of all datasets."""
         return sum(self.sizes.values())
 
 
+def grown(shape: Shape3, before: Shape3, after: Shape3) -> Slices3:
+    """Return the box of the labels, larger by `before` and `after` voxels (Z, Y, X)."""
+    z, y, x = (slice(-b, extent + a) for b, extent, a in zip(before, shape, after, strict=True))
+    return z, y, x
+
+
 def labels_dtype(largest: int) -> str:
-    """The smallest dtype that holds labels from 0 to `largest`."""
+    """Return the smallest dtype that holds labels from 0 to `largest`."""
     return next(name for name in ("uint8", "uint16", "uint32") if largest <= np.iinfo(name).max)
 
 
 class ArrayReader:
-    """Reads boxes of arrays in memory, as `CropReader` does of a file."""
+    """Reads boxes of arrays in memory, as `CropReader` does of a file.
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = arrays
+    Parameters
+    ----------
+    arrays
+        The decoded datasets, by name.
+    layout
+        The box of each.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], layout: Layout) -> None:
+        self._arrays, self._layout = arrays, layout
 
     def read(self, name: str, box: Slices3, out: Array, ids: Array | None = None) -> None:
         """Read a box of a dataset; see `CropReader.read`."""
-        voxels = self._arrays[name][box]
+        voxels = self._arrays[name][shifted(box, self._layout.box(name))]
         out[...] = voxels if ids is None else ids[voxels]
 
     def close(self) -> None:
-        """Forget the arrays; memory and maps go with the last array that shows them."""
+        """Drop the arrays; the memory is freed with the last array that refers to it."""
         self._arrays = {}
 
 
 class SharedMemory:
-    """A crop's voxels in memory that a process shares with those it forks or spawns; nameless, so never left over.
+    """A crop's voxels in memory that a process shares with those it forks or spawns.
+
+    The memory has no name, so none is left over when the processes end.
 
     Parameters
     ----------
     layout
-        What it will hold; all 0 at first.
+        The largest part of a crop that the memory will hold; all voxels are 0 at first.
     """
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+        size = layout.size + _ALIGNED * len(layout.dtypes)
         linux = hasattr(os, "memfd_create")
-        self._memory: Any = MemoryFile(layout.size) if linux else RawArray(ctypes.c_uint8, layout.size)
+        self._memory: Any = MemoryFile(size) if linux else RawArray(ctypes.c_uint8, size)
 
-    def fill(self, reader: CropReader) -> None:
-        """Decode everything."""
-        for name, array in self.arrays().items():
-            for box in slabs(self._layout.shape, array.itemsize):
-                reader.read(name, box, array[box])
+    def fill(self, reader: CropReader, layout: Layout) -> None:
+        """Decode all that the layout names."""
+        for name, array in self.arrays(layout).items():
+            for box in slabs(layout.box(name), array.itemsize):
+                reader.read(name, box, array[shifted(box, layout.box(name))])
 
-    def arrays(self) -> dict[str, Array]:
-        """The datasets, each (Z, Y, X)."""
+    def arrays(self, layout: Layout) -> dict[str, Array]:
+        """Return the datasets, each (Z, Y, X), as the layout places them."""
         found: dict[str, Array] = {}
         first = 0
         shared = self._memory.map if isinstance(self._memory, MemoryFile) else self._memory
         memory = np.frombuffer(shared, np.uint8)
-        for name, size in sorted(self._layout.sizes.items(), key=lambda item: -item[1]):  # so that all are aligned
-            values = memory[first : first + size].view(self._layout.dtypes[name])
-            found[name] = values.reshape(self._layout.shape)
-            first += size
+        for name, size in layout.sizes.items():
+            values = memory[first : first + size].view(layout.dtypes[name])
+            found[name] = values.reshape(layout.shape_of(name))
+            first += -(-size // _ALIGNED) * _ALIGNED
         return found
 
 
@@ -118,9 +159,9 @@ class Sidecars:
     Parameters
     ----------
     folder
-        On a local disk; made when it is needed.
+        A folder on a local disk; made when it is needed.
     limit
-        Bytes that it may take; None leaves 1 GB of the disk free.
+        Bytes that the folder may take; None leaves 1 GB of the disk free.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
@@ -128,16 +169,16 @@ class Sidecars:
         self._limit = limit
 
     def missing(self, path: Path, layout: Layout) -> dict[str, int]:
-        """Bytes of the datasets of a crop's file that are not there yet, by name."""
+        """Return the bytes of the datasets of a crop's file that are not decoded yet, by name."""
         return {name: size for name, size in layout.sizes.items() if not self._is_there(path, name, layout)}
 
     def make_room(self, needed: int, kept: Sequence[tuple[Path, Layout]]) -> None:
-        """Delete what was used longest ago until `needed` more bytes are within the limit, but nothing of `kept`.
+        """Delete the datasets used longest ago until `needed` more bytes are within the limit, but none of `kept`.
 
         Raises
         ------
         NoSpaceError
-            If they would not be; gives the numbers.
+            If there would not be room even then, in which case nothing is deleted; the message gives the numbers.
         """
         self._sweep_temporaries()
         ours = {self._place(path, name, layout) for path, layout in kept for name in layout.dtypes}
@@ -152,25 +193,25 @@ class Sidecars:
         for place, status in sorted(others.items(), key=lambda item: item[1].st_mtime):
             if room >= needed:
                 break
-            with suppress(OSError):  # another process may be at it
+            with suppress(OSError):  # another process may have deleted it
                 place.unlink()
                 room += status.st_size
                 place.parent.rmdir()
 
     def arrays(self, path: Path, layout: Layout, open_reader: Callable[[], CropReader]) -> dict[str, Array]:
-        """The datasets of a crop's file, each (Z, Y, X), mapped; decoded first where they are missing.
+        """Return the datasets of a crop's file, each (Z, Y, X), mapped; those that are missing are decoded first.
 
         Parameters
         ----------
         path, layout
-            Of the crop.
+            The crop's file, and the part of it that is decoded.
         open_reader
-            Opens its file, where that is needed.
+            Opens the file; called only if a dataset is missing.
 
         Raises
         ------
         StorageError
-            If the folder cannot be written.
+            If the folder cannot be written, or a decoded file is damaged.
         """
         found: dict[str, Array] = {}
         for name in layout.dtypes:
@@ -184,8 +225,8 @@ class Sidecars:
                 found[name] = np.load(place, mmap_mode="r")
             except (OSError, ValueError) as error:
                 raise StorageError(f"{place} cannot be mapped: {error}", remedy="Delete it.") from error
-            if found[name].shape != layout.shape:
-                raise StorageError(f"{place} is no decoded crop of shape {layout.shape}", remedy="Delete it.")
+            if found[name].shape != layout.shape_of(name):
+                raise StorageError(f"{place} is no decoded crop of shape {layout.shape_of(name)}", remedy="Delete it.")
         return found
 
     def _write(self, place: Path, name: str, layout: Layout, reader: CropReader) -> None:
@@ -195,9 +236,9 @@ class Sidecars:
         try:
             with temporary.open("xb") as file:
                 np.lib.format.write_array_header_1_0(
-                    file, {"descr": dtype.str, "fortran_order": False, "shape": layout.shape}
+                    file, {"descr": dtype.str, "fortran_order": False, "shape": layout.shape_of(name)}
                 )
-                for box in slabs(layout.shape, dtype.itemsize):
+                for box in slabs(layout.box(name), dtype.itemsize):
                     slab = np.empty([part.stop - part.start for part in box], dtype)
                     reader.read(name, box, slab)
                     file.write(slab.data)
@@ -216,7 +257,10 @@ class Sidecars:
             return False
 
     def _place(self, path: Path, name: str, layout: Layout) -> Path:
-        return self._folder / content_key(path) / f"{name.removeprefix('raw/')}.{layout.dtypes[name]}.npy"
+        around = "" if name == LABELS or not any(layout.before + layout.after) else ".ctx"
+        if around:
+            around += "-".join(map(str, layout.before + layout.after))
+        return self._folder / content_key(path) / f"{name.removeprefix('raw/')}.{layout.dtypes[name]}{around}.npy"
 
     def _all(self) -> Iterator[Path]:
         return self._folder.glob("*/*.npy")
@@ -237,15 +281,17 @@ class Sidecars:
                     temporary.unlink()
 
 
-def slabs(shape: Shape3, itemsize: int) -> Iterator[Slices3]:
-    """Boxes of whole planes that together are a crop, each of some 32 MB."""
-    planes = max(16, _SLAB_BYTES // (shape[1] * shape[2] * itemsize) // 16 * 16)  # rows of chunks, each inflated once
-    for start in range(0, shape[0], planes):
-        yield slice(start, min(start + planes, shape[0])), slice(0, shape[1]), slice(0, shape[2])
+def slabs(box: Slices3, itemsize: int) -> Iterator[Slices3]:
+    """Iterate over boxes of whole planes, each of some 32 MB, that together are `box`."""
+    z, y, x = box
+    plane = (y.stop - y.start) * (x.stop - x.start) * itemsize
+    planes = max(16, _SLAB_BYTES // plane // 16 * 16)  # whole rows of chunks where there is no context
+    for start in range(z.start, z.stop, planes):
+        yield slice(start, min(start + planes, z.stop)), y, x
 
 
 def content_key(path: Path) -> str:
-    """What names the content of a crop's file: its SHA-256 from the manifest, else its path, size and time stamp."""
+    """Return a name for the content of a crop's file: the manifest's SHA-256, else of path, size and time stamp."""
     with disk_errors(path):
         stamp = stamp_of(path.stat())
     manifest = manifest_of(path)

@@ -23,6 +23,7 @@ from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.crop.chunks import ChunkTable, chunk_table
 from prismcache.crop.files import SteadyFile, open_dataset, open_file, read_errors
 from prismcache.errors import CropCorruptError
+from prismcache.layout import LABELS
 
 _ISAL: Any
 try:
@@ -88,6 +89,8 @@ class CropReader:
         The datasets that will be read.
     threads
         How many threads inflate one box.
+    before
+        Voxels (Z, Y, X) of raw before the labels' first one, in a file with context.
 
     Raises
     ------
@@ -95,8 +98,9 @@ class CropReader:
         As `prismcache.Crop`, if the file cannot be opened.
     """
 
-    def __init__(self, path: Path, names: Iterable[str], threads: int = 1) -> None:
+    def __init__(self, path: Path, names: Iterable[str], threads: int = 1, before: Shape3 = (0, 0, 0)) -> None:
         self.path = path
+        self._before = before
         self._threads = threads
         self._h5py: tuple[int, h5py.File] | None = None
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -130,7 +134,7 @@ class CropReader:
         name
             Name of the dataset, such as ``labels``.
         box
-            (Z, Y, X) in voxels, with start and stop, within the dataset.
+            (Z, Y, X) in voxels counted from the labels' first one, with start and stop, within the dataset.
         out
             Array of the box's shape and any dtype; the voxels are cast to it.
         ids
@@ -143,6 +147,9 @@ class CropReader:
         StorageError
             If the system refuses to read, four times in a row.
         """
+        if name != LABELS:
+            z, y, x = (slice(part.start + b, part.stop + b) for part, b in zip(box, self._before, strict=True))
+            box = z, y, x
         table = self._tables[name]
         if table is None:
             self._put(name, self._through_h5py(name, box), out, ids)

@@ -1,4 +1,4 @@
-"""Which patch comes next: pure decisions on shapes, channels and random numbers."""
+"""Decides which patch comes next, from shapes, channels and random numbers. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from prismcache.arguments import Numbers, as_channels
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError
+from prismcache.numbers import parse_channels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Channels = Numbers | Literal["all", "common"]
 
 
 def check_patch_shape(patch_shape: Sequence[int]) -> Shape3:
-    """A patch's shape, (Z, Y, X) in voxels.
+    """Return a patch's shape, (Z, Y, X) in voxels.
 
     Raises
     ------
@@ -36,42 +37,122 @@ def check_patch_shape(patch_shape: Sequence[int]) -> Shape3:
     return z, y, x
 
 
-def check_fits(patch_shape: Shape3, shapes: Mapping[str, Shape3]) -> None:
-    """See that a patch fits into every crop.
+@dataclass(frozen=True)
+class Context:
+    """How far raw patches reach beyond label patches.
+
+    Attributes
+    ----------
+    voxels
+        (Z, Y, X) on each side.
+    padding
+        "none" if only patches are drawn whose context is in the file; else numpy's mode that fills what is missing.
+    """
+
+    voxels: Shape3 = (0, 0, 0)
+    padding: Literal["none", "zeros", "reflect"] = "none"
+
+    @classmethod
+    def of(cls, context: int | Sequence[int], padding: Literal["none", "zeros", "reflect"]) -> Context:
+        """Return a context, given as one number or as (Z, Y, X).
+
+        Raises
+        ------
+        RequestError
+            If it is neither, or a number is negative.
+        """
+        try:
+            z, y, x = (
+                [operator.index(context)] * 3 if isinstance(context, SupportsIndex) else map(operator.index, context)
+            )
+        except (TypeError, ValueError):
+            z = y = x = -1
+        if min(z, y, x) < 0:
+            raise RequestError(f"context must be a number of voxels, or three (Z, Y, X), not {context!r}")
+        return cls((z, y, x), padding)
+
+    def around(self, box: Slices3) -> Slices3:
+        """Return the box of raw that belongs to a box of labels."""
+        z, y, x = (slice(part.start - c, part.stop + c) for part, c in zip(box, self.voxels, strict=True))
+        return z, y, x
+
+    def drawable(self, shape: Shape3, before: Shape3, after: Shape3) -> Slices3:
+        """Return the box of a crop's labels from which patches are drawn; it may be empty.
+
+        Parameters
+        ----------
+        shape
+            (Z, Y, X) of the labels, in voxels.
+        before, after
+            Voxels (Z, Y, X) of raw beyond the labels, on either side.
+        """
+        if self.padding != "none":
+            before = after = self.voxels
+        z, y, x = (
+            slice(max(0, c - b), min(extent, extent + a - c))
+            for extent, b, a, c in zip(shape, before, after, self.voxels, strict=True)
+        )
+        return z, y, x
+
+
+def check_fits(patch_shape: Shape3, boxes: Mapping[str, Slices3]) -> None:
+    """Check that a patch fits into every crop.
 
     Parameters
     ----------
     patch_shape
         (Z, Y, X) in voxels.
-    shapes
-        Of the crops, by name.
+    boxes
+        The part of each crop from which patches are drawn, by the crop's name.
 
     Raises
     ------
     RequestError
-        If it does not; names the crops and the largest patch that fits into all.
+        If the patch is larger than a crop; the message names the crops and the largest patch that fits into all.
     """
-    small = [f"{name} {shape}" for name, shape in shapes.items() if _exceeds(patch_shape, shape)]
+    shapes = {name: tuple(max(0, part.stop - part.start) for part in box) for name, box in boxes.items()}
+    small = [
+        f"{name} {shape}"
+        for name, shape in shapes.items()
+        if any(size > extent for size, extent in zip(patch_shape, shape, strict=True))
+    ]
     if small:
         least = tuple(min(sizes) for sizes in zip(*shapes.values(), strict=True))
         raise RequestError(
             f"patch_shape {patch_shape} is larger than {', '.join(small)}",
-            remedy=f"Choose a patch of at most {least} voxels (Z, Y, X), or leave these crops out.",
+            remedy=f"Choose a patch of at most {least} voxels (Z, Y, X), or leave these crops out. A context makes "
+            "less room for patches; files with context, or context_padding='reflect', give it back.",
         )
 
 
-def _exceeds(patch_shape: Shape3, shape: Shape3) -> bool:
-    return any(size > extent for size, extent in zip(patch_shape, shape, strict=True))
-
-
 def common_channels(available: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """The channels that all crops have, ascending."""
+    """Return the channels that all crops have, ascending."""
     sets = [set(channels) for channels in available.values()]
     return tuple(sorted(set.intersection(*sets))) if sets else ()
 
 
+def parse_wanted(wanted: Channels | str) -> Channels:
+    """Return the channels that a caller asks for; text such as "0-2,5" becomes numbers.
+
+    Raises
+    ------
+    RequestError
+        If text is neither numbers nor "all" or "common".
+    """
+    if not isinstance(wanted, str):
+        return wanted
+    if wanted in {"all", "common"}:
+        return cast("Channels", wanted)
+    try:
+        return parse_channels(wanted)
+    except ValueError:
+        raise RequestError(
+            f"channels must be a number, several, text such as '0-2,5', 'all' or 'common', not {wanted!r}"
+        ) from None
+
+
 def choose_channels(wanted: Channels, available: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """The channels of a patch, which every crop must have.
+    """Return the channels of a patch, which every crop must have.
 
     Parameters
     ----------
@@ -83,12 +164,11 @@ def choose_channels(wanted: Channels, available: Mapping[str, Sequence[int]]) ->
     Raises
     ------
     UnknownChannelError
-        If crops lack a channel, or "all" is not the same for all of them; names them and the channels that all have.
+        If crops lack a channel, or "all" is not the same for all of them; the message names these crops, and the remedy
+        the channels that all crops have.
     """
     shared = common_channels(available)
     if isinstance(wanted, str):
-        if wanted not in {"all", "common"}:
-            raise RequestError(f"channels must be a number, several, 'all' or 'common', not {wanted!r}")
         if not shared:
             raise UnknownChannelError("the crops have no channel in common", remedy="Train on fewer crops at a time.")
         if wanted == "common" or all(set(channels) == set(shared) for channels in available.values()):
@@ -104,17 +184,17 @@ def choose_channels(wanted: Channels, available: Mapping[str, Sequence[int]]) ->
 
 
 def ordered_channels(wanted: Numbers) -> tuple[int, ...]:
-    """Channel numbers in the order asked, checked.
+    """Return channel numbers in the order asked.
 
     Raises
     ------
     RequestError
-        If one is none, or asked for twice.
+        If one of them is no channel number, or is asked for twice.
     """
     as_channels(wanted)
     chosen = tuple(int(channel) for channel in np.atleast_1d(np.asarray(wanted)))
     if len(set(chosen)) < len(chosen):
-        raise RequestError(f"channels {chosen} name one twice")
+        raise RequestError(f"channels {chosen} name a channel twice")
     return chosen
 
 
@@ -123,17 +203,17 @@ def _remedy(shared: Sequence[int]) -> str:
 
 
 def patches_to_cover(shape: Shape3, patch_shape: Shape3) -> int:
-    """How many random patches read as many voxels as a crop has; torch_em's default length."""
+    """Return how many random patches read as many voxels as a crop has; torch_em's default length."""
     return math.ceil(math.prod(extent / size for extent, size in zip(shape, patch_shape, strict=True)))
 
 
 def share(samples: int, crops: int) -> list[int]:
-    """`samples` divided among crops as evenly as can be, the first ones getting what is left over, as torch_em does."""
+    """Return how many of `samples` each crop gets: equally many, and the first crops one more, as in torch_em."""
     return [samples // crops + (number < samples % crops) for number in range(crops)]
 
 
 def interleave(counts: Sequence[int]) -> NDArray[np.int32]:
-    """The crop of each sample, such that crop i comes ``counts[i]`` times, spread evenly.
+    """Return the crop of each sample, such that crop i comes ``counts[i]`` times, spread evenly.
 
     Examples
     --------
@@ -145,64 +225,75 @@ def interleave(counts: Sequence[int]) -> NDArray[np.int32]:
     return crops[np.argsort(places, kind="stable")]
 
 
-def random_box(random: np.random.Generator, shape: Shape3, patch_shape: Shape3) -> Slices3:
-    """A box at any place of a crop, each equally likely."""
+def random_box(random: np.random.Generator, within: Slices3, patch_shape: Shape3) -> Slices3:
+    """Return a patch's box at a random place within a box; all places are equally likely."""
     z, y, x = (
         slice(start, start + size)
-        for extent, size in zip(shape, patch_shape, strict=True)
-        for start in (int(random.integers(0, extent - size, endpoint=True)),)
+        for part, size in zip(within, patch_shape, strict=True)
+        for start in (int(random.integers(part.start, part.stop - size, endpoint=True)),)
     )
     return z, y, x
 
 
+def clipped(box: Slices3, available: Slices3) -> tuple[Slices3, list[tuple[int, int]] | None]:
+    """Return the part of a box that is available, and the voxels missing on either side of each axis (None if none)."""
+    z, y, x = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, available, strict=True))
+    missing = [(b.start - a.start, a.stop - b.stop) for a, b in zip(box, (z, y, x), strict=True)]
+    return (z, y, x), missing if any(map(any, missing)) else None
+
+
 @dataclass(frozen=True)
 class Grid:
-    """The patches that cover a crop, in the order of its voxels; at a border they overlap rather than stand out.
+    """The patches that cover a box, in the order of its voxels; at the far borders patches overlap.
 
     Attributes
     ----------
-    shape, patch_shape
-        Of the crop and of a patch, (Z, Y, X).
+    within
+        The box of a crop's labels that is covered.
+    patch_shape
+        (Z, Y, X) in voxels.
     """
 
-    shape: Shape3
+    within: Slices3
     patch_shape: Shape3
 
     @property
     def counts(self) -> Shape3:
-        z, y, x = (-(-extent // size) for extent, size in zip(self.shape, self.patch_shape, strict=True))
+        """The number of patches along Z, Y and X."""
+        axes = zip(self.within, self.patch_shape, strict=True)
+        z, y, x = (-(-(part.stop - part.start) // size) for part, size in axes)
         return z, y, x
 
     def __len__(self) -> int:
         return math.prod(self.counts)
 
     def box(self, number: int) -> Slices3:
-        """The box of patch `number`."""
+        """Return the box of patch `number`."""
         places = np.unravel_index(number, self.counts)
         z, y, x = (
             slice(start, start + size)
-            for place, extent, size in zip(places, self.shape, self.patch_shape, strict=True)
-            for start in (min(int(place) * size, extent - size),)
+            for place, part, size in zip(places, self.within, self.patch_shape, strict=True)
+            for start in (min(part.start + int(place) * size, part.stop - size),)
         )
         return z, y, x
 
 
 def check_labels_fit(largest: int, exact_to: int, crop: str, dtype: Any) -> None:
-    """See that a tensor can hold a crop's labels exactly.
+    """Check that a tensor can hold a crop's labels exactly.
 
     Parameters
     ----------
     largest
         The largest label.
     exact_to
-        The largest integer up to which the tensor's dtype holds every one.
+        The tensor's dtype holds every integer up to this one.
     crop, dtype
-        For the error.
+        Names for the message.
 
     Raises
     ------
     RequestError
-        If it cannot.
+        If `largest` is greater than `exact_to`.
     """
     if largest > exact_to:
         raise RequestError(

@@ -1,10 +1,10 @@
-"""The crops of one training, open in whichever process reads them, decoded once where that is wanted."""
+"""The crops of one training, opened in each process that reads them, and decoded once if that is wanted."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +12,14 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from prismcache.arguments import Numbers
 from prismcache.client import PrismClient
-from prismcache.crop.boxes import Shape3
+from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError, error_from_problem
 from prismcache.layout import LABELS, raw_dataset
 from prismcache.progress.reporter import Progress
 from prismcache.schema import Split
 from prismcache.torch.arrivals import Follower
 from prismcache.torch.crops import (
+    ClientCrops,
     CropFacts,
     Reader,
     cached_crops,
@@ -27,12 +28,13 @@ from prismcache.torch.crops import (
     describe,
     ensure_crops,
     facts_of_files,
+    files_of_root,
     plan_client_crops,
 )
-from prismcache.torch.decoded import ArrayReader, Layout, SharedMemory, Sidecars
+from prismcache.torch.decoded import ArrayReader, Layout, SharedMemory, Sidecars, grown
 from prismcache.torch.hdf5_chunks import CropReader
 from prismcache.torch.memory import check_memory
-from prismcache.torch.patches import Channels, check_fits, check_labels_fit, choose_channels
+from prismcache.torch.patches import Channels, Context, check_fits, check_labels_fit, choose_channels
 from prismcache.torch.shared_state import Board, is_spawning
 
 Source = PrismClient | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -40,7 +42,7 @@ Source = PrismClient | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 @dataclass(frozen=True)
 class Demands:
-    """What a training wants of each crop.
+    """The requirements of a training on each crop.
 
     Attributes
     ----------
@@ -49,9 +51,11 @@ class Demands:
     channels
         As `PrismDataset` takes them.
     label_values
-        "original", "consecutive", or None for what suits the split.
+        "original", "consecutive", or None for original in semantic crops and consecutive in instance crops.
     exact_to, label_dtype
-        The largest label that the tensors hold exactly, None for any; and what the dtype is called.
+        The largest label that the tensors hold exactly, None for any; and the name of their dtype.
+    context
+        How far raw patches reach beyond label patches.
     """
 
     patch_shape: Shape3
@@ -59,20 +63,21 @@ class Demands:
     label_values: Literal["consecutive", "original"] | None
     exact_to: int | None
     label_dtype: str
+    context: Context = field(default_factory=Context)
 
     def original(self, split: Split) -> bool:
         """Whether labels are the source's ids."""
         return split is Split.SEMANTIC if self.label_values is None else self.label_values == "original"
 
     def check(self, facts: CropFacts, channels: Sequence[int]) -> None:
-        """See that a crop serves.
+        """Check that a crop meets the requirements.
 
         Raises
         ------
         RequestError
-            If it does not; says why.
+            If a patch does not fit into the crop, a channel is missing, or a label is too large for the tensors.
         """
-        check_fits(self.patch_shape, {facts.name: facts.shape})
+        check_fits(self.patch_shape, {facts.name: self.context.drawable(facts.shape, facts.before, facts.after)})
         if lacking := set(channels) - set(facts.channels):
             raise UnknownChannelError(f"{facts.path} lacks the channels {sorted(lacking)}")
         table = facts.table(original=self.original(facts.split))
@@ -83,7 +88,17 @@ class Demands:
 
 @dataclass(frozen=True)
 class Cache:
-    """How decoded voxels are kept: "none", "ram" or "mmap"; bytes that they may take; and the sidecars' folder."""
+    """How decoded voxels are kept.
+
+    Attributes
+    ----------
+    mode
+        "none", "ram" or "mmap", as `PrismDataset` takes it.
+    limit
+        Bytes that decoded voxels may take; None is the default of the mode.
+    folder
+        The folder of decoded files, for "mmap".
+    """
 
     mode: Literal["none", "ram", "mmap"]
     limit: int | None
@@ -91,20 +106,21 @@ class Cache:
 
     @property
     def sidecars(self) -> Sidecars:
+        """The decoded files."""
         return Sidecars(self.folder, self.limit)
 
 
 class TrainingSet:
     """Crops by slot, 0…n-1, some of which may still be awaited.
 
-    Pickled to a worker process it shares memory with this one; pickled to elsewhere it sets itself up anew there.
+    A copy that is pickled to a worker process shares memory with this one; any other copy decodes for itself.
 
     Parameters
     ----------
     source, split, crops, start, progress
         As `PrismDataset` takes them.
     demands
-        What each crop must meet.
+        The requirements on each crop.
     cache
         How decoded voxels are kept.
     """
@@ -122,16 +138,15 @@ class TrainingSet:
     ) -> None:
         self._demands, self._cache = demands, cache
         self._client: PrismClient | None = None
-        self._ask: tuple[int, ...] | None = None
+        self._plan: ClientCrops | None = None
         self._facts: dict[int, CropFacts] = {}
         self._awaited: dict[int, Shape3] = {}
         if isinstance(source, PrismClient):
             self._take_from_client(source, split, crops, start, progress)
         else:
             self._take_files(source, split, crops)
-        shapes = {facts.name: facts.shape for facts in self._facts.values()}
-        shapes |= {crop_name(self.split, self.crops[slot]): shape for slot, shape in self._awaited.items()}
-        check_fits(demands.patch_shape, shapes)
+        names = [crop_name(self.split, crop) for crop in self.crops]
+        check_fits(demands.patch_shape, {name: self.drawable(slot) for slot, name in enumerate(names)})
         for facts in self._facts.values():
             demands.check(facts, self.channels)
         self._set_up()
@@ -140,7 +155,11 @@ class TrainingSet:
         paths = [source] if isinstance(source, str | os.PathLike) else source
         if not isinstance(paths, Iterable):
             raise RequestError(f"crops come from a PrismClient or from paths, not from {source!r}")
-        found = facts_of_files(list(paths), split, crops)
+        paths = list(paths)
+        if len(paths) == 1 and Path(paths[0]).is_dir():
+            context = self._demands.context.voxels
+            paths = files_of_root(Path(paths[0]), split, crops, self._demands.channels, context)
+        found = facts_of_files(paths, split, crops)
         self.split, self.crops = found[0].split, tuple(facts.crop for facts in found)
         self.channels = choose_channels(self._demands.channels, {facts.name: facts.channels for facts in found})
         self._facts = dict(enumerate(found))
@@ -154,7 +173,7 @@ class TrainingSet:
         progress: Progress,
     ) -> None:
         wanted = self._demands.channels
-        plan = plan_client_crops(client, split, crops, wanted)
+        plan = plan_client_crops(client, split, crops, wanted, self._demands.context.voxels)
         self.split, self.crops = plan.split, plan.crops
         cached = set(plan.crops) if start == "all" else cached_crops(client, plan)
         later = [crop for crop in plan.crops if crop not in cached]
@@ -173,16 +192,19 @@ class TrainingSet:
             shape = described[crop].labels_shape
             if shape is not None:
                 self._awaited[self.crops.index(crop)] = shape
-        self._client, self._ask = client, plan.ask
+        self._client, self._plan = client, plan
 
     def _set_up(self) -> None:
-        """Make what the processes share, decode what is there, and begin to await the rest."""
+        """Make the memory that processes share, decode the crops that are there, and begin to await the others."""
         self._pid = os.getpid()
         self._readers: dict[int, Reader] = {}
         self._board = Board(len(self.crops)) if self._awaited else None
         self._memory: dict[int, SharedMemory] = {}
-        layouts = {slot: facts.layout(self.channels) for slot, facts in self._facts.items()}
-        layouts |= {slot: decoded_layout(shape, self.channels) for slot, shape in self._awaited.items()}
+        context = self._demands.context.voxels
+        layouts = {slot: self._layout(facts) for slot, facts in self._facts.items()}
+        layouts |= {
+            slot: decoded_layout(shape, self.channels, context, context) for slot, shape in self._awaited.items()
+        }
         if self._cache.mode == "ram":
             check_memory(sum(layout.size for layout in layouts.values()), self._cache.limit)
             self._memory = {slot: SharedMemory(layout) for slot, layout in layouts.items()}
@@ -191,9 +213,9 @@ class TrainingSet:
         for slot in self._facts:
             self._decode(slot, self._facts[slot])
         self._follower: Follower | None = None
-        if self._board is not None and self._client is not None:
+        if self._board is not None and self._client is not None and self._plan is not None:
             slots = {self.crops[slot]: slot for slot in self._awaited}
-            self._follower = Follower(self._client, self.split, self._ask, slots, self._board, self._prepare)
+            self._follower = Follower(self._client, self._plan, slots, self._board, self._prepare)
 
     def _make_room(self, layouts: dict[int, Layout]) -> None:
         sidecars = self._cache.sidecars
@@ -226,20 +248,32 @@ class TrainingSet:
         return self._demands.original(self.split)
 
     def shape(self, slot: int) -> Shape3:
-        """(Z, Y, X) of a crop, in voxels."""
+        """Return (Z, Y, X) of a crop's labels, in voxels."""
         return self._facts[slot].shape if slot in self._facts else self._awaited[slot]
 
+    def drawable(self, slot: int) -> Slices3:
+        """Return the box of a crop's labels from which patches are drawn; of an awaited crop that is not known yet."""
+        facts, context = self._facts.get(slot), self._demands.context
+        if facts is None:
+            return context.drawable(self._awaited[slot], context.voxels, context.voxels)
+        return context.drawable(facts.shape, facts.before, facts.after)
+
+    def around(self, slot: int) -> Slices3:
+        """Return the box of raw that a ready crop has, in voxels counted from the labels' first one."""
+        facts = self._facts[slot]
+        return grown(facts.shape, facts.before, facts.after)
+
     def facts(self, slot: int) -> CropFacts:
-        """Of a crop that is ready."""
+        """Return the facts of a crop that is ready."""
         return self._facts[slot]
 
     def ready(self) -> list[int]:
-        """Slots of the crops that are there by now, ascending; at least one, which is waited for.
+        """Return the slots of the crops that are there by now, ascending; wait for the first one if there is none.
 
         Raises
         ------
         PrismError
-            If a crop cannot be had.
+            If a crop could not be fetched.
         """
         self._look()
         if not self._facts and self._follower is not None:
@@ -272,17 +306,20 @@ class TrainingSet:
     def _decode(self, slot: int, facts: CropFacts) -> None:
         if self._cache.mode == "ram":
             reader = self._file(facts)
-            self._memory[slot].fill(reader)
+            self._memory[slot].fill(reader, self._layout(facts))
             reader.close()
         elif self._cache.mode == "mmap":
-            self._cache.sidecars.arrays(facts.path, facts.layout(self.channels), lambda: self._file(facts))
+            self._cache.sidecars.arrays(facts.path, self._layout(facts), lambda: self._file(facts))
+
+    def _layout(self, facts: CropFacts) -> Layout:
+        return facts.layout(self.channels, self._demands.context.voxels)
 
     def _file(self, facts: CropFacts, threads: int | None = None) -> CropReader:
         names = [LABELS, *map(raw_dataset, self.channels)]
-        return CropReader(facts.path, names, available_cores() if threads is None else threads)
+        return CropReader(facts.path, names, available_cores() if threads is None else threads, facts.before)
 
     def reader(self, slot: int, threads: int) -> Reader:
-        """What reads a crop that is ready, in this process."""
+        """Return the reader of a ready crop in this process."""
         if self._pid != os.getpid():
             self._pid, self._readers = os.getpid(), {}
         if slot not in self._readers:
@@ -290,11 +327,11 @@ class TrainingSet:
         return self._readers[slot]
 
     def _open(self, facts: CropFacts, slot: int, threads: int) -> Reader:
+        layout = self._layout(facts)
         if self._cache.mode == "ram":
-            return ArrayReader(self._memory[slot].arrays())
+            return ArrayReader(self._memory[slot].arrays(layout), layout)
         if self._cache.mode == "mmap":
-            layout = facts.layout(self.channels)
-            return ArrayReader(self._cache.sidecars.arrays(facts.path, layout, lambda: self._file(facts)))
+            return ArrayReader(self._cache.sidecars.arrays(facts.path, layout, lambda: self._file(facts)), layout)
         return self._file(facts, threads)
 
     def close(self) -> None:
@@ -305,17 +342,17 @@ class TrainingSet:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_bytes(value: str | int | None) -> int | None:
-    """A number of bytes as people write them, "4GB" or 4_000_000_000; None stays None.
+    """Return a number of bytes, written as "4GB" or 4_000_000_000; None stays None.
 
     Raises
     ------
     RequestError
-        If it is none.
+        If the value is no size.
     """
     try:
         return None if value is None else int(TypeAdapter(ByteSize).validate_python(value))

@@ -27,6 +27,7 @@ from prismcache import (
 from prismcache._testing_files import VOXEL_SIZE, CropArrays, crop_arrays, write_crop
 from prismcache.crop.boxes import voxel_box
 from prismcache.schema import Split
+from tests.support.context_crops import write_context_crop
 
 CHANNELS = (0, 2)
 
@@ -148,23 +149,11 @@ def test_a_channel_is_indexed_by_its_number(path: Path, arrays: CropArrays) -> N
             crop.read(channels="first")
 
 
-def with_context(path: Path, whole: np.ndarray, labels: np.ndarray, before: tuple[int, int, int]) -> Path:
-    """Write a crop whose raw, (C, Z, Y, X), reaches `before` voxels beyond the labels."""
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"crop_id": 3, "split": "instance"})
-        places = {f"raw/ch_{channel:02d}": (raw, (0, 0, 0)) for channel, raw in enumerate(whole)}
-        for name, (values, first) in (places | {"labels": (labels.astype(np.uint32), before)}).items():
-            dataset = file.create_dataset(name, data=values, compression="gzip")
-            offset = [4000 + voxels * size for voxels, size in zip(first, VOXEL_SIZE, strict=True)]
-            dataset.attrs.update({"offset": offset, "voxel_size": VOXEL_SIZE, "resolution": VOXEL_SIZE})
-    return path
-
-
 def test_one_box_is_the_same_tissue_in_raw_and_labels_where_raw_has_context(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     whole, labels = noise.integers(0, 256, (2, 12, 20, 22), np.uint8), noise.integers(0, 9, (6, 10, 12))
     box, there = [slice(-2, 3), slice(1, 4), slice(0, 12)], (slice(None), slice(0, 5), slice(6, 9), slice(4, 16))
-    with Crop(with_context(tmp_path / "crop_3.h5", whole, labels, (2, 5, 4))) as crop:
+    with Crop(write_context_crop(tmp_path / "crop_3.h5", whole, labels, (2, 5, 4))) as crop:
         assert (crop.shape, crop.raw_shape, crop.context) == ((6, 10, 12), (12, 20, 22), ((2, 5, 4), (4, 5, 6)))
         assert np.array_equal(crop.read(), whole)
         assert np.array_equal(np.asarray(crop.raw), whole)
@@ -172,14 +161,14 @@ def test_one_box_is_the_same_tissue_in_raw_and_labels_where_raw_has_context(tmp_
         ranges = zip(crop.offset, crop.voxel_size, box, strict=True)
         world = [slice(origin + part.start * size, origin + part.stop * size) for origin, size, part in ranges]
         assert np.array_equal(crop.read(world, units="nm"), whole[there])
-        assert np.array_equal(crop.read_labels([slice(0, 3), *box[1:]]), labels[0:3, 1:4, 0:12])
-        assert np.array_equal(crop.read_labels([slice(None), *world[1:]], units="nm"), labels[:, 1:4, 0:12])
+        assert np.array_equal(crop.read_labels([slice(0, 3), *box[1:]], "original"), labels[0:3, 1:4, 0:12])
+        assert np.array_equal(crop.read_labels([slice(None), *world[1:]], "original", units="nm"), labels[:, 1:4, 0:12])
         with pytest.raises(RequestError, match=r"\[-3, 3\) is empty or leaves the crop's \[-2, 10\)"):
             crop.read([slice(-3, 3), *box[1:]])
         with pytest.raises(RequestError, match=r"leaves the crop's \[0, 6\)"):
             crop.read_labels(box)
     with pytest.raises(CropCorruptError, match="does not hold the labels' box"):
-        Crop(with_context(tmp_path / "crop_4.h5", whole, labels, (8, 5, 4))).context  # noqa: B018 - the property raises
+        Crop(write_context_crop(tmp_path / "crop_4.h5", whole, labels, (8, 5, 4))).context  # noqa: B018 - the property raises
 
 
 @pytest.mark.parametrize("damage", ["another id", "not ascending"])

@@ -13,6 +13,7 @@ import pytest
 
 from prismcache import NoSpaceError, StorageError
 from prismcache._testing_files import crop_arrays, write_crop
+from prismcache.crop.boxes import shifted
 from prismcache.schema import Split
 from prismcache.torch.crops import CropFacts
 from prismcache.torch.decoded import (
@@ -37,7 +38,7 @@ def facts(tmp_path: Path) -> CropFacts:
 
 @pytest.fixture
 def layout(facts: CropFacts) -> Layout:
-    return facts.layout(CHANNELS)
+    return facts.layout(CHANNELS, (0, 0, 0))
 
 
 def opened(facts: CropFacts) -> CropReader:
@@ -62,19 +63,20 @@ def test_labels_take_the_smallest_dtype(layout: Layout) -> None:
     assert layout.size == 3 * 8 * 24 * 24
 
 
-def test_slabs_are_the_crop() -> None:
+def test_slabs_are_the_box() -> None:
     seen = np.zeros((100, 3, 4), int)
-    for box in slabs((100, 3, 4), 1):
-        seen[box] += 1
+    whole = (slice(-4, 96), slice(0, 3), slice(-1, 3))
+    for box in slabs(whole, 1):
+        seen[shifted(box, whole)] += 1
     assert (seen.min(), seen.max()) == (1, 1)
-    assert len(list(slabs((200, 500, 500), 4))) > 1
+    assert len(list(slabs((slice(0, 200), slice(0, 500), slice(0, 500)), 4))) > 1
 
 
 def test_shared_memory_holds_what_was_decoded(facts: CropFacts, layout: Layout) -> None:
     memory = SharedMemory(layout)
-    memory.fill(opened(facts))
-    check(memory.arrays())
-    reader = ArrayReader(memory.arrays())
+    memory.fill(opened(facts), layout)
+    check(memory.arrays(layout))
+    reader = ArrayReader(memory.arrays(layout), layout)
     out = np.empty((2, 24, 24), np.float32)
     reader.read("raw/ch_02", (slice(1, 3), slice(0, 24), slice(0, 24)), out)
     assert np.array_equal(out, crop_arrays(Split.INSTANCE, 0, None).raw[2, 1:3])
@@ -84,7 +86,8 @@ def test_shared_memory_holds_what_was_decoded(facts: CropFacts, layout: Layout) 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory shows there")
 def test_a_killed_process_leaves_no_shared_memory() -> None:
     program = "import os\nfrom prismcache.torch.decoded import *\n"
-    program += "held = SharedMemory(Layout((4, 8, 8), {'labels': 'uint32'}))\nprint(len(held.arrays()), flush=True)\n"
+    program += "layout = Layout((4, 8, 8), {'labels': 'uint32'})\nheld = SharedMemory(layout)\n"
+    program += "print(len(held.arrays(layout)), flush=True)\n"
     program += "os.kill(os.getpid(), 9)"
     before = {path.name for path in Path("/dev/shm").iterdir()}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -1,0 +1,94 @@
+"""Reads patches of a training set: raw with its context, and labels, into tensors or arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch.utils.data import get_worker_info
+
+from prismcache.crop.boxes import Shape3, Slices3
+from prismcache.layout import LABELS, raw_dataset
+from prismcache.torch.patches import Array, Context, clipped
+from prismcache.torch.tensors import Buffers
+from prismcache.torch.training_set import TrainingSet, available_cores
+
+
+class PatchReader:
+    """Reads patches in one process.
+
+    Parameters
+    ----------
+    crops
+        The crops to read.
+    patch_shape
+        (Z, Y, X) of a label patch, in voxels.
+    context
+        How far raw reaches beyond the labels.
+    raw_out, labels_out
+        Dtype of the tensors; None returns arrays of the file's dtype, for callables to work on.
+    threads
+        Threads that inflate one patch; None is all cores in the main process, and one in a DataLoader's worker.
+    """
+
+    def __init__(
+        self,
+        crops: TrainingSet,
+        patch_shape: Shape3,
+        context: Context,
+        raw_out: np.dtype[Any] | None,
+        labels_out: np.dtype[Any] | None,
+        threads: int | None,
+    ) -> None:
+        self._crops, self._context, self._threads = crops, context, threads
+        self._raw_out, self._labels_out = raw_out, labels_out
+        wide = [size + 2 * reach for size, reach in zip(patch_shape, context.voxels, strict=True)]
+        self._raw_shape, self._labels_shape = (len(crops.channels), *wide), (1, *patch_shape)
+        self._buffers = Buffers()
+        self._tables: dict[int, Array | None] = {}
+
+    def read(self, slot: int, box: Slices3) -> tuple[Any, Any]:
+        """Return raw (C, Z, Y, X) and labels (1, Z, Y, X) of a patch.
+
+        Parameters
+        ----------
+        slot
+            A crop that is ready.
+        box
+            Box of the labels, (Z, Y, X) in voxels; raw is that of the box with its context.
+
+        Raises
+        ------
+        PrismError
+            If the file cannot be read.
+        """
+        threads = self._threads or (available_cores() if get_worker_info() is None else 1)
+        reader = self._crops.reader(slot, threads)
+        wide = self._context.around(box)
+        inside, missing = clipped(wide, self._crops.around(slot))
+        mode: Any = "reflect" if self._context.padding == "reflect" else "constant"
+        raw, voxels = self._memory(self._raw_shape, self._raw_out, np.uint8)
+        for channel, target in zip(self._crops.channels, voxels, strict=True):
+            if missing is None:
+                reader.read(raw_dataset(channel), wide, target)
+            else:
+                part = np.empty([each.stop - each.start for each in inside], np.uint8)
+                reader.read(raw_dataset(channel), inside, part)
+                target[...] = np.pad(part, missing, mode)
+        native = np.uint64 if self._crops.original else np.uint32
+        labels, voxels = self._memory(self._labels_shape, self._labels_out, native)
+        reader.read(LABELS, box, voxels[0], self._table(slot, voxels.dtype))
+        return raw, labels
+
+    def _memory(self, shape: tuple[int, ...], out: np.dtype[Any] | None, native: type[np.generic]) -> tuple[Any, Array]:
+        """Return the memory of a patch, a tensor if no callable will change it, and the array that fills it."""
+        if out is not None:
+            return self._buffers.tensor(shape, out)
+        array = np.empty(shape, native)
+        return array, array
+
+    def _table(self, slot: int, dtype: np.dtype[Any]) -> Array | None:
+        if slot not in self._tables:
+            table = self._crops.facts(slot).table(original=self._crops.original)
+            self._tables[slot] = None if table is None else table.astype(dtype)
+        return self._tables[slot]
