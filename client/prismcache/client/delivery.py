@@ -14,7 +14,7 @@ from prismcache.errors import MissingChunksWarning
 from prismcache.progress.reporter import Progress, make_reporter
 from prismcache.schema import CropFile
 
-_PACKAGE_FOLDER = str(Path(__file__).parent) + os.sep
+_PACKAGE_FOLDER = str(Path(__file__).parents[1]) + os.sep
 
 
 class Delivery:
