@@ -120,7 +120,10 @@ class Settings(BaseModel):
 def _config_error(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"].startswith("byte_size"):  # pydantic's words: "could not parse value and unit from byte string"
+        reason = "it is no size; write 400MB or 1GiB"
     return ConfigError(
-        f"setting {name!r} is unusable: {first['msg'].removeprefix('Value error, ')}",
+        f"setting {name!r} is unusable: {reason}",
         remedy=f"Change {ENV_PREFIX}{name.upper()} or the argument {name!r}.",
     )

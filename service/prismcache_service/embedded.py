@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
 from prismcache.errors import UnknownCropError
-from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
+from prismcache.schema import (
+    ClearedQuarantine,
+    CropFile,
+    CropInfo,
+    Job,
+    JobRequest,
+    ServiceStatus,
+    Split,
+    VerifyResult,
+)
 from prismcache.wishes import Wish, Wishes
 from prismcache_service.factory import Factory
 from prismcache_service.store.base import MemoryJobStore
@@ -79,6 +88,18 @@ class EmbeddedBackend:
 
     async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
         return await self._factory.crops.remove(split, crops)
+
+    async def status(self) -> ServiceStatus:
+        """Return how full the cache folder is, and what this process makes."""
+        return await self._factory.status()
+
+    async def readiness(self) -> dict[str, str]:
+        """Return "ok", or what is wrong, for each of storage, store, engine and source."""
+        return await self._factory.readiness()
+
+    async def clear_quarantine(self) -> ClearedQuarantine:
+        """Delete everything that was set aside."""
+        return await self._factory.crops.clear_quarantine()
 
     async def aclose(self) -> None:
         await self._wishes.end()

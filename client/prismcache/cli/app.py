@@ -1,6 +1,6 @@
 """The command ``prismcache``. Results go to stdout, everything else to stderr.
 
-Commands import what they need when they run, so that ``--help`` and completion answer at once.
+Commands import what they need when they run, so that ``--help`` and completion are quick.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from prismcache.cli import doctor as doctor_command
 from prismcache.cli import serve as serve_commands
 from prismcache.cli import service as service_commands
-from prismcache.cli.errors import CommandGroup, warnings_as_lines
+from prismcache.cli.errors import Command, CommandGroup, warnings_as_lines
 from prismcache.cli.options import (
     AnyCropsArgument,
     AnySplitArgument,
     ChannelsOption,
+    CropArgument,
     CropsArgument,
     JsonOption,
     SplitArgument,
+    examples,
     read_channels,
     read_crops,
     with_settings,
@@ -35,12 +38,11 @@ app = typer.Typer(
     name="prismcache",
     cls=CommandGroup,
     help="Training-ready E11bio PRISM crops, each pulled from S3 once, verified and cached as HDF5.",
+    epilog=examples("ls", "ensure instance 0 5", "ensure semantic all --channels 0-2", "ensure --help"),
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-service_commands.register(app)
-serve_commands.register(app)
 
 
 def main() -> None:
@@ -59,13 +61,18 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Show the version")
     ] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "ensure instance 0 5", "ensure instance 0-4 --root /lab/prism", "ensure semantic all --channels 0,3 --json"
+    ),
+)
 @with_settings
 def ensure(
     settings: dict[str, Any],
@@ -74,7 +81,7 @@ def ensure(
     *,
     channels: ChannelsOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse crops with chunks absent from the bucket")] = False,
-    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds")] = None,
     progress: Annotated[
         bool | None, typer.Option(help="Bars in any case, or nothing (default: bars in a terminal, lines elsewhere)")
     ] = None,
@@ -88,7 +95,7 @@ def ensure(
     _print_files("files", files, as_json=as_json)
 
 
-@app.command("ls")
+@app.command("ls", cls=Command, epilog=examples("ls", "ls semantic", "ls instance --refresh --json"))
 @with_settings
 def list_crops(
     settings: dict[str, Any],
@@ -100,7 +107,7 @@ def list_crops(
     """List the published crops, and what is cached of them."""
     from prismcache.cli.output import print_catalog, print_json, working
 
-    with _client(settings) as client, working("reading the catalog"):
+    with _client(settings) as client, working("reading the catalog", client.settings):
         infos = client.catalog(split, refresh=refresh)
     if as_json:
         print_json({"crops": infos})
@@ -108,19 +115,13 @@ def list_crops(
         print_catalog(infos)
 
 
-@app.command()
+@app.command(cls=Command, epilog=examples("info instance 0", "info semantic 3 --json"))
 @with_settings
-def info(
-    settings: dict[str, Any],
-    split: SplitArgument,
-    crop: Annotated[int, typer.Argument(metavar="CROP", help="The crop's number")],
-    *,
-    as_json: JsonOption = False,
-) -> None:
+def info(settings: dict[str, Any], split: SplitArgument, crop: CropArgument, *, as_json: JsonOption = False) -> None:
     """Show one crop in full: shapes, voxel size, offset, sizes, cached files."""
     from prismcache.cli.output import print_crop, print_json, working
 
-    with _client(settings) as client, working("reading the crop's metadata"):
+    with _client(settings) as client, working("reading the crop's metadata", client.settings):
         found = client.describe(split, crop)
     if as_json:
         print_json(found)
@@ -128,7 +129,7 @@ def info(
         print_crop(found)
 
 
-@app.command()
+@app.command(cls=Command, epilog=examples("verify", "verify instance 0-4 --repair"))
 @with_settings
 def verify(
     settings: dict[str, Any],
@@ -153,7 +154,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command("rm")
+@app.command("rm", cls=Command, epilog=examples("rm instance 5", "rm semantic all --yes"))
 @with_settings
 def remove(
     settings: dict[str, Any],
@@ -163,7 +164,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete cached files, all channels and subsets of each crop; print the paths of what was deleted."""
+    """Delete cached files, all channels and subsets of each crop; print the paths of the deleted files."""
     from prismcache.cli.output import files_text
 
     wanted = read_crops(crops)
@@ -175,12 +176,15 @@ def remove(
     typer.echo(f"{files_text(len(removed))} deleted", err=True)
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog=examples("export instance 0 crop_0.zarr", "export semantic 3 classes.zarr --label-values original"),
+)
 @with_settings
 def export(
     settings: dict[str, Any],
     split: SplitArgument,
-    crop: Annotated[int, typer.Argument(metavar="CROP", help="The crop's number")],
+    crop: CropArgument,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make, as crop_0.zarr")],
     *,
     channels: ChannelsOption = None,
@@ -203,6 +207,11 @@ def export(
     typer.echo(written)
 
 
+service_commands.register(app)
+serve_commands.register(app)
+doctor_command.register(app)
+
+
 def _client(settings: dict[str, Any]) -> PrismClient:
     from prismcache.client import PrismClient
 
@@ -220,10 +229,10 @@ def _print_files(name: str, files: Sequence[CropFile], *, as_json: bool) -> None
 
 
 def _confirm_removal(client: PrismClient, split: str, crops: Sequence[int] | None) -> None:
-    """Ask before more than one file goes; where nobody can answer, only ``all`` needs --yes."""
+    """Ask before more than one file is deleted; without a terminal, only ``all`` needs --yes."""
     if not _is_interactive():
         if crops is None:
-            raise typer.BadParameter("deleting all crops needs --yes where nobody can be asked", param_hint="CROPS")
+            raise typer.BadParameter("deleting all crops needs --yes where there is no terminal", param_hint="CROPS")
         return
     files = [file for crop in client.catalog(split) for file in crop.files if crops is None or file.crop in crops]
     if len(files) > 1:
@@ -232,14 +241,10 @@ def _confirm_removal(client: PrismClient, split: str, crops: Sequence[int] | Non
 
         size = format_bytes(sum(file.size for file in files))
         where = client.settings.url or client.settings.root
-        _confirm(f"Delete {files_text(len(files))} ({size}) of {split} from {where}?")
-
-
-def _confirm(question: str) -> None:
-    """Ask on stderr alone; typer's own question puts a blank on stdout, where paths are expected."""
-    typer.echo(f"{question} [y/N] ", err=True, nl=False)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise typer.Abort
+        # On stderr alone: typer's own question puts a blank on stdout, where paths are expected.
+        typer.echo(f"Delete {files_text(len(files))} ({size}) of {split} from {where}? [y/N] ", err=True, nl=False)
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            raise typer.Abort
 
 
 def _is_interactive() -> bool:

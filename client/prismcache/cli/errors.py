@@ -1,26 +1,31 @@
-"""How a command ends: errors as two lines and an exit code, never a traceback for what prismcache knows.
+"""How a command ends: an error is two lines, or one JSON document, and an exit code; never a traceback of ours.
 
-====  ===========================================================================
+====  =======================================================================
 code  meaning
-====  ===========================================================================
+====  =======================================================================
 0     done
-1     failed; also when the reader of stdout went away
-2     the command line, or a setting, makes no sense
+1     failed; also when the reader of stdout closed it
+2     the command line, or a setting, cannot be used
 130   interrupted with Ctrl-C
-====  ===========================================================================
+====  =======================================================================
+
+With ``--json`` the error is one line on stdout, ``{"error": {"code": …, "detail": …, "remedy": …}}``, so that a program
+reads JSON from stdout in any case. Without, the error is written to stderr.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from prismcache.errors import PrismError
@@ -29,29 +34,48 @@ INTERRUPTED = 130
 UsageError: Any = typer.BadParameter.__base__  # click's own, which some releases of typer carry in themselves
 
 
-class CommandGroup(TyperGroup):
-    """Commands whose errors end in lines on stderr and an exit code."""
+class _PlainFlags:
+    """Help screens that do not show ``<bool>`` beside a flag, which takes no value."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]  # of the class beside this one
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(_PlainFlags, TyperCommand):
+    """One command."""
+
+
+class CommandGroup(_PlainFlags, TyperGroup):
+    """The commands; their errors end in lines and an exit code."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Read what stands before the command."""
-        with _usage_errors_as_lines():
-            return super().make_context(*args, **kwargs)
+        self._words = list(args)
+        with self._usage_errors_shown():
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command that the words name."""
         try:
-            with _usage_errors_as_lines():
+            with self._usage_errors_shown():
                 result = super().invoke(ctx)
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, so that a reader who went away is noticed where it can be handled
+                sys.stdout.flush()  # here, where a reader that closed stdout can be handled
         except BrokenPipeError:
             _mute_stdout()
             raise typer.Exit(1) from None
         except OSError as error:
-            if error.filename is not None:  # not a write to an open stream, hence not foreseen
+            if error.filename is not None:  # not a write to an open stream, so a bug
                 raise
             _mute_stdout()
-            _show_unwritable(error)
+            from prismcache.errors import StorageError
+
+            message = f"standard output cannot be written: {error.strerror or error}"
+            show_error(StorageError(message, remedy="Write it somewhere else; what was fetched stays cached."))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; nothing half-written counts as cached", err=True)
@@ -61,23 +85,56 @@ class CommandGroup(TyperGroup):
 
             if not isinstance(error, PrismError):
                 raise
-            show_error(error)
+            show_error(error, as_json=self._wants_json())
             raise typer.Exit(exit_code(error)) from None
         return result
 
+    @contextmanager
+    def _usage_errors_shown(self) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            if type(error).show is not UsageError.show:  # no error, but the help of a group without a command
+                raise
+            from prismcache.errors import RequestError
+
+            command = error.ctx.command_path if error.ctx else "prismcache"
+            remedy = f"`{command} --help` shows the arguments and examples."
+            show_error(RequestError(_usage_message(error, self._words), remedy=remedy), as_json=self._wants_json())
+            raise typer.Exit(2) from None
+
+    def _wants_json(self) -> bool:
+        return "--json" in self._words
+
+
+def _usage_message(error: Any, words: Sequence[str]) -> str:
+    """Return what is wrong; a negative number where crops are named is a crop, not an option."""
+    names = {parameter.name for parameter in error.ctx.command.params} if error.ctx else set()
+    if re.fullmatch(r"-\d", getattr(error, "option_name", "")) and names & {"crop", "crops"}:
+        number = next(word for word in words if word.startswith(error.option_name))
+        return f"there is no crop {number}; crops are numbered from 0"
+    return str(error.format_message())
+
 
 def exit_code(error: PrismError) -> int:
-    """2 if another command line or setting is needed, 1 otherwise."""
+    """Return 2 if another command line or setting is needed, else 1."""
     from prismcache.errors import ConfigError, MissingExtraError, RequestError, UnknownSplitError
 
     usage = isinstance(error, ConfigError) and not isinstance(error, MissingExtraError)
     return 2 if usage or type(error) in (RequestError, UnknownSplitError) else 1
 
 
-def show_error(error: PrismError) -> None:
-    """Print ``error[code]: message``, what else failed, and the remedy, on stderr."""
-    typer.echo(f"{_red(f'error[{error.code}]:')} {error}", err=True)
-    for note in getattr(error, "__notes__", ()):
+def show_error(error: PrismError, *, as_json: bool = False) -> None:
+    """Print the error with its notes and remedy: lines on stderr, or one line of JSON on stdout."""
+    notes = list(getattr(error, "__notes__", ()))
+    if as_json:
+        document = {"code": error.code, "detail": str(error), "remedy": error.remedy}
+        typer.echo(json.dumps({"error": document | ({"notes": notes} if notes else {})}))
+        return
+    plain = os.environ.get("NO_COLOR") or sys.stderr is None or not sys.stderr.isatty()
+    code = f"error[{error.code}]:"
+    typer.echo(f"{code if plain else typer.style(code, fg='red', bold=True)} {error}", err=True)
+    for note in notes:
         typer.echo(f"  {note}", err=True)
     if error.remedy:
         typer.echo(f"  remedy: {error.remedy}", err=True)
@@ -85,7 +142,7 @@ def show_error(error: PrismError) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print our warnings as ``warning: …``, every time, without the line of code that Python adds."""
+    """Print warnings of absent chunks as ``warning: …``, each time, without the line of code that Python adds."""
     from prismcache.errors import MissingChunksWarning
 
     def show(
@@ -107,33 +164,7 @@ def warnings_as_lines() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _usage_errors_as_lines() -> Iterator[None]:
-    try:
-        yield
-    except UsageError as error:
-        if type(error).show is not UsageError.show:  # no error, but help for who asks for nothing
-            raise
-        from prismcache.errors import RequestError
-
-        command = error.ctx.command_path if error.ctx else "prismcache"
-        show_error(RequestError(error.format_message(), remedy=f"`{command} --help` shows what it takes."))
-        raise typer.Exit(2) from None
-
-
-def _show_unwritable(error: OSError) -> None:
-    from prismcache.errors import StorageError
-
-    message = f"standard output cannot be written: {error.strerror or error}"
-    show_error(StorageError(message, remedy="Write it somewhere else; what was fetched stays cached."))
-
-
-def _red(text: str) -> str:
-    plain = os.environ.get("NO_COLOR") or sys.stderr is None or not sys.stderr.isatty()
-    return text if plain else typer.style(text, fg="red", bold=True)
-
-
 def _mute_stdout() -> None:
-    """Let what is still buffered for stdout vanish, which Python would complain about at exit."""
+    """Discard what is still buffered for stdout, which Python would complain about at exit."""
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

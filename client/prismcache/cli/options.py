@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 import typer
+from platformdirs import user_cache_path
 
 from prismcache.numbers import parse_channels, parse_crops
 
@@ -16,29 +19,52 @@ P = ParamSpec("P")
 SETTINGS = "Settings (each also from the environment)"
 
 
-def _split_names() -> list[str]:
-    return ["instance", "semantic"]  # not from the schema: completion must answer faster than pydantic is imported
-
-
 def _setting(flag: str, text: str) -> Any:
     variable = f"PRISMCACHE_{flag.removeprefix('--').replace('-', '_').upper()}"
     return typer.Option(flag, help=f"{text} [{variable}]", rich_help_panel=SETTINGS, show_default=False)
 
 
+def _split_names() -> list[str]:
+    return ["instance", "semantic"]  # not from the schema: completion must be quicker than pydantic's import
+
+
+def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the split's crops as the cache folder's catalog knows them; nothing is asked of a network."""
+    root = ctx.params.get("root") or os.environ.get("PRISMCACHE_ROOT") or user_cache_path("prismcache", appauthor=False)
+    try:
+        crops = json.loads((Path(root) / ".prismcache" / "catalog.json").read_bytes())["crops"]
+        numbers = [str(crop["crop"]) for crop in crops if crop["split"] == ctx.params.get("split")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [word for word in (*numbers, "all") if word.startswith(incomplete)]
+
+
+def _is_no_number(split: str | None) -> str | None:
+    """Refuse ``ensure 0``: a number where the split is expected."""
+    if split is not None and split[:1].isdigit():
+        raise typer.BadParameter(f"{split} is no split; name instance or semantic before the crops")
+    return split
+
+
 def _split_argument(text: str) -> Any:
-    return typer.Argument(metavar="SPLIT", help=text, autocompletion=_split_names, show_default=False)
+    return typer.Argument(
+        metavar="SPLIT", help=text, autocompletion=_split_names, callback=_is_no_number, show_default=False
+    )
 
 
 def _crops_argument(text: str) -> Any:
-    return typer.Argument(metavar="CROPS", help=text, show_default=False)
+    return typer.Argument(metavar="CROPS", help=text, autocompletion=_crop_numbers, show_default=False)
 
 
 SplitArgument = Annotated[str, _split_argument("instance or semantic")]
 AnySplitArgument = Annotated[str | None, _split_argument("instance or semantic (default: both)")]
+CropArgument = Annotated[
+    int, typer.Argument(metavar="CROP", help="The crop's number", autocompletion=_crop_numbers, show_default=False)
+]
 CropsArgument = Annotated[list[str], _crops_argument("0 5, 0-4, 0,3 or all")]
 AnyCropsArgument = Annotated[list[str] | None, _crops_argument("0 5, 0-4, 0,3 or all (default: all)")]
 ChannelsOption = Annotated[str | None, typer.Option(help="Only these channels: 0,3 or 0-2 (default: all)")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text, errors too")]
 
 SETTINGS_OPTIONS: dict[str, Any] = {
     "root": Annotated[Path | None, _setting("--root", "Cache folder")],
@@ -81,27 +107,47 @@ SERVE_OPTIONS: dict[str, Any] = {
 }
 
 
+def examples(*commands: str) -> str:
+    """Return the text below a help screen that shows `commands`, written without ``prismcache``."""
+    return "\n".join(["Examples:", *(f"  prismcache {command}" for command in commands)])
+
+
 def with_settings(command: Callable[Concatenate[dict[str, Any], P], None]) -> Callable[..., None]:
-    """Give `command` the options of a client; see `with_options`."""
+    """Add the options of a client to `command`; see `with_options`."""
     return with_options(SETTINGS_OPTIONS)(command)
 
 
 def with_options(
     options: dict[str, Any],
 ) -> Callable[[Callable[Concatenate[dict[str, Any], P], None]], Callable[..., None]]:
-    """Give a command these options; it gets them as its first argument, a dictionary by name.
+    """Add `options` to a command, which gets them as its first argument, a dictionary by name.
 
-    Typer reads a command's options from its signature, so the options are added to that.
+    Typer reads a command's options from its signature, so `options` are added to the signature.
     """
 
     def decorate(command: Callable[Concatenate[dict[str, Any], P], None]) -> Callable[..., None]:
-        return _with_options(command, options)
+        @wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            given = {name: kwargs.pop(name) for name in options}
+            command(given, *args, **kwargs)
+
+        signature = inspect.signature(command)
+        first, *own = signature.parameters.values()
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [parameter.replace(annotation=hints[parameter.name]) for parameter in own]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in options.items()
+        ]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it; a Callable has none
+        run.__annotations__ = {name: hint for name, hint in hints.items() if name != first.name} | options
+        return run
 
     return decorate
 
 
 def read_crops(words: Sequence[str]) -> list[int] | None:
-    """The crops that are named; None for all."""
+    """Return the crops that `words` name; None for all."""
     try:
         return parse_crops(words)
     except ValueError as error:
@@ -109,29 +155,8 @@ def read_crops(words: Sequence[str]) -> list[int] | None:
 
 
 def read_channels(text: str | None) -> list[int] | None:
-    """The channels that are named; None for all."""
+    """Return the channels that `text` names; None for all."""
     try:
         return None if text is None else parse_channels(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--channels") from None
-
-
-def _with_options(
-    command: Callable[Concatenate[dict[str, Any], P], None], options: dict[str, Any]
-) -> Callable[..., None]:
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = {name: kwargs.pop(name) for name in options}
-        command(given, *args, **kwargs)
-
-    signature = inspect.signature(command)
-    first, *own = signature.parameters.values()
-    hints = get_type_hints(command, include_extras=True)
-    parameters = [parameter.replace(annotation=hints[parameter.name]) for parameter in own]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in options.items()
-    ]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it; a Callable has none
-    run.__annotations__ = {name: hint for name, hint in hints.items() if name != first.name} | options
-    return run

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
 from pydantic import BaseModel
 
+from prismcache.config import Settings
 from prismcache.layout import format_channels
+from prismcache.progress.reporter import SILENCE_SECONDS
+from prismcache.remote.retry import Patience
 from prismcache.schema import CropFile, CropInfo, Verdict, VerifyResult
 from prismcache.units import format_bytes
 
@@ -26,7 +30,7 @@ def print_json(document: BaseModel | dict[str, Sequence[BaseModel]]) -> None:
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in columns as wide as what they hold: a terminal may wrap them, but nothing is cut."""
+    """Print rows in columns as wide as their longest cell: a terminal may wrap lines, but nothing is cut."""
     lines = [titles, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -34,12 +38,12 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_catalog(infos: Iterable[CropInfo]) -> None:
-    """Print a row for each crop: what is published, and what is cached. Rows of published crops fit 80 columns."""
+    """Print a row for each crop: shapes, size in the bucket, cached files. Rows of published crops fit 80 columns."""
     print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), map(_catalog_row, infos))
 
 
 def print_crop(info: CropInfo) -> None:
-    """Print all that is known of one crop."""
+    """Print everything that is known of one crop."""
     lines = {
         "crop": f"{info.split.value}/{info.crop}",
         "raw (C,Z,Y,X)": _shape(info.raw_shape),
@@ -73,15 +77,39 @@ def files_text(count: int) -> str:
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Show that something is being waited for, if stderr is a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield
-        return
-    from rich.console import Console
+def working(text: str, settings: Settings | None = None) -> Iterator[None]:
+    """Show on stderr that a command waits: a spinner with the seconds in a terminal, elsewhere one line.
 
-    with Console(stderr=True).status(text):
+    Parameters
+    ----------
+    text
+        What the command does, as "reading the catalog".
+    settings
+        Of the service or bucket that is asked; they say how long the command waits for a response at most.
+    """
+    limit = ""
+    if settings is not None:
+        asked = settings.url or settings.s3_endpoint_url or "the bucket"
+        seconds = Patience().silence if settings.url else settings.s3_object_timeout
+        limit = f"; waiting up to {seconds:g} s for {asked}"
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
+
+        description = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+        columns = SpinnerColumn(), description, TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+            progress.add_task(f"{text}{limit}", total=None)
+            yield
+        return
+    timer = threading.Timer(SILENCE_SECONDS, lambda: typer.echo(f"{text}: no response yet{limit}", err=True))
+    timer.daemon = True
+    timer.start()
+    try:
         yield
+    finally:
+        timer.cancel()
 
 
 def _catalog_row(info: CropInfo) -> tuple[str, ...]:

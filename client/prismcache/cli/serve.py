@@ -1,23 +1,37 @@
-"""Commands for whoever keeps the service: ``serve`` and ``token``. What they run comes with the extra ``service``."""
+"""Commands of the machine that keeps the service: ``serve`` and ``token``. They need the extra ``service``."""
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
-from prismcache.cli.options import SERVE_OPTIONS, TOKEN_OPTIONS, JsonOption, with_options
+from prismcache.cli.errors import Command, CommandGroup
+from prismcache.cli.options import SERVE_OPTIONS, TOKEN_OPTIONS, JsonOption, examples, with_options
+
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is", show_default=False)]
 RoleOption = Annotated[str, typer.Option("--role", help="reader, requester or admin")]
+ExpiresOption = Annotated[
+    str | None, typer.Option("--expires", help="How long it can be used, as 12h, 90d or 52w (default: no end)")
+]
 
-tokens = typer.Typer(name="token", help="Make, revoke and list the tokens of this machine's service.")
+_WHEN = "a running service takes this in on SIGHUP, as `kill -HUP PID` sends it"
+
+tokens = typer.Typer(
+    name="token", cls=CommandGroup, help="Make, revoke and list the tokens of this machine's service.",
+    epilog=examples("token create ada --role requester", "token list"), no_args_is_help=True,
+)  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     panel = "Commands of the machine that keeps the service"
-    app.command(rich_help_panel=panel)(serve)
+    shown = examples("serve --root /lab/prism", "serve --root /lab/prism --host 0.0.0.0 --max-bytes 500GB")
+    app.command(cls=Command, rich_help_panel=panel, epilog=shown)(serve)
     app.add_typer(tokens, rich_help_panel=panel)
 
 
@@ -27,47 +41,67 @@ def serve(settings: dict[str, Any]) -> None:
     _load("serve")(_config(settings))
 
 
-@tokens.command("create")
+@tokens.command(
+    "create", cls=Command, epilog=examples("token create ada", "token create guest --role reader --expires 90d")
+)
 @with_options(TOKEN_OPTIONS)
 def create_token(
-    settings: dict[str, Any], name: NameArgument, *, role: RoleOption = "requester", as_json: JsonOption = False
+    settings: dict[str, Any],
+    name: NameArgument,
+    *,
+    role: RoleOption = "requester",
+    expires: ExpiresOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a token and print it, the only time that it is shown."""
+    until = None if expires is None else datetime.now(UTC) + _duration(expires)
     auth = _load("token")
-    token = auth.create_token(auth.tokens_path(_config(settings)), name, role)
+    path = auth.tokens_path(_config(settings))
+    token = auth.create_token(path, name, role, **({} if until is None else {"expires": until}))
     if as_json:
-        _print_json({"name": name, "role": role, "token": token})
-    else:
-        typer.echo(token)
-        typer.echo(f"a token for {name}: set PRISMCACHE_TOKEN to it; it is not shown again", err=True)
+        _print_json({"name": name, "role": role, "token": token, "expires_at": until and until.isoformat()})
+        return
+    typer.echo(token)
+    end = "" if until is None else f"; it can be used until {until.astimezone():%Y-%m-%d %H:%M}"
+    typer.echo(f"a token for {name}: set PRISMCACHE_TOKEN to it; it is not shown again{end}", err=True)
+    typer.echo(_WHEN, err=True)
 
 
-@tokens.command("revoke")
+@tokens.command("revoke", cls=Command, epilog=examples("token revoke ada"))
 @with_options(TOKEN_OPTIONS)
 def revoke_token(settings: dict[str, Any], name: NameArgument, *, as_json: JsonOption = False) -> None:
-    """Take a token back; a running service is told by SIGHUP."""
+    """Revoke a token, so that the service refuses it."""
     auth = _load("token")
     auth.revoke_token(auth.tokens_path(_config(settings)), name)
     if as_json:
         _print_json({"revoked": name})
     else:
-        typer.echo(f"revoked the token of {name}; a running service forgets it on SIGHUP", err=True)
+        typer.echo(f"revoked the token of {name}", err=True)
+        typer.echo(_WHEN, err=True)
 
 
-@tokens.command("list")
+@tokens.command("list", cls=Command, epilog=examples("token list", "token list --json"))
 @with_options(TOKEN_OPTIONS)
 def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
     """List names and roles; tokens themselves are not kept."""
     auth = _load("token")
     records = [
-        {"name": record.name, "role": str(record.role), "created_at": record.created_at.isoformat()}
+        record.model_dump(mode="json", exclude={"sha256"})
         for record in auth.list_tokens(auth.tokens_path(_config(settings)))
     ]
     if as_json:
         _print_json({"tokens": records})
         return
     for record in records:
-        typer.echo(f"{record['name']:<24} {record['role']:<10} {record['created_at']}")
+        end = f" until {record['expires_at']}" if record.get("expires_at") else ""
+        typer.echo(f"{record['name']:<24} {record['role']:<10} {record['created_at']}{end}")
+
+
+def _duration(text: str) -> timedelta:
+    match = re.fullmatch(r"([1-9]\d{0,4})([hdw])", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no duration; write 12h, 90d or 52w", param_hint="--expires")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def _config(settings: dict[str, Any]) -> Any:

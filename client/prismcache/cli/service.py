@@ -1,4 +1,4 @@
-"""Commands that ask the lab's service: jobs, what the cache must keep, and how it is."""
+"""Commands that ask the lab's service: its jobs, which crops it must keep, and how it is."""
 
 from __future__ import annotations
 
@@ -7,30 +7,52 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from prismcache.cli.errors import Command
 from prismcache.cli.options import (
     SERVICE_OPTIONS,
+    SETTINGS_OPTIONS,
     CropsArgument,
     JsonOption,
     SplitArgument,
+    examples,
     read_crops,
     with_options,
 )
 
 if TYPE_CHECKING:
+    from prismcache.config import Settings
     from prismcache.remote.api import ServiceApi
-    from prismcache.schema import CropFile, CropInfo, Job, Split
+    from prismcache.schema import CropInfo, Job, Split
 
 T = TypeVar("T")
 PANEL = "Commands for the lab's service (PRISMCACHE_URL)"
+_ID_LENGTH = 32
+_PAGE = 100
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id", show_default=False)]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job's id, or how the id begins", show_default=False)
+]
+LatestJobArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="JOB", help="The job's id, or how the id begins (default: the latest)", show_default=False),
+]
 with_service = with_options(SERVICE_OPTIONS)
+with_service_or_root = with_options({name: SETTINGS_OPTIONS[name] for name in ("root", "url")})
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (jobs, watch, cancel, pin, unpin, evict, clear_quarantine, status):
-        app.command(rich_help_panel=PANEL)(command)
+    for command, *shown in (
+        (jobs, "jobs", "jobs --state running --mine"),
+        (watch, "watch", "watch 67bcd8"),
+        (cancel, "cancel 67bcd8"),
+        (pin, "pin instance 0 5"),
+        (unpin, "unpin instance all"),
+        (evict, "evict semantic 3-5"),
+        (clear_quarantine, "clear-quarantine", "clear-quarantine --root /lab/prism"),
+        (status, "status", "status --root /lab/prism --json"),
+    ):
+        app.command(cls=Command, rich_help_panel=PANEL, epilog=examples(*shown))(command)
 
 
 @with_service
@@ -40,10 +62,10 @@ def jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, done, failed or cancelled")] = None,
     split: Annotated[str | None, typer.Option(help="instance or semantic")] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only those of your token")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List the service's jobs."""
+    """List the service's jobs, newest first."""
     from prismcache.arguments import as_split
     from prismcache.cli.output import print_json
     from prismcache.cli.service_output import print_jobs
@@ -51,9 +73,17 @@ def jobs(
 
     if state is not None and state not in list(State):
         raise typer.BadParameter(f"{state!r} is none of {', '.join(State)}", param_hint="--state")
-    chosen = None if state is None else State(state)
-    of = None if split is None else as_split(split)
-    found = _ask(settings, lambda api: _newest(api, limit, state=chosen, split=of, mine=mine))
+    filters: dict[str, Any] = {"state": state and State(state), "split": split and as_split(split), "mine": mine}
+
+    async def newest(api: ServiceApi) -> list[Job]:
+        page = await api.jobs(limit=min(limit, _PAGE), **filters)
+        found = list(page.jobs)
+        while len(found) < limit and page.next_cursor is not None:
+            page = await api.jobs(limit=min(limit - len(found), _PAGE), cursor=page.next_cursor, **filters)
+            found += page.jobs
+        return found[:limit]
+
+    found = _ask(settings, newest)
     if as_json:
         print_json({"jobs": found})
     else:
@@ -61,14 +91,22 @@ def jobs(
 
 
 @with_service
-def watch(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = False) -> None:
+def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: JsonOption = False) -> None:
     """Show a job's progress until it ends; exit 1 if it fails. With --json, one line for each event."""
     from prismcache.cli.service_output import end_of_job, show_event
     from prismcache.progress.reporter import make_reporter
 
     reporter = make_reporter(False if as_json else None)
+    show = show_event(reporter, as_json=as_json)
+
+    async def follow(api: ServiceApi) -> Job:
+        job_id = await _job_id(api, job)
+        async for message in api.events(job_id):
+            show(message)
+        return await api.job(job_id)
+
     try:
-        last = _ask(settings, lambda api: _follow(api, job, show_event(reporter, as_json=as_json)))
+        last = _ask(settings, follow)
     finally:
         reporter.close()
     if not end_of_job(last):
@@ -78,7 +116,11 @@ def watch(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = F
 @with_service
 def cancel(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = False) -> None:
     """Cancel a job; crops that another job wants are made all the same."""
-    ended = _ask(settings, lambda api: api.cancel(job))
+
+    async def end(api: ServiceApi) -> Job:
+        return await api.cancel(await _job_id(api, job))
+
+    ended = _ask(settings, end)
     if as_json:
         from prismcache.cli.output import print_json
 
@@ -101,10 +143,9 @@ def unpin(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, 
 
 @with_service
 def evict(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, *, as_json: JsonOption = False) -> None:
-    """Delete these crops from the service's cache; print the service's paths of what was deleted."""
-    removed: list[CropFile] = [
-        file for files in _each(settings, split, crops, lambda api, of, crop: api.evict(of, crop)) for file in files
-    ]
+    """Delete these crops from the service's cache; print the service's paths of the deleted files."""
+    deleted = _each(settings, split, crops, lambda api, of, crop: api.evict(of, crop))
+    removed = [file for files in deleted for file in files]
     if as_json:
         from prismcache.cli.output import print_json
 
@@ -114,10 +155,10 @@ def evict(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, 
             typer.echo(file.path)
 
 
-@with_service
+@with_service_or_root
 def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """Delete what the service has found wrong and set aside, before its time."""
-    cleared = _ask(settings, lambda api: api.clear_quarantine())
+    """Delete the files that were found wrong and set aside, of the service or, without one, of --root."""
+    cleared = _ask_either(settings, lambda service: service.clear_quarantine())
     if as_json:
         from prismcache.cli.output import print_json
 
@@ -128,13 +169,13 @@ def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -
         typer.echo(f"deleted {cleared.files} files, {format_bytes(cleared.bytes)}", err=True)
 
 
-@with_service
+@with_service_or_root
 def status(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """Show how the service is: queue, disk, quota."""
+    """Show queue, disk and quota of the service or, without one, of --root."""
     from prismcache.cli.output import print_json
     from prismcache.cli.service_output import print_status
 
-    found = _ask(settings, lambda api: api.status())
+    found = _ask_either(settings, lambda service: service.status())
     if as_json:
         print_json(found)
     else:
@@ -142,12 +183,12 @@ def status(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
 
 
 def _ask(settings: dict[str, Any], question: Callable[[ServiceApi], Awaitable[T]]) -> T:
-    """Ask the service one thing.
+    """Return the service's response to one question.
 
     Raises
     ------
     ConfigError
-        If none is set.
+        If no service is set.
     """
     import asyncio
 
@@ -157,29 +198,56 @@ def _ask(settings: dict[str, Any], question: Callable[[ServiceApi], Awaitable[T]
     loaded = Settings.load(**settings)
     if loaded.url is None:
         raise ConfigError("no service is set", remedy="Set PRISMCACHE_URL to your lab's prismcache service, or --url.")
-
-    async def run() -> T:
-        from prismcache.remote.api import ServiceApi
-
-        async with ServiceApi(loaded) as api:
-            return await question(api)
-
-    return asyncio.run(run())
+    return asyncio.run(_ask_service(loaded, question))
 
 
-async def _newest(api: ServiceApi, limit: int, **filters: Any) -> list[Job]:
-    page = await api.jobs(limit=min(limit, 100), **filters)
-    found = list(page.jobs)
-    while len(found) < limit and page.next_cursor is not None:
-        page = await api.jobs(limit=min(limit - len(found), 100), cursor=page.next_cursor, **filters)
-        found += page.jobs
-    return found[:limit]
+def _ask_either(settings: dict[str, Any], question: Callable[[Any], Awaitable[T]]) -> T:
+    """Return the response of the service or, where none is set, of this machine's cache folder."""
+    import asyncio
+
+    from prismcache.config import Settings
+
+    loaded = Settings.load(**settings)
+
+    async def ask_cache_folder() -> T:
+        from prismcache.loading import service_part
+
+        backend = service_part("prismcache_service.embedded", "create_backend", "embedded backend")(loaded)
+        try:
+            return await question(backend)
+        finally:
+            await backend.aclose()
+
+    return asyncio.run(_ask_service(loaded, question) if loaded.url else ask_cache_folder())
 
 
-async def _follow(api: ServiceApi, job_id: str, show: Callable[[Any], None]) -> Job:
-    async for message in api.events(job_id):
-        show(message)
-    return await api.job(job_id)
+async def _ask_service(settings: Settings, question: Callable[[ServiceApi], Awaitable[T]]) -> T:
+    from prismcache.remote.api import ServiceApi
+
+    async with ServiceApi(settings) as api:
+        return await question(api)
+
+
+async def _job_id(api: ServiceApi, prefix: str | None) -> str:
+    """Return the id of the only job whose id begins with `prefix`; of the latest job for None."""
+    from prismcache.errors import RequestError, UnknownJobError
+
+    if prefix is not None and len(prefix) >= _ID_LENGTH:
+        return prefix
+    page = await api.jobs(limit=1 if prefix is None else _PAGE)
+    found = [job.id for job in page.jobs if job.id.startswith(prefix or "")]
+    while prefix is not None and page.next_cursor is not None:
+        page = await api.jobs(limit=_PAGE, cursor=page.next_cursor)
+        found += [job.id for job in page.jobs if job.id.startswith(prefix)]
+    if not found:
+        what = (
+            "the service has no jobs" if prefix is None else f"the service has no job whose id begins with {prefix!r}"
+        )
+        raise UnknownJobError(what)
+    if len(found) > 1:
+        remedy = f"Type more of it; the ids are {', '.join(found[:5])}."
+        raise RequestError(f"the ids of {len(found)} jobs begin with {prefix!r}", remedy=remedy)
+    return found[0]
 
 
 def _each(
@@ -188,7 +256,7 @@ def _each(
     words: Sequence[str],
     action: Callable[[ServiceApi, Split, int], Awaitable[T]],
 ) -> list[T]:
-    """Do something to each crop named; ``all`` are those of the catalog that are cached."""
+    """Apply `action` to each crop that `words` name; ``all`` are the catalog's crops that are cached."""
     from prismcache.arguments import as_split
 
     named, of = read_crops(words), as_split(split)
@@ -203,9 +271,9 @@ def _each(
 
 
 def _print_pins(infos: list[CropInfo], *, as_json: bool) -> None:
-    from prismcache.cli.output import print_json
-
     if as_json:
+        from prismcache.cli.output import print_json
+
         print_json({"crops": infos})
         return
     for info in infos:

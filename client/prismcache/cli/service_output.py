@@ -1,4 +1,4 @@
-"""What the commands about the service print."""
+"""Text of the commands that ask the service."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from prismcache.units import format_bytes
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:
-    """Print a row for each job."""
-    print_table(("job", "state", "split", "crops", "channels", "owner", "since"), map(_job_row, jobs))
+    """Print a row for each job; ids are cut to what tells these jobs apart, which `watch` and `cancel` take."""
+    length = next(size for size in range(6, 64) if len({job.id[:size] for job in jobs}) == len(jobs))
+    rows = (_job_row(job, length) for job in jobs)
+    print_table(("job", "state", "split", "crops", "channels", "owner", "since"), rows)
 
 
 def show_event(reporter: Reporter, *, as_json: bool) -> Callable[[Job | JobEvent], None]:
-    """What to do with each message of a job: a line of JSON, or progress."""
+    """Return the function that shows each message of a job, as a line of JSON or as progress."""
 
     def as_line(message: Job | JobEvent) -> None:
         name = "job" if isinstance(message, Job) else message.kind
@@ -36,7 +38,7 @@ def show_event(reporter: Reporter, *, as_json: bool) -> Callable[[Job | JobEvent
 
 
 def end_of_job(job: Job) -> bool:
-    """Say on stderr how a job ended; whether it ended well."""
+    """Print on stderr how a job ended; return whether all its crops are ready."""
     typer.echo(f"{job.id}: {job.state.value}, {_crops_done(job)} crops", err=True)
     for crop in job.crops:
         if crop.problem is not None:
@@ -45,7 +47,7 @@ def end_of_job(job: Job) -> bool:
 
 
 def print_status(status: ServiceStatus) -> None:
-    """Print all that is known of the service."""
+    """Print everything that is known of the service."""
     usage = status.usage
     bound = "no bound" if usage.max_bytes is None else f"of {format_bytes(usage.max_bytes)}"
     lines = {
@@ -63,10 +65,10 @@ def print_status(status: ServiceStatus) -> None:
         typer.echo(f"{name:<12}{value}")
 
 
-def _job_row(job: Job) -> tuple[str, ...]:
+def _job_row(job: Job, length: int) -> tuple[str, ...]:
     since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
     channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
-    return job.id, job.state.value, job.split.value, _crops_done(job), channels, job.owner or "-", since
+    return job.id[:length], job.state.value, job.split.value, _crops_done(job), channels, job.owner or "-", since
 
 
 def _crops_done(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Progress as bars in a terminal: one for each crop on its way, one for all in the making; each leaves a line."""
+"""Progress as bars in a terminal: one for each crop, one for all crops together. A crop that ends leaves a line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prismcache.units import format_bytes
 
 
 class BarReporter:
-    """Bars that live as long as there is work; nothing is drawn before the first crop runs."""
+    """Shows bars while there is work; draws nothing before the first crop runs."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float], *, width: int | None = None) -> None:
         self._console = Console(file=stream, force_terminal=True, width=width, force_jupyter=False)
@@ -34,7 +34,7 @@ class BarReporter:
         started = self._crops.started_now(job)
         if self._progress is None and not started:
             return
-        progress = self._progress = self._progress or self._start()
+        progress = self._progress = self._progress or _started(self._console, self._clock)
         making = [crop for crop in job.crops if not isinstance(crop, CropDownload) and crop.crop not in self._cached]
         self._made |= {crop.crop: crop for crop in making}
         self._update_total(progress, list(self._made.values()))
@@ -50,30 +50,17 @@ class BarReporter:
             progress.update(self._bars[stage_of(crop)], completed=crop.bytes_done, total=total, amount=amount(crop))
         for crop in self._crops.ended_now(job):
             progress.remove_task(self._bars.pop(stage_of(crop)))
-            line = end_line(job, crop, self._crops)
-            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.say(end_line(job, crop, self._crops))
+
+    def say(self, line: str) -> None:
+        """Write one line above the bars."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bars away; the lines stay."""
+        """Remove the bars; the lines stay."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-    def _start(self) -> Progress:
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[amount]}"),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            get_time=self._clock,
-            transient=True,
-            # Paths that a caller prints must reach stdout itself, unless it is this very terminal.
-            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
-        )
-        progress.start()
-        return progress
 
     def _update_total(self, progress: Progress, crops: list[CropProgress]) -> None:
         if len(crops) < 2:
@@ -86,3 +73,20 @@ class BarReporter:
         if total.bytes_total:
             text += f" of {about}{format_bytes(total.bytes_total)}"
         progress.update(self._total, completed=total.bytes_done, total=total.bytes_total or None, amount=text)
+
+
+def _started(console: Console, clock: Callable[[], float]) -> Progress:
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[amount]}"),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        get_time=clock,
+        transient=True,
+        # Paths that a caller prints must reach stdout itself, unless stdout is this very terminal.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+    )
+    progress.start()
+    return progress

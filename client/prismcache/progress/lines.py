@@ -16,7 +16,7 @@ HEARTBEAT_SECONDS = 60.0
 
 
 class LineReporter:
-    """A line when a crop starts, when it ends, and in between with each further tenth (at most one in ten seconds)."""
+    """Writes a line when a crop starts, when a crop ends, and for each further tenth (at most one in ten seconds)."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         self._stream = stream
@@ -25,21 +25,21 @@ class LineReporter:
         self._last: dict[Stage, tuple[float, float]] = {}
 
     def update(self, job: Job) -> None:
-        """Write the lines that this snapshot is worth."""
+        """Write a line for each crop that started, ended, or came a tenth further."""
         for crop in self._crops.started_now(job):
             self._last[stage_of(crop)] = (self._clock(), share_done(crop))
             if crop.state is State.RUNNING:
                 download = isinstance(crop, CropDownload)
-                begun = f"downloading {format_bytes(crop.bytes_total)}" if download else "started"
-                self._write(f"{job.split.value}/{crop.crop}: {begun}")
+                started = f"downloading {format_bytes(crop.bytes_total)}" if download else "started"
+                self.say(f"{job.split.value}/{crop.crop}: {started}")
         for crop in self._crops.running(job):
             if self._is_due(crop):
-                self._write(progress_line(job, crop, self._crops))
+                self.say(progress_line(job, crop, self._crops))
         for crop in self._crops.ended_now(job):
-            self._write(end_line(job, crop, self._crops))
+            self.say(end_line(job, crop, self._crops))
 
     def close(self) -> None:
-        """Every line is written at once, so nothing is left."""
+        """Do nothing: every line was written at once."""
 
     def _is_due(self, crop: CropProgress) -> bool:
         written_at, share = self._last[stage_of(crop)]
@@ -49,7 +49,8 @@ class LineReporter:
             self._last[stage_of(crop)] = (self._clock(), share_done(crop))
         return due
 
-    def _write(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Write one line."""
         with suppress(OSError, ValueError):  # a log that is full or closed is no reason to lose a download
             self._stream.write(line + "\n")
             self._stream.flush()

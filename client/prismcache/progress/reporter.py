@@ -1,69 +1,92 @@
-"""Progress of an ensure: bars in a terminal, plain lines in a log (both on stderr), a callback for programs.
+"""Choose how an ensure's progress is shown: bars, a notebook's display, lines in a log, or a program's callback.
 
-A crop that was cached already shows nothing. Time comes from an injected clock, in seconds.
+Bars and lines go to stderr. A crop that was cached already shows nothing. Time comes from a clock that is passed in.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TextIO, TypeAlias
 
 from prismcache.progress.lines import LineReporter
-from prismcache.schema import Job
+from prismcache.schema import Job, State
 
 ProgressCallback: TypeAlias = Callable[[Job], object]
 Progress: TypeAlias = bool | ProgressCallback | None
-"""None: bars if stderr is a terminal, else lines; True: bars in any case; False: nothing; or a callable that is
+"""None: bars in a terminal or notebook, lines elsewhere; True: bars in any case; False: nothing; or a callable that is
 given each `Job` snapshot."""
+
+SILENCE_SECONDS = 3.0
+"""How long a person waits before a program that shows nothing looks broken."""
 
 
 class Reporter(Protocol):
     """Shows the snapshots of one job."""
 
     def update(self, job: Job) -> None:
-        """Take in the next snapshot."""
+        """Show the next snapshot."""
+
+    def say(self, line: str) -> None:
+        """Write one line above or between what is shown; called from any thread."""
 
     def close(self) -> None:
-        """Leave the terminal as a reader expects it."""
+        """End the display; what was written stays."""
 
 
 def make_reporter(
-    progress: Progress, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    progress: Progress,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    silence: float = SILENCE_SECONDS,
 ) -> Reporter:
-    """The reporter that `progress` asks for.
+    """Return the reporter that `progress` asks for.
 
     Parameters
     ----------
     progress
         See `Progress`.
     stream
-        Where bars and lines go; default: stderr as it is now.
+        Where bars and lines are written; default: a notebook's cell, else stderr as it is now.
     clock
-        Seconds of a steady clock.
+        Returns the seconds of a steady clock.
+    silence
+        Seconds without any sign from the bucket or the service after which one line says so.
     """
     if callable(progress):
         return CallbackReporter(progress)
-    stream = sys.stderr if stream is None else stream
+    is_default, stream = stream is None, sys.stderr if stream is None else stream
     if progress is False or stream is None:  # a program without a console (pythonw) has no stderr
-        return CallbackReporter(_ignore)
-    if progress is True or (stream.isatty() and os.environ.get("TERM") != "dumb"):
+        return CallbackReporter(lambda _job: None)
+    reporter: Reporter
+    if is_default and in_notebook():
+        from prismcache.progress.notebook import NotebookReporter
+
+        reporter = NotebookReporter(clock)
+    elif progress is True or (stream.isatty() and os.environ.get("TERM") != "dumb"):
         from prismcache.progress.bars import BarReporter  # rich takes 60 ms to import, so only where it is seen
 
-        return BarReporter(stream, clock)
-    return LineReporter(stream, clock)
+        reporter = BarReporter(stream, clock)
+    else:
+        reporter = LineReporter(stream, clock)
+    return SignOfLife(reporter, silence)
 
 
-def _ignore(_job: Job) -> None:
-    """Show nothing."""
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook. IPython is not imported where it is not already."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
 
 
 @dataclass(frozen=True)
 class CallbackReporter:
-    """Hands every snapshot to a program."""
+    """Gives every snapshot to a program."""
 
     callback: ProgressCallback
 
@@ -71,5 +94,53 @@ class CallbackReporter:
         """Call back with `job`."""
         self.callback(job)
 
+    def say(self, line: str) -> None:
+        """Do nothing: a program takes snapshots only."""
+
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: a callback holds nothing open."""
+
+
+class SignOfLife:
+    """A reporter that writes one line if no crop was heard of for the first `silence` seconds.
+
+    Parameters
+    ----------
+    reporter
+        Shows the snapshots.
+    silence
+        Seconds before the line is written.
+    """
+
+    def __init__(self, reporter: Reporter, silence: float) -> None:
+        self.reporter = reporter
+        self._silence = silence
+        self._job: Job | None = None
+        self._timer = threading.Timer(silence, self._write)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def update(self, job: Job) -> None:
+        """Show the snapshot."""
+        self._job = job
+        if any(crop.objects_total or crop.bytes_total or crop.state.is_final for crop in job.crops):
+            self._timer.cancel()
+        self.reporter.update(job)
+
+    def say(self, line: str) -> None:
+        """Write one line."""
+        self.reporter.say(line)
+
+    def close(self) -> None:
+        """End the display."""
+        self._timer.cancel()
+        self.reporter.close()
+
+    def _write(self) -> None:
+        job, after = self._job, f"after {self._silence:g} s"
+        if job is None:
+            self.reporter.say(f"no response yet {after}; still trying")
+        elif any(crop.state is State.RUNNING for crop in job.crops):
+            self.reporter.say(f"no response from the bucket yet {after}; still trying")
+        else:
+            self.reporter.say(f"no crop has started {after}; the job waits for its turn")

@@ -1,4 +1,4 @@
-"""What progress says, whether in bars or in lines: pure, but for a clock that is handed in."""
+"""The words and figures of progress, for bars, lines and notebooks: pure functions, and a clock that is passed in."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ Stage: TypeAlias = tuple[int, bool]
 
 
 def stage_of(crop: CropProgress) -> Stage:
-    """Which part of its way a crop is on: being made and being downloaded are shown one after the other."""
+    """Return the stage that a crop is in: a crop is first made, then downloaded, and each has a display of its own."""
     return crop.crop, isinstance(crop, CropDownload)
 
 
 @dataclass
 class CropClock:
-    """When each crop was first seen running, and with how many bytes. Others were cached, or never had their turn."""
+    """Remembers when each crop was first seen running, and with how many bytes. Cached crops are never seen running."""
 
     clock: Callable[[], float]
     started: dict[Stage, tuple[float, int]] = field(default_factory=dict)
     ended: set[Stage] = field(default_factory=set)
 
     def started_now(self, job: Job) -> list[CropProgress]:
-        """The crops that run, or ended in failure, since the last snapshot."""
-        news = [
+        """Return the crops that started, or failed before they were seen running, since the last snapshot."""
+        new = [
             crop
             for crop in job.crops
             if crop.state in (State.RUNNING, State.FAILED) and stage_of(crop) not in self.started
         ]
-        self.started |= {stage_of(crop): (self.clock(), crop.bytes_done) for crop in news}
-        return news
+        self.started |= {stage_of(crop): (self.clock(), crop.bytes_done) for crop in new}
+        return new
 
     def ended_now(self, job: Job) -> list[CropProgress]:
-        """The crops that ran and came to their end since the last snapshot."""
-        news = [
+        """Return the crops that ended since the last snapshot, of those that were seen running."""
+        new = [
             crop
             for crop in job.crops
             if crop.state.is_final and stage_of(crop) in self.started and stage_of(crop) not in self.ended
         ]
-        self.ended |= {stage_of(crop) for crop in news}
-        return news
+        self.ended |= {stage_of(crop) for crop in new}
+        return new
 
     def running(self, job: Job) -> list[CropProgress]:
-        """The crops that are being made."""
+        """Return the crops that are being made or downloaded."""
         return [crop for crop in job.crops if crop.state is State.RUNNING]
 
     def seconds(self, crop: CropProgress) -> float:
-        """How long a crop has been seen running."""
+        """Return the seconds since the crop was first seen running."""
         return self.clock() - self.started[stage_of(crop)][0]
 
     def gained(self, crop: CropProgress) -> int:
-        """Bytes that came meanwhile."""
+        """Return the bytes that were fetched since the crop was first seen running."""
         return crop.bytes_done - self.started[stage_of(crop)][1]
 
 
 def share_done(crop: CropProgress) -> float:
-    """Part of the crop's bytes that are fetched, 0 to 1; 0 while the total is unknown."""
+    """Return the fetched share of the crop's bytes, 0 to 1; 0 while the total is unknown."""
     return crop.bytes_done / crop.bytes_total if crop.bytes_total else 0.0
 
 
 def amount(crop: CropProgress) -> str:
-    """Bytes and objects fetched, of how many."""
+    """Return how many bytes and objects are fetched, of how many."""
     if isinstance(crop, CropDownload):
         return f"{format_bytes(crop.bytes_done)} of {format_bytes(crop.bytes_total)} downloaded"
     if not crop.objects_total:
@@ -75,7 +75,7 @@ def amount(crop: CropProgress) -> str:
 
 
 def progress_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
-    """One crop on its way, as a line without its end."""
+    """Return how far a crop is, as one line without a line break."""
     share, seconds, gained = share_done(crop), clock.seconds(crop), clock.gained(crop)
     line = f"{job.split.value}/{crop.crop}: {share:.0%}, {amount(crop)}"
     if share < 1 and gained > 0 and seconds > 0:
@@ -85,7 +85,7 @@ def progress_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
 
 
 def end_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
-    """How one crop ended, as a line without its end."""
+    """Return how a crop ended, as one line without a line break."""
     name = f"{job.split.value}/{crop.crop}"
     if crop.file is not None and crop.state is State.DONE:
         seconds = clock.seconds(crop)
@@ -96,13 +96,13 @@ def end_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
         fetched = f"{format_bytes(crop.bytes_done)} fetched at {rate}" if crop.bytes_done else "made by another process"
         return f"{name}: ready in {took}, {fetched}, {size} on disk"
     if crop.problem is not None:
-        return f"{name}: failed: error[{crop.problem.code}]"  # the reason follows as the error itself
+        return f"{name}: failed: error[{crop.problem.code}]"  # the error itself, with its reason, follows
     return f"{name}: {crop.state.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """All crops that had to be made, together. `bytes_total` is an estimate until every crop's size is known."""
+    """Sums over all crops that had to be made. `bytes_total` is an estimate until every crop's size is known."""
 
     crops_ended: int
     crops: int
@@ -112,7 +112,7 @@ class Total:
 
 
 def total_of(crops: list[CropProgress]) -> Total:
-    """Sum up `crops`; one whose size is not known yet counts as the mean of the others."""
+    """Return the sums over `crops`; a crop whose size is not known yet counts with the mean size of the others."""
     known = [crop.bytes_total for crop in crops if crop.bytes_total]
     unknown = sum(1 for crop in crops if not crop.bytes_total and not crop.state.is_final)
     total = sum(known) + (unknown * sum(known) // len(known) if known else 0)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
+import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
+import prismcache
 from prismcache.cli.app import app
 from prismcache.config import Settings
 from prismcache.errors import (
@@ -156,10 +161,14 @@ def test_exit_codes_of_errors(run, backend, error, code):
         (["ensure", "instance", "0", "--channels", "x"], "names no channels"),
         (["ensure", "instance", "0", "--timeout", "-1"], "timeout must be 0 or more"),
         (["ensure", "instance", "0", "--workers", "0"], "setting 'workers' is unusable"),
+        (["ensure", "instance", "0", "--memory-limit", "lots"], "it is no size; write 400MB or 1GiB"),
         (["ensure", "instance", "0", "--nonsense"], "No such option"),
         (["ls", "train"], "the splits are"),
         (["info", "instance", "x"], "Invalid value"),
         (["verify", "instance", "4-0"], "runs backwards"),
+        (["ensure", "0"], "0 is no split; name instance or semantic before the crops"),
+        (["ensure", "instance", "-1"], "there is no crop -1; crops are numbered from 0"),
+        (["info", "instance", "-12"], "there is no crop -12"),
         (["nonsense"], "No such command"),
         (["--nonsense"], "No such option"),
     ],
@@ -175,7 +184,7 @@ def test_usage_errors_exit_2(run, backend, words, says):
 def test_usage_errors_say_where_help_is(run):
     assert run("ensure", "instance", "5-0").stderr == (
         "error[invalid_request]: Invalid value for CROPS: the range '5-0' runs backwards; write 0-5\n"
-        "  remedy: `prismcache ensure --help` shows what it takes.\n"
+        "  remedy: `prismcache ensure --help` shows the arguments and examples.\n"
     )
 
 
@@ -303,11 +312,95 @@ def test_rm_as_json(run):
     assert json.loads(run("rm", "instance", "0", "--json", *ROOT).stdout)["removed"][0]["path"] == CROP_0
 
 
-def test_version_help_and_completion(run):
-    assert run("--version").stdout.startswith("prismcache ")
-    assert run("-h").exit_code == 0
-    for name in ("ensure", "ls", "info", "verify", "rm"):
-        assert name in run("--help").stdout
-        assert "PRISMCACHE_S3_BUCKET" in run(name, "--help", env={"COLUMNS": "200"}).stdout
+@pytest.mark.parametrize(
+    ("words", "code", "exit_code"),
+    [
+        (["info", "instance", "99", "--json"], "unknown_crop", 1),
+        (["ensure", "instance", "--json"], "invalid_request", 2),
+        (["--nonsense", "ls", "--json"], "invalid_request", 2),
+        (["ls", "train", "--json"], "unknown_split", 2),
+    ],
+)
+def test_with_json_an_error_is_one_json_document_on_stdout(run, words, code, exit_code):
+    result = run(*words)
+    error = json.loads(result.stdout)["error"]
+    assert (result.exit_code, result.stderr, error["code"]) == (exit_code, "", code)
+    assert error["detail"]
+    assert error["remedy"]
+
+
+def test_with_json_further_failures_are_notes(run, backend):
+    backend.script = [job(broken(0, NoSpaceError("full")), broken(5, SourceDeniedError("403")))]
+    document = json.loads(run("ensure", "instance", "0", "5", "--no-progress", "--json", *ROOT).stdout)
+    assert document["error"]["notes"] == ["also failed: crop instance/5: error[source_denied]: 403"]
+
+
+def commands(group: Any, *words: str) -> list[tuple[str, ...]]:
+    """Every command below `group`, as words."""
+    below = getattr(group, "commands", {})
+    return [words, *(found for name, command in below.items() for found in commands(command, *words, name))]
+
+
+@pytest.mark.parametrize("words", commands(get_command(app)), ids=" ".join)
+def test_every_help_screen_has_examples_that_parse_and_flags_without_a_type(run, words):
+    shown = run(*words, "--help", env={"COLUMNS": "200"})
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "<bool>" not in shown.stdout
+    lines = shown.stdout.split("Examples:")[1].strip().splitlines()
+    assert lines
+    for line in lines:
+        name, *example = line.split()
+        assert name == "prismcache"
+        assert tuple(example[: len(words)]) == words
+        assert run(*(word for word in example if word != "--help"), "--help").exit_code == 0
+
+
+def test_version_and_help(run):
+    assert run("--version").stdout == run("-V").stdout == f"prismcache {prismcache.__version__}\n"
+    assert run("-h").stdout == run("--help").stdout
+    assert "PRISMCACHE_S3_BUCKET" in run("ensure", "--help", env={"COLUMNS": "200"}).stdout
     assert run().exit_code == run("token").exit_code == 2
     assert "Usage: prismcache" in run().stderr + run().stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("prismcache ensure ", ["instance", "semantic"]),
+        ("prismcache ensure s", ["semantic"]),
+        ("prismcache ensure instance ", ["0", "1", "12", "all"]),
+        ("prismcache ensure instance 0 1", ["1", "12"]),
+        ("prismcache info semantic ", ["7", "all"]),
+    ],
+)
+def test_completion_knows_splits_and_the_crops_of_the_known_catalog(tmp_path, line, words):
+    crops = [{"split": "instance", "crop": crop} for crop in (0, 1, 12)] + [{"split": "semantic", "crop": 7}]
+    (tmp_path / ".prismcache").mkdir()
+    (tmp_path / ".prismcache/catalog.json").write_text(json.dumps({"crops": crops}))
+    variables = {
+        "PRISMCACHE_ROOT": str(tmp_path),
+        "_PRISMCACHE_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+    }
+    shown = CliRunner().invoke(app, [], env=variables, prog_name="prismcache").stdout
+    assert shown.split() == words
+
+
+def test_ls_that_waits_says_for_whom_and_how_long_off_a_terminal(run, backend, monkeypatch):
+    monkeypatch.setattr("prismcache.cli.output.SILENCE_SECONDS", 0.0)
+    said = threading.Event()
+    echo = typer.echo
+
+    def heard(*args: Any, **options: Any) -> None:
+        echo(*args, **options)
+        said.set()
+
+    async def catalog(*_: object, **__: object) -> list[CropInfo]:
+        assert await anyio.to_thread.run_sync(said.wait, 20)
+        return []
+
+    monkeypatch.setattr("prismcache.cli.output.typer.echo", heard)
+    backend.catalog = catalog
+    shown = run("ls", "--s3-endpoint-url", "http://127.0.0.1:9", *ROOT).stderr
+    assert shown == "reading the catalog: no response yet; waiting up to 120 s for http://127.0.0.1:9\n"

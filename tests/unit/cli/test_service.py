@@ -38,7 +38,6 @@ COMMANDS = [
     ("pin", "instance", "0"),
     ("unpin", "instance", "0"),
     ("evict", "instance", "0"),
-    ("status",),
 ]
 
 
@@ -61,8 +60,8 @@ def test_jobs(service, run):
     done, open_ = submit(service, 0), submit(service, 1, 2, channels=(0, 2))
     rows = run("jobs").stdout.splitlines()
     assert rows[0].split()[:3] == ["job", "state", "split"]
-    assert rows[1].split()[:7] == [open_, "running", "instance", "0", "of", "2", "00,02"]
-    assert rows[2].split()[:7] == [done, "done", "instance", "1", "of", "1", "all"]
+    assert rows[1].split()[:7] == [open_[:6], "running", "instance", "0", "of", "2", "00,02"]
+    assert rows[2].split()[:7] == [done[:6], "done", "instance", "1", "of", "1", "all"]
     found = json.loads(run("jobs", "--json", "--state", "done", "--split", "instance", "--mine").stdout)
     assert [job["id"] for job in found["jobs"]] == [done]
 
@@ -92,6 +91,27 @@ def test_watch_follows_a_job_to_its_end(service, run):
     assert (result.exit_code, result.stdout) == (0, "")
     assert "instance/0: ready in" in result.stderr
     assert result.stderr.endswith(f"{job}: done, 2 of 2 crops\n")
+
+
+def test_watch_and_cancel_take_the_beginning_of_an_id(service, run):
+    done = submit(service, 0)
+    assert run("watch", done[:6]).stderr.endswith(f"{done}: done, 1 of 1 crops\n")
+    open_ = submit(service, 1)
+    assert run("cancel", open_[:8]).stderr == f"{open_}: cancelled\n"
+
+
+def test_watch_alone_takes_the_latest_job(service, run):
+    assert "error[unknown_job]: the service has no jobs" in run("watch").stderr
+    submit(service, 0)
+    latest = submit(service, 1)
+    assert run("watch").stderr.endswith(f"{latest}: done, 1 of 1 crops\n")
+
+
+def test_the_beginning_of_several_ids_is_refused_with_their_list(service, run):
+    ids = [submit(service, crop) for crop in (0, 1)]
+    result = run("cancel", "")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert all(job in result.stderr for job in ids)
 
 
 def test_watch_as_json_has_a_line_for_each_event(service, run):
@@ -160,6 +180,14 @@ def test_status(service, run):
     assert "jobs        1 running, 0 queued\n" in text
     assert "cache       1 files, 38.5 kB, no bound\n" in text
     assert json.loads(run("status", "--json").stdout)["usage"]["files"] == 1
+
+
+def test_status_and_clear_quarantine_without_a_service_are_of_the_cache_folder(run, tmp_path):
+    (tmp_path / ".prismcache/quarantine").mkdir(parents=True)
+    found = json.loads(run("status", "--root", tmp_path, "--json").stdout)
+    assert found["usage"]["files"] == 0
+    assert found["engine"] == "local"
+    assert run("clear-quarantine", "--root", tmp_path).stderr == "deleted 0 files, 0 B\n"
 
 
 def test_an_error_of_the_service_is_two_lines(service, run, monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
 from prismcache.errors import NoSpaceError
 from prismcache.progress.bars import BarReporter
 from prismcache.progress.lines import LineReporter
-from prismcache.progress.reporter import CallbackReporter, make_reporter
+from prismcache.progress.reporter import CallbackReporter, SignOfLife, make_reporter
 from prismcache.progress.text import Total, amount, total_of
 from prismcache.schema import CropDownload, CropProgress, State
 from prismcache.units import format_bytes, format_duration, format_rate
@@ -211,11 +212,17 @@ def test_a_total_is_about_right_before_every_size_is_known():
 
 def test_what_is_shown_follows_the_stream(monkeypatch, clock):
     monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(make_reporter(None, Terminal()), BarReporter)
-    assert isinstance(make_reporter(None, io.StringIO()), LineReporter)
-    assert isinstance(make_reporter(True, io.StringIO()), BarReporter)
+
+    def shown(progress: bool | None, stream: io.StringIO) -> object:
+        reporter = make_reporter(progress, stream)
+        reporter.close()
+        return reporter.reporter
+
+    assert isinstance(shown(None, Terminal()), BarReporter)
+    assert isinstance(shown(None, io.StringIO()), LineReporter)
+    assert isinstance(shown(True, io.StringIO()), BarReporter)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(make_reporter(None, Terminal()), LineReporter)
+    assert isinstance(shown(None, Terminal()), LineReporter)
     monkeypatch.setattr("sys.stderr", None)
     for progress in (None, False, True):
         quiet = make_reporter(progress)
@@ -236,3 +243,78 @@ def test_figures():
         "0.0 s", "9.9 s", "10 s", "60 s", "1:00 min", "59:59 min", "1:00 h", "2:05 h",
     ]  # fmt: skip
     assert format_rate(5_000_000, 0) == "5.0 GB/s"
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "line"),
+    [
+        (None, "no response yet after 0 s; still trying\n"),
+        (job(queued(0)), "no crop has started after 3600 s; the job waits for its turn\n"),
+        (job(running(0, total=0)), "no response from the bucket yet after 3600 s; still trying\n"),
+    ],
+)
+def test_a_sign_of_life_is_written_while_nothing_is_heard(snapshot, line):
+    stream = io.StringIO()
+    reporter = SignOfLife(LineReporter(stream, Clock()), 0 if snapshot is None else 3600)
+    if snapshot is None:
+        reporter._timer.join(20)
+    else:
+        reporter.update(snapshot)
+        assert reporter._timer.is_alive()
+        written(stream)
+        reporter._timer.function()
+        reporter.close()
+    assert stream.getvalue() == line
+
+
+def test_no_sign_of_life_is_written_once_a_crop_was_heard_of(stream, clock):
+    reporter = SignOfLife(LineReporter(stream, clock), 3600)
+    reporter.update(job(running(0, 10)))
+    reporter._timer.join(20)
+    assert not reporter._timer.is_alive()
+    reporter.close()
+    assert written(stream) == ["instance/0: started"]
+
+
+class Kernel:
+    """Stands in for IPython in a notebook: keeps what a cell's output shows."""
+
+    kernel = object()
+
+    def __init__(self) -> None:
+        self.shown: list[object] = []
+
+    def get_ipython(self) -> Kernel:
+        return self
+
+    def display(self, shown: object, *, display_id: bool) -> Kernel:
+        assert display_id
+        self.shown.append(shown)
+        return self
+
+    def update(self, shown: object) -> None:
+        self.shown[-1] = shown
+
+
+def test_a_notebook_shows_one_output_that_is_updated_in_place(monkeypatch, capsys, clock):
+    kernel = Kernel()
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setitem(sys.modules, "IPython.display", kernel)
+    reporter = make_reporter(None, clock=clock)
+    reporter.update(job(queued(0)))
+    assert kernel.shown == []
+    reporter.update(job(running(0)))
+    clock.now += 10
+    reporter.update(job(running(0, 50)))
+    [shown] = kernel.shown
+    line = "instance/0: 50%, 50.0 MB of 100 MB, 50 of 100 objects, 5.0 MB/s, 10 s left"
+    assert shown._repr_html_() == f'<div><progress max="1" value="0.500"></progress> {line}</div>'
+    assert repr(shown) == line
+    reporter.update(job(running(0, 51)))
+    assert kernel.shown == [shown], "a moment later is too soon for the browser"
+    clock.now += 10
+    reporter.update(job(ready(0)))
+    reporter.close()
+    [shown] = kernel.shown
+    assert shown._repr_html_() == "<div>instance/0: ready in 20 s, 100 MB fetched at 5.0 MB/s, 3.0 MB on disk</div>"
+    assert capsys.readouterr().err == ""
