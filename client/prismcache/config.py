@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -36,6 +36,9 @@ class Settings(BaseModel):
         Where the crops are published; no endpoint means AWS itself.
     s3_anonymous
         Unsigned requests; false takes credentials from the usual AWS chain.
+    s3_etag_is_md5
+        Whether ETags of 32 hex digits are the objects' MD5: "yes", "no" (some gateways; only lengths are checked then)
+        or "auto" ("yes" unless the server says that it encrypts with KMS).
     s3_concurrency
         Objects in flight for one crop.
     s3_object_timeout
@@ -66,6 +69,7 @@ class Settings(BaseModel):
     s3_prefix: str = "ls/models/training_data"
     s3_region: str = "us-east-1"
     s3_anonymous: bool = True
+    s3_etag_is_md5: Literal["auto", "yes", "no"] = "auto"
     s3_concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
     s3_object_timeout: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     s3_bandwidth_limit: Annotated[ByteSize, Field(ge=100_000)] | None = None

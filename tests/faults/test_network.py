@@ -230,7 +230,6 @@ def test_a_listing_that_fails_for_good(proxy: FaultProxy, impatient: PrismClient
         pytest.param(Truncate(0.5), id="truncation"),
         pytest.param(Status(503), id="503"),
         pytest.param(Empty(), id="empty-200"),
-        pytest.param(Html(), id="html-200"),
     ],
 )
 def test_a_listing_that_fails_for_a_while(lab: Lab, proxy: FaultProxy, client: PrismClient, action: Action) -> None:

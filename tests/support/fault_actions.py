@@ -9,6 +9,7 @@
     ├── Truncate           the connection closes in good order, but too early
     ├── Stall              headers and a part of the body, then nothing until released
     ├── Drip               a byte at a time
+    ├── Chunked            without a Content-Length
     ├── Delay, Before      wait, or call a function, and then another action
     └── ChangedReply       a complete answer, but another one
         ├── Short, Empty, Html, FlipBit, ChangedObject
@@ -163,6 +164,20 @@ class Drip(Action):
         for byte in reply.body:
             await response.write(bytes([byte]))
             await asyncio.sleep(self.interval)
+        return response
+
+
+@dataclass(frozen=True)
+class Chunked(Action):
+    """The right body in chunks, without Content-Length."""
+
+    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+        reply = await exchange.fetch()
+        response = web.StreamResponse(status=reply.status, headers=reply.headers)
+        response.enable_chunked_encoding()
+        await response.prepare(exchange.request)
+        await response.write(reply.body)
+        await response.write_eof()
         return response
 
 

@@ -44,11 +44,12 @@ _log = logging.getLogger("prismcache")
 
 @dataclass(frozen=True)
 class Body:
-    """A response's length in bytes, and its ETag and Content-Encoding, empty where it has none."""
+    """A response's length in bytes, and its ETag, Content-Encoding and encryption, empty where they are unknown."""
 
     length: int
     etag: str
     encoding: str
+    encryption: str = ""
 
 
 class BodyReader:
@@ -136,7 +137,12 @@ class BodyReader:
                 length = int(response.get("ContentLength", size))
                 if length == size:
                     length = await _fill(into[:size], pieces, patience, self._patience)
-            return Body(length, response.get("ETag", ""), response.get("ContentEncoding", ""))
+            return Body(
+                length,
+                response.get("ETag", ""),
+                response.get("ContentEncoding", ""),
+                response.get("ServerSideEncryption", ""),
+            )
 
     @property
     def _patience(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from prismcache.errors import (
     ConfigError,
@@ -143,6 +144,13 @@ ROWS = (
         ": this is no S3 server, or it lacks the bucket",
         "Check PRISMCACHE_S3_ENDPOINT_URL and PRISMCACHE_S3_BUCKET.",
     ),
+    Row(
+        "a success that is no S3 response",
+        lambda f, _: f.status == 200,
+        ConfigError,
+        " with what is no listing: this is no S3 server",
+        "Check PRISMCACHE_S3_ENDPOINT_URL.",
+    ),
     Row("a lost object", lambda f, _: f.status == 404, SourceCorruptError, ", though it was listed"),
     Row(
         "a changed object",
@@ -193,6 +201,8 @@ def failure_of(error: BaseException) -> Failure:
             region=str(headers.get("x-amz-bucket-region") or said.get("Region", "")),
         )
     cause = error.kwargs.get("error") if isinstance(error, BotoCoreError) else error
+    if isinstance(cause, ResponseParserError):
+        return Failure(200)
     if isinstance(cause, RedirectRefusedError):
         return Failure(cause.status, region=cause.region)
     text = str(error)

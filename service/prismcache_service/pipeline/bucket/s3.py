@@ -7,11 +7,13 @@ which the SDK's own retries do not. Length and digest are checked inside the loo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -19,15 +21,23 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import get_session
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from obstore.exceptions import BaseError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from prismcache.config import Settings
-from prismcache.errors import ConfigError, PrismError, SourceCorruptError, SourceUnreachableError
+from prismcache.errors import (
+    ConfigError,
+    PrismError,
+    SourceChangedError,
+    SourceCorruptError,
+    SourceError,
+    SourceUnreachableError,
+)
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.bucket.bodies import CONNECT_TIMEOUT_S, MAX_STALL_S, Body, BodyReader, open_store
 from prismcache_service.pipeline.bucket.responses import Failure, RedirectRefusedError, decide, failure_of
-from prismcache_service.pipeline.bucket.source import Source, check_digest, plain_md5
+from prismcache_service.pipeline.bucket.source import Source, bare_etag, md5_of, plain_md5
 
 T = TypeVar("T")
 
@@ -35,7 +45,17 @@ T = TypeVar("T")
 # contact, where an unreachable endpoint should be reported in seconds.
 _READ_ATTEMPTS = 16
 _LIST_ATTEMPTS = 5
-_REQUEST_ERRORS = (ClientError, BotoCoreError, BaseError, aiohttp.ClientError, OSError, asyncio.IncompleteReadError)
+_DIFFERING = 2  # objects that stay as they are and differ from their ETags, while none agrees: the server's property
+_REQUEST_ERRORS = (
+    ClientError,
+    BotoCoreError,
+    ResponseParserError,
+    BaseError,
+    aiohttp.ClientError,
+    OSError,
+    asyncio.IncompleteReadError,
+)
+_log = logging.getLogger("prismcache")
 
 
 class _RetryableError(Exception):
@@ -63,6 +83,11 @@ class S3Source(Source):
 
     def __init__(self, client: Any, bodies: BodyReader, settings: Settings, executor: Executor) -> None:
         self._client, self._bodies, self._settings, self._executor = client, bodies, settings, executor
+        self._etag_is_md5 = settings.s3_etag_is_md5 != "no"
+        self._has_matched = False  # any object its ETag
+        self._found: dict[str, str | None] = {}  # the MD5 of a body that was not the listed one, by key
+        self._differing: set[str] = set()  # keys whose body was the same again, and again not the listed one
+        self._warned: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -78,7 +103,9 @@ class S3Source(Source):
         async for page in self._pages(prefix, delimiter=""):
             for entry in page.get("Contents", ()):
                 key = entry["Key"].removeprefix(prefix)
-                found[key] = SourceObject(key=key, size=entry["Size"], etag=entry.get("ETag", "").strip('"'))
+                found[key] = SourceObject(key=key, size=entry["Size"], etag=bare_etag(entry.get("ETag", "")))
+        if any(not item.etag for item in found.values()):
+            self._warn_once(f"{self.endpoint} lists objects without ETags: only their lengths are checked")
         return found
 
     async def list_folders(self, folder: str) -> list[str]:
@@ -99,28 +126,64 @@ class S3Source(Source):
         return bytes(into)
 
     async def _verified(self, folder: str, item: SourceObject, into: memoryview, read: Callable[..., Any]) -> None:
-        key = self._key(folder, item.key)
-        # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
-        condition = None if plain_md5(item.etag) or not item.etag else f'"{item.etag}"'
+        key, what = self._key(folder, item.key), f"object {item.key!r} of {self.url}/{folder}"
 
         async def attempt(deadline: asyncio.Timeout) -> None:
+            digest = plain_md5(item.etag) if self._etag_is_md5 else None
+            # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
+            condition = None if digest or not item.etag or item.etag.startswith("W/") else f'"{item.etag}"'
             async with AsyncExitStack() as held:
                 async with _not_counted(deadline):
                     await held.enter_async_context(self._bodies.turn(item.size))
-                body: Body = await read(key, item.size, into, if_match=condition)
-            if body.length != item.size:
-                raise _RetryableError(
-                    SourceCorruptError(
-                        f"object {item.key!r} came with {body.length} bytes, its listing says {item.size}"
-                    )
-                )
-            try:
-                # hashlib releases the GIL
-                await asyncio.get_running_loop().run_in_executor(self._executor, check_digest, item, into[: item.size])
-            except SourceCorruptError as error:
-                raise _RetryableError(error) from None
+                try:
+                    body: Body = await read(key, item.size, into, if_match=condition)
+                except _REQUEST_ERRORS as error:
+                    # Some servers compare If-Match with other quotes than they list. The response's own ETag decides.
+                    if condition is None or failure_of(error).status != 412:
+                        raise
+                    body = await read(key, item.size, into, if_match=None)
+            found = None
+            if digest is not None and body.length == item.size:  # hashlib releases the GIL
+                found = await asyncio.get_running_loop().run_in_executor(self._executor, md5_of, into[: item.size])
+            self._judge(item, body, digest, found, what)
 
-        await self._retrying(attempt, f"object {item.key!r} of {self.url}/{folder}", _READ_ATTEMPTS)
+        await self._retrying(attempt, what, _READ_ATTEMPTS)
+
+    def _judge(self, item: SourceObject, body: Body, digest: str | None, found: str | None, what: str) -> None:
+        """Compare a body with its listing; `found` is its MD5, `digest` the listed one, both None if unknown."""
+        if self._settings.s3_etag_is_md5 == "auto" and body.encryption.startswith("aws:kms"):
+            self._etag_is_md5, digest = False, None  # the S3 API reference, "Object": such ETags are no MD5
+            self._warn_once(f"{self.endpoint} encrypts with {body.encryption}: ETags are no MD5, lengths are checked")
+        if body.length != item.size:
+            wrong = SourceCorruptError(
+                f"object {item.key!r} came with {body.length} bytes, its listing says {item.size}"
+            )
+        elif digest is not None and found != digest:
+            wrong = SourceCorruptError(f"object {item.key!r} has MD5 {found}, its listing says {digest}")
+            if self._found.get(item.key) == found:
+                self._differing.add(item.key)
+            self._found[item.key] = found
+        elif digest is None and item.etag and body.etag and bare_etag(body.etag) != item.etag:
+            raise SourceChangedError(f"{what}: it has another ETag than when it was listed")
+        else:
+            self._has_matched = self._has_matched or digest is not None
+            return
+        if body.encoding not in {"", "identity", "aws-chunked"}:
+            raise SourceError(
+                f"{what}: {self.endpoint} sends Content-Encoding {body.encoding}, which was not requested"
+            )
+        if len(self._differing) >= _DIFFERING and not self._has_matched and self._settings.s3_etag_is_md5 == "auto":
+            raise SourceCorruptError(
+                f"{what}: no object of {self.endpoint} has the MD5 that its ETag names. The server's ETags are no MD5, "
+                "or something on the way changes all bodies",
+                remedy="Set PRISMCACHE_S3_ETAG_IS_MD5=no if the server encrypts objects or makes ETags of its own.",
+            )
+        raise _RetryableError(wrong)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning(text)
 
     def _key(self, folder: str, name: str) -> str:
         return "/".join(part for part in (self._settings.s3_prefix, folder) if part) + f"/{name}"
@@ -128,22 +191,35 @@ class S3Source(Source):
     async def _pages(self, prefix: str, delimiter: str) -> AsyncIterator[dict[str, Any]]:
         what = f"listing of s3://{self._settings.s3_bucket}/{prefix}"
         token: dict[str, str] = {}
+        seen: set[str] = set()
         while True:
             request = {"Bucket": self._settings.s3_bucket, "Prefix": prefix, "Delimiter": delimiter, **token}
             page = await self._retrying(partial(self._page, what, request), what, _LIST_ATTEMPTS)
+            keys = set(_keys(page))
             yield page
             if not page["IsTruncated"]:
                 return
+            if keys <= seen:
+                raise SourceError(f"{what}: {self.endpoint} sends the same keys again, and says that there are more")
+            seen |= keys
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def _page(self, what: str, request: dict[str, str], _deadline: asyncio.Timeout) -> dict[str, Any]:
         page: dict[str, Any] = await self._client.list_objects_v2(**request)
         # botocore takes any 200 for a listing, and one that is none for one without keys: whatever is missing from it
         # would count as absent from the bucket, and become fill values.
-        complete = "IsTruncated" in page and (not page["IsTruncated"] or "NextContinuationToken" in page)
-        if not complete or page.get("Prefix") != request["Prefix"]:
-            raise _RetryableError(
-                SourceUnreachableError(f"{what}: {self.endpoint} responds 200 with what is no listing")
+        headers = page.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        if "IsTruncated" not in page and headers.get("content-length") == "0":
+            raise _RetryableError(SourceUnreachableError(f"{what}: {self.endpoint} responds 200 without a body"))
+        if "IsTruncated" not in page or (page["IsTruncated"] and "NextContinuationToken" not in page):
+            raise decide(Failure(200), what, self.endpoint, listing=True).error
+        other = next((key for key in _keys(page) if not key.startswith(request["Prefix"])), None)
+        if other is None and not _keys(page) and unquote(page.get("Prefix", request["Prefix"])) != request["Prefix"]:
+            other = page["Prefix"]
+        if other is not None:
+            raise SourceError(
+                f"{what}: {self.endpoint} lists {other!r}, which does not begin with the prefix: another folder, or "
+                "keys that are encoded unasked"
             )
         return page
 
@@ -175,6 +251,11 @@ class S3Source(Source):
         except _RetryableError as failure:
             raise failure.error from failure.__cause__
         raise AssertionError("the retry loop always returns or raises")
+
+
+def _keys(page: dict[str, Any]) -> list[str]:
+    keys = [entry["Key"] for entry in page.get("Contents", ())]
+    return keys + [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
 
 
 @asynccontextmanager

@@ -50,10 +50,20 @@ class Source(ABC):
         return bytes(await self.read(folder, item, into))
 
 
+def bare_etag(etag: str) -> str:
+    """Return an ETag without quotes; a weak one (RFC 9110, 8.8.3) stays as it is."""
+    return etag if etag.startswith("W/") else etag.strip('"')
+
+
 def plain_md5(etag: str) -> str | None:
-    """The MD5 digest (hex) that an ETag is, or None for ETags that are no digest of the body (multipart, encrypted)."""
+    """Return the MD5 (hex) that an ETag is, or None for one that cannot be an MD5 of the body (multipart, weak)."""
     bare = etag.strip('"').lower()
     return bare if _PLAIN_MD5.fullmatch(bare) else None
+
+
+def md5_of(data: memoryview) -> str:
+    """Return the MD5 (hex) of a body; hashlib releases the GIL."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def check_digest(item: SourceObject, data: memoryview) -> None:
@@ -65,11 +75,8 @@ def check_digest(item: SourceObject, data: memoryview) -> None:
         If they differ.
     """
     listed = plain_md5(item.etag)
-    if listed is None:
-        return
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != listed:
-        raise SourceCorruptError(f"object {item.key!r} has MD5 {found}, its listing says {listed}")
+    if listed is not None and md5_of(data) != listed:
+        raise SourceCorruptError(f"object {item.key!r} has MD5 {md5_of(data)}, its listing says {listed}")
 
 
 def fingerprint(objects: Iterable[SourceObject]) -> str:

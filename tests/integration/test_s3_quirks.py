@@ -1,0 +1,282 @@
+"""Servers, gateways and proxies with their own ways of S3: understood, or refused at once with the quirk's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prismcache.config import Settings
+from prismcache.errors import ConfigError, SourceChangedError, SourceCorruptError, SourceError
+from prismcache_service.pipeline.bucket.s3 import open_s3
+from prismcache_service.pipeline.bucket.source import Source
+from tests.support.bucket import make_bucket
+from tests.support.cache_root import tiny_spec
+from tests.support.crops import crop_folder
+from tests.support.fault_actions import error_reply
+from tests.support.faults import Action, Chunked, FaultProxy, Html, Reply, Rewrite, Status
+from tests.support.s3 import S3Server
+
+pytestmark = pytest.mark.anyio
+SPEC = tiny_spec(0)
+FOLDER, KEY = "instance/crop_0.zarr", "raw/0.0.0.0"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bucket(tmp_path_factory.mktemp("quirks"), [SPEC])
+
+
+@pytest.fixture(scope="module")
+def server(bucket: Path) -> Iterator[FaultProxy]:
+    with S3Server(bucket, dir_cache_seconds=86_400) as real, FaultProxy(real.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(server: FaultProxy) -> Iterator[FaultProxy]:
+    server.clear()
+    yield server
+    server.clear()
+
+
+@asynccontextmanager
+async def opened(proxy: FaultProxy, **settings: Any) -> AsyncIterator[Source]:
+    with ThreadPoolExecutor(1) as executor:
+        async with open_s3(Settings.load({}, s3_endpoint_url=proxy.endpoint, **settings), executor) as source:
+            yield source
+
+
+async def read(source: Source, key: str = KEY, *, document: bool = False) -> bytes:
+    item = (await source.list_objects(FOLDER))[key]
+    if document:
+        return await source.read_document(FOLDER, item)
+    return bytes(await source.read(FOLDER, item, memoryview(bytearray(item.size))))
+
+
+def headers(**changes: str | None) -> Action:
+    """The server's own response with other headers; None takes one away."""
+    named = {name.replace("_", "-"): value for name, value in changes.items()}
+
+    def change(reply: Reply) -> Reply:
+        kept = {name: value for name, value in reply.headers.items() if name not in named}
+        return dataclasses.replace(reply, headers=kept | {n: v for n, v in named.items() if v is not None})
+
+    return Rewrite(change)
+
+
+def body(function: Callable[[bytes], bytes], **more: str) -> Action:
+    return Rewrite(lambda r: dataclasses.replace(r, body=function(r.body), headers={**r.headers, **more}))
+
+
+def listing(pattern: str, by: str) -> Action:
+    return body(lambda text: re.sub(pattern.encode(), by.encode(), text))
+
+
+UNDERSTOOD = {
+    "an empty Content-Encoding": headers(content_encoding=""),
+    "Content-Encoding identity": headers(content_encoding="identity"),
+    "Content-Encoding aws-chunked": headers(content_encoding="aws-chunked"),
+    "Content-Encoding gzip of a body as listed": headers(content_encoding="gzip"),
+    "no Content-Length": Chunked(),
+    "no ETag": headers(etag=None),
+    "no Last-Modified": headers(last_modified=None),
+    "an ETag of its own": headers(etag='"something-else"'),
+}
+
+
+@pytest.mark.parametrize("document", [False, True], ids=["chunk", "document"])
+@pytest.mark.parametrize("quirk", UNDERSTOOD)
+async def test_a_body_is_what_length_and_digest_say(
+    proxy: FaultProxy, bucket: Path, quirk: str, document: bool
+) -> None:
+    proxy.add(UNDERSTOOD[quirk])
+    async with opened(proxy) as source:
+        assert await read(source, document=document) == (crop_folder(bucket, SPEC) / KEY).read_bytes()
+
+
+async def test_bodies_that_obstore_cannot_read_come_otherwise_which_is_said_once(proxy: FaultProxy, caplog) -> None:
+    proxy.add(Chunked())
+    async with opened(proxy) as source:
+        with caplog.at_level(logging.WARNING, "prismcache"):
+            await read(source)
+            await read(source, "raw/0.0.0.1")
+    assert [r.message for r in caplog.records if "more slowly" in r.message] == [caplog.records[0].message]
+    assert proxy.gets().total() == 3
+
+
+def _redirect(status: int, location: str, region: str | None = None) -> Action:
+    more = {} if region is None else {"x-amz-bucket-region": region}
+    return Rewrite(lambda _: Reply(status, {"location": location, **more}, b""))
+
+
+REFUSED = {
+    "gzip": (body(gzip.compress, **{"content-encoding": "gzip"}), SourceError, "Content-Encoding gzip"),
+    "501": (Status(501), SourceError, "responds 501"),
+    "redirect": (_redirect(302, "http://localhost:9/elsewhere"), SourceError, "redirects are not followed"),
+    "region": (_redirect(301, "http://localhost:9/", "eu-west-1"), ConfigError, "in the region eu-west-1"),
+}
+
+
+@pytest.mark.parametrize("document", [False, True], ids=["chunk", "document"])
+@pytest.mark.parametrize("quirk", REFUSED)
+async def test_what_asking_again_cannot_mend_is_refused_at_once(proxy: FaultProxy, quirk: str, document: bool) -> None:
+    action, error, words = REFUSED[quirk]
+    proxy.add(action)
+    async with opened(proxy) as source:
+        with pytest.raises(error, match=words):
+            await read(source, document=document)
+    assert proxy.gets().total() <= (1 if document else 2)  # obstore's, and aiobotocore's that sees the redirect
+
+
+def _the_same_page_for_ever() -> Action:
+    first: list[Reply] = []
+
+    def change(reply: Reply) -> Reply:
+        more = b"<NextContinuationToken>t</NextContinuationToken><IsTruncated>true"
+        first.append(dataclasses.replace(reply, body=reply.body.replace(b"<IsTruncated>false", more)))
+        return first[0]
+
+    return Rewrite(change)
+
+
+REFUSED_LISTINGS = {
+    "a web page": (Html(), ConfigError, "no S3 server"),
+    "404": (
+        Rewrite(lambda _: Reply(404, {"content-type": "text/html"}, b"<p>not here<br>")),
+        ConfigError,
+        "no S3 server",
+    ),
+    "501": (Rewrite(lambda _: error_reply(501)), SourceError, "501"),
+    "another region": (
+        _redirect(301, "http://localhost:9/", "eu-west-1"),
+        ConfigError,
+        "PRISMCACHE_S3_REGION=eu-west-1",
+    ),
+    "a redirect": (_redirect(307, "http://localhost:9/"), SourceError, "redirects are not followed"),
+    "pages that repeat": (_the_same_page_for_ever(), SourceError, "the same keys again"),
+    "keys of another folder": (listing("crop_0.zarr", "crop_1.zarr"), SourceError, "crop_1.zarr.* does not begin"),
+    "keys that are encoded": (listing("<Key>[^<]*", "<Key>ls%2Fmodels%2Fkey"), SourceError, "encoded unasked"),
+}
+
+
+@pytest.mark.parametrize("quirk", REFUSED_LISTINGS)
+async def test_a_listing_that_cannot_be_used_is_refused_at_once(proxy: FaultProxy, quirk: str) -> None:
+    action, error, words = REFUSED_LISTINGS[quirk]
+    proxy.add(action, listing=True)
+    async with opened(proxy) as source:
+        with pytest.raises(error) as caught:
+            await source.list_objects(FOLDER)
+    assert re.search(words, f"{caught.value} {caught.value.remedy}")
+    assert len(proxy.requests) == (2 if quirk == "pages that repeat" else 1)
+
+
+async def test_a_listing_need_not_repeat_its_prefix(proxy: FaultProxy) -> None:
+    proxy.add(listing("<Prefix>[^<]*</Prefix>", ""), listing=True)
+    async with opened(proxy) as source:
+        assert KEY in await source.list_objects(FOLDER)
+
+
+async def test_a_listing_without_etags_works_with_one_warning(proxy: FaultProxy, bucket: Path, caplog) -> None:
+    proxy.add(listing("<ETag>[^<]*</ETag>", ""), listing=True)
+    with caplog.at_level(logging.WARNING, "prismcache"):
+        async with opened(proxy) as source:
+            for _ in range(2):
+                assert await read(source) == (crop_folder(bucket, SPEC) / KEY).read_bytes()
+    assert [record.message for record in caplog.records] == [
+        f"{proxy.endpoint} lists objects without ETags: only their lengths are checked"
+    ]
+
+
+OTHER_MD5 = "0123456789abcdef" * 2
+REVERSED = listing("<ETag>[^<]*</ETag>", f"<ETag>&quot;{OTHER_MD5}&quot;</ETag>")
+
+
+async def _read_all(source: Source) -> None:
+    for key in ("raw/.zarray", KEY):
+        await read(source, key, document=key == "raw/.zarray")
+
+
+async def test_etags_that_are_no_md5_are_named_with_the_setting(proxy: FaultProxy) -> None:
+    proxy.add(REVERSED, listing=True)
+    async with opened(proxy) as source:
+        listed = await source.list_objects(FOLDER)
+        errors = []
+        for key in ("raw/.zarray", "raw/.zattrs"):
+            with pytest.raises(SourceCorruptError) as caught:
+                await source.read_document(FOLDER, listed[key])
+            errors.append(caught.value)
+    assert "no object of http://127.0.0.1" in str(errors[-1])
+    assert "PRISMCACHE_S3_ETAG_IS_MD5=no" in str(errors[-1].remedy)
+
+
+@pytest.mark.parametrize("setting", ["no", "auto"])
+async def test_etags_that_are_no_md5_can_be_taken_as_names(proxy: FaultProxy, setting: str, caplog) -> None:
+    proxy.add(REVERSED, listing=True)
+    kms = {"x_amz_server_side_encryption": "aws:kms"} if setting == "auto" else {}
+    proxy.add(headers(etag=f'"{OTHER_MD5}"', **kms))
+    with caplog.at_level(logging.WARNING, "prismcache"):
+        async with opened(proxy, s3_etag_is_md5=setting) as source:
+            await _read_all(source)
+    assert [record.message for record in caplog.records if "aws:kms" in record.message][1:] == []
+    assert bool(kms) == bool(caplog.records)
+    assert proxy.gets() == {f"ls/models/training_data/{FOLDER}/{key}": 1 for key in ("raw/.zarray", KEY)}
+
+
+@pytest.mark.parametrize("document", [False, True], ids=["chunk", "document"])
+@pytest.mark.parametrize("etag", ["abc-2", OTHER_MD5 + "-7"])
+async def test_a_412_of_an_object_with_the_listed_etag_is_a_quirk(proxy: FaultProxy, etag: str, document: bool) -> None:
+    proxy.add(listing("<ETag>[^<]*</ETag>", f"<ETag>&quot;{etag}&quot;</ETag>"), listing=True)
+    proxy.add(Status(412), times=1)
+    proxy.add(headers(etag=f'"{etag}"'))
+    async with opened(proxy) as source:
+        await read(source, document=document)
+    first, second = [seen for seen in proxy.requests if not seen.listing]
+    assert first.headers["if-match"] == f'"{etag}"'
+    assert "if-match" not in second.headers
+
+
+@pytest.mark.parametrize("document", [False, True], ids=["chunk", "document"])
+async def test_a_412_of_an_object_with_another_etag_is_a_change(proxy: FaultProxy, document: bool) -> None:
+    proxy.add(listing("<ETag>[^<]*</ETag>", "<ETag>&quot;abc-2&quot;</ETag>"), listing=True)
+    proxy.add(Status(412), times=1)
+    proxy.add(headers(etag='"def-2"'))
+    async with opened(proxy) as source:
+        with pytest.raises(SourceChangedError, match="another ETag"):
+            await read(source, document=document)
+
+
+async def test_a_weak_etag_is_no_condition(proxy: FaultProxy) -> None:
+    proxy.add(listing("<ETag>[^<]*</ETag>", "<ETag>W/&quot;abc&quot;</ETag>"), listing=True)
+    proxy.add(headers(etag='W/"abc"'))
+    async with opened(proxy) as source:
+        assert (await source.list_objects(FOLDER))[KEY].etag == 'W/"abc"'
+        await read(source)
+    assert not any("if-match" in seen.headers for seen in proxy.requests)
+
+
+@pytest.mark.parametrize("prefix", ["", "a  b", "odd+%2F#é", "double//slash"])
+async def test_a_prefix_may_be_odd(tmp_path: Path, prefix: str) -> None:
+    place = tmp_path / "e11bio-prism" / prefix / "instance" / "crop_0.zarr"
+    place.mkdir(parents=True)
+    (place / "object").write_bytes(b"content")
+    with S3Server(tmp_path) as real, ThreadPoolExecutor(1) as executor:
+        settings = Settings.load({}, s3_endpoint_url=real.endpoint).model_copy(update={"s3_prefix": prefix})
+        async with open_s3(settings, executor) as source:
+            if "//" in prefix:  # a folder on a disk has no such name: nothing is there, and nothing is invented
+                assert await source.list_objects(FOLDER) == {}
+            else:
+                assert await read(source, "object") == b"content"
