@@ -1,36 +1,47 @@
-"""An event loop in a thread of its own, for callers that have none (or one that they must not block, as in Jupyter)."""
+"""An event loop in a thread of its own, for callers without a loop, or with one that they must not block (Jupyter).
+
+`LoopThread` is the thread. `LoopOwner` starts one with the first call of a `PrismClient`, stops it with the client, and
+starts another in a forked process.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, TypeVarTuple, Unpack
 
-from prismcache.errors import JobCancelledError
+from prismcache.backend import Backend
+from prismcache.client.aio import AsyncPrismClient
+from prismcache.config import Settings
+from prismcache.errors import ConfigError, JobCancelledError
 
 if TYPE_CHECKING:
     from anyio import CancelScope
     from anyio.from_thread import BlockingPortal
 
+_log = logging.getLogger("prismcache")
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 POLL = 0.25
-"""Seconds between looks for Ctrl-C, which on Windows does not interrupt a wait."""
+"""Seconds between checks for Ctrl-C, which does not interrupt a wait on Windows."""
 
 GRACE = 15.0
-"""Seconds that a cancelled call may take to clean up, while the caller is kept waiting."""
+"""Seconds that a cancelled call may take to clean up while its caller waits."""
 
 
 class LoopThread:
     """A daemon thread that runs an anyio portal until `stop`.
 
-    Not anyio's own ``start_blocking_portal``: that one stops its thread when it is garbage collected, which hangs for
-    ever in a forked process, where the thread does not exist.
+    anyio's own ``start_blocking_portal`` stops its thread when it is garbage collected. That hangs for ever in a forked
+    process, where the thread does not exist.
     """
 
     def __init__(self) -> None:
@@ -38,6 +49,7 @@ class LoopThread:
         self._started: Future[tuple[BlockingPortal, Callable[[], object]]] = Future()
         self._last: Callable[[], Awaitable[object]] | None = None
         self._failure: Exception | None = None
+        self._is_quiet = False
         self._thread = threading.Thread(target=self._serve, name="prismcache", daemon=True)
         self._thread.start()
         self._portal, self._signal_stop = self._started.result()
@@ -62,10 +74,12 @@ class LoopThread:
             loop = asyncio.get_running_loop()
             self._started.set_result((portal, partial(loop.call_soon_threadsafe, stopping.set)))
             await stopping.wait()
+            if self._is_quiet:
+                loop.set_exception_handler(lambda _, context: _log.debug("while stopping: %s", context))
             try:
                 if self._last is not None:
                     await self._last()
-            except Exception as error:  # noqa: BLE001 - raised by `stop`, in the thread that asked
+            except Exception as error:  # noqa: BLE001 - `stop` raises it in the thread that called
                 self._failure = error
             await portal.stop(cancel_remaining=True)
 
@@ -89,7 +103,7 @@ class LoopThread:
         return future.result()
 
     def iterate(self, start: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
-        """The items of what `start` makes on the loop, each awaited there; closing this closes it there."""
+        """Yield the items of the asynchronous generator that `start` makes on the loop, and close it with this one."""
         items: AsyncGenerator[T, None] | None = None
 
         async def step() -> T:
@@ -110,22 +124,24 @@ class LoopThread:
                 self.dismiss(items.aclose)
 
     def dismiss(self, function: Callable[[], Awaitable[object]]) -> None:
-        """Run `function` for its effect; without waiting if this is the loop's own thread, where waiting would hang.
+        """Run `function` for its effect; without waiting in the loop's own thread, where waiting would hang.
 
-        The garbage collector may call from any thread. In a forked process, which has no such thread, nothing is done.
+        The garbage collector may call this from any thread. Nothing is done in a forked process, which has no such
+        thread, nor after the thread has ended.
         """
-        if os.getpid() != self.pid:
+        if os.getpid() != self.pid or not self._thread.is_alive():
             return
         if threading.current_thread() is self._thread:
             threading.Thread(target=self.run, args=(function,), daemon=True).start()
         else:
             self.run(function)
 
-    def stop(self, last: Callable[[], Awaitable[object]]) -> None:
-        """Run `last` on the loop, then end the thread; a thread that hangs is left behind after `GRACE`."""
+    def stop(self, last: Callable[[], Awaitable[object]], *, quietly: bool = False) -> None:
+        """Run `last` on the loop, then end the thread; a thread that hangs is left running after `GRACE`."""
         if os.getpid() != self.pid or not self._thread.is_alive():
             return
         self._last = last
+        self._is_quiet = quietly
         self._signal_stop()  # unlike a call through the portal, this returns even if the loop is stuck
         if threading.current_thread() is not self._thread:
             self._thread.join(GRACE)
@@ -134,7 +150,7 @@ class LoopThread:
 
 
 class _Call(Generic[T]):
-    """One awaited function that can be cancelled from outside of the loop, even while it is being handed over."""
+    """One awaited function that can be cancelled from outside the loop, even while it is being handed over."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
         self.ended = threading.Event()
@@ -161,3 +177,76 @@ class _Call(Generic[T]):
             self.ended.set()
         else:
             self._scope.cancel()
+
+
+class Running(NamedTuple):
+    """A thread with an event loop, and the client that uses the loop."""
+
+    loop: LoopThread
+    client: AsyncPrismClient
+
+    def drop(self) -> None:
+        """Close the client of a `PrismClient` that was collected, or never closed before the interpreter ended.
+
+        Nobody waits for the outcome. While the interpreter ends, parts of it are gone already; so no error is shown.
+        """
+        try:
+            self.loop.stop(self.client.drop, quietly=True)
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.debug("a client that was dropped: %r", error)
+
+
+class LoopOwner:
+    """Starts at most one `Running` for all threads of a process; stops it on `close`, when collected, or at exit.
+
+    Parameters
+    ----------
+    settings, backend
+        For the `AsyncPrismClient` on the loop.
+    """
+
+    def __init__(self, settings: Settings, backend: Backend | None) -> None:
+        self.settings = settings
+        self._backend = backend
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._running: Running | None = None
+        self._at_exit: weakref.finalize[Any, Any] | None = None
+
+    def running(self) -> Running:
+        """Return the thread and its client; start them if they do not run.
+
+        Raises
+        ------
+        ConfigError
+            In a forked process, if the parent used a given backend, which cannot be made again.
+        """
+        if os.getpid() != self._pid:
+            self._forget_parent()
+        with self._lock:
+            if self._running is None:
+                client = AsyncPrismClient(settings=self.settings, backend=self._backend)
+                self._running = Running(LoopThread(), client)
+                self._at_exit = weakref.finalize(self, self._running.drop)
+            return self._running
+
+    def close(self) -> None:
+        """Close the client and end the thread, if they run."""
+        running, self._running = self._running, None
+        if running is not None and self._at_exit is not None:
+            self._at_exit.detach()
+            running.loop.stop(running.client.aclose)
+
+    def _forget_parent(self) -> None:
+        """In a forked process, drop the parent's thread, which does not exist here, and its lock, which may be held."""
+        if self._backend is not None and self._running is not None:
+            raise ConfigError(
+                "a client whose given backend was used before a fork cannot be used after it",
+                remedy="Make the client in the process that uses it, or give it settings instead of a backend.",
+            )
+        if self._at_exit is not None:
+            self._at_exit.detach()
+        self._start_afresh()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing
 from functools import partial
@@ -15,10 +16,13 @@ from prismcache.backend import Backend
 from prismcache.client.aio import AsyncPrismClient, merge_settings
 from prismcache.client.delivery import Delivery
 from prismcache.client.flow import EnsurePlan, plan_ensure
-from prismcache.client.loop_owner import LoopOwner
+from prismcache.client.loop_thread import LoopOwner
 from prismcache.config import Settings
+from prismcache.errors import PrismError
 from prismcache.progress.reporter import Progress
 from prismcache.schema import CropFile, CropInfo, Split, VerifyResult
+
+_log = logging.getLogger("prismcache")
 
 T = TypeVar("T")
 
@@ -148,6 +152,7 @@ class PrismClient:
         >>> client.ensure("semantic", range(2), channels=0, progress=False)
         ['/lab/prism/semantic/crop_0.ch00.h5', '/lab/prism/semantic/crop_1.ch00.h5']
         """
+        __tracebackhide__ = True
         files = self.ensure_files(split, crops, channels=channels, strict=strict, timeout=timeout, progress=progress)
         return [file.path for file in files]
 
@@ -170,6 +175,7 @@ class PrismClient:
         >>> PrismClient("/lab/prism").ensure_files("instance", 0, progress=False)[0].channels
         (0, 1, 2)
         """
+        __tracebackhide__ = True
         plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
         with closing(self._files(plan, progress)) as files:
             return plan.arrange({file.crop: file for file in files})
@@ -197,6 +203,7 @@ class PrismClient:
         /lab/prism/instance/crop_0.h5
         /lab/prism/instance/crop_5.h5
         """
+        __tracebackhide__ = True
         plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
         with closing(self._files(plan, progress)) as files:
             for file in files:
@@ -224,6 +231,7 @@ class PrismClient:
         >>> [info.crop for info in PrismClient("/lab/prism").catalog("instance")]
         [0, 1, 5]
         """
+        __tracebackhide__ = True
         return self._call(lambda client: client.catalog(split, refresh=refresh))
 
     def describe(self, split: str | Split, crop: int) -> CropInfo:
@@ -239,6 +247,7 @@ class PrismClient:
         >>> PrismClient("/lab/prism").describe("instance", 0).labels_shape
         (200, 500, 500)
         """
+        __tracebackhide__ = True
         return self._call(lambda client: client.describe(split, crop))
 
     def verify(
@@ -265,6 +274,7 @@ class PrismClient:
         >>> [result.verdict.value for result in client.verify("instance", 0)]
         ['ok']
         """
+        __tracebackhide__ = True
         return self._call(lambda client: client.verify(split, crops, repair=repair))
 
     def remove(self, split: str | Split, crops: Numbers | None) -> list[CropFile]:
@@ -280,18 +290,36 @@ class PrismClient:
         >>> [file.path for file in PrismClient("/lab/prism").remove("instance", 1)]
         ['/lab/prism/instance/crop_1.h5']
         """
+        __tracebackhide__ = True
         return self._call(lambda client: client.remove(split, crops))
 
     def _files(self, plan: EnsurePlan, progress: Progress) -> Generator[CropFile, None, None]:
+        __tracebackhide__ = True
         if plan.is_empty:
             return
         running = self._owner.running()
         steps = running.loop.iterate(partial(running.client.steps, plan))
-        with Delivery(progress) as delivery, closing(steps):
-            for event in chain.from_iterable(steps):
-                if (file := delivery.take(event)) is not None:
-                    yield file
+        try:
+            with Delivery(progress) as delivery, closing(steps):
+                for event in chain.from_iterable(steps):
+                    if (file := delivery.take(event)) is not None:
+                        yield file
+        except PrismError as error:
+            raise _without_our_frames(error) from None
 
     def _call(self, method: Callable[[AsyncPrismClient], Awaitable[T]]) -> T:
+        __tracebackhide__ = True
         running = self._owner.running()
-        return running.loop.run(method, running.client)
+        try:
+            return running.loop.run(method, running.client)
+        except PrismError as error:
+            raise _without_our_frames(error) from None
+
+
+def _without_our_frames(error: PrismError) -> PrismError:
+    """Return `error` without the frames of the event loop, which tell a user nothing; they are logged for debugging.
+
+    IPython also hides the frames of functions that have a local variable ``__tracebackhide__``.
+    """
+    _log.debug("raised to the caller", exc_info=error)
+    return error.with_traceback(None)

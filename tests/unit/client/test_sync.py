@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -267,13 +268,46 @@ def test_ctrl_c_cancels_and_closes_without_a_hang():
     assert rest.splitlines() == ["interrupted ['job-1']", "closed ['MainThread']"]
 
 
-def test_a_client_that_nobody_closes_does_not_keep_the_process(tmp_path):
-    program = "import prismcache.client.aio\nfrom tests.support.fake_backend import in_memory\n"
-    program += "prismcache.client.aio.load_backend = lambda settings: in_memory(settings)\n"
-    program += "client = prismcache.PrismClient('/lab/prism')\nprint(client.ensure('instance', 0))\n"
+UNCLOSED = """
+import asyncio, sys
+import prismcache.client.aio
+from prismcache import PrismError
+from tests.support.fake_backend import FakeBackend, broken, job, ready, running
+
+class Backend(FakeBackend):
+    async def aclose(self):
+        await asyncio.to_thread(print, "closed")  # which fails once the interpreter ends
+
+    async def cancel(self, job):
+        await asyncio.to_thread(print, "cancelled")
+
+prismcache.client.aio.load_backend = lambda settings: Backend(script)
+script = []
+"""
+PROGRAMS = {
+    "cached": "client = prismcache.PrismClient('/lab/prism'); print(client.ensure('instance', 0)[0])",
+    "an exception is kept": """
+script = [job(broken(0, PrismError('failed')))]
+try:
+    prismcache.PrismClient('/lab/prism').ensure('instance', 0, progress=False)
+except PrismError as error:
+    kept = error
+    print(error)
+""",
+    "an iterator is kept": """
+script = [job(ready(0), running(5))]
+client = prismcache.PrismClient('/lab/prism')
+paths = client.iter_ensure('instance', [0, 5], progress=False)
+print(next(paths))
+""",
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_a_client_that_nobody_closes_ends_with_the_process_in_silence(tmp_path, case):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", UNCLOSED + PROGRAMS[case]],
         check=False,
         capture_output=True,
         text=True,
@@ -281,4 +315,14 @@ def test_a_client_that_nobody_closes_does_not_keep_the_process(tmp_path):
         cwd=tmp_path,
         timeout=20,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"['{CROP_0}']\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["failed" if case == "an exception is kept" else CROP_0]
+
+
+def test_a_traceback_has_no_frames_of_the_event_loop():
+    client = PrismClient(backend=FakeBackend([job(broken(0, NoSpaceError("full")))]))
+    with client, pytest.raises(NoSpaceError) as caught:
+        client.ensure("instance", 0, progress=False)
+    ours = {frame.name for frame in traceback.extract_tb(caught.tb)} - {"<dictcomp>"}  # a frame before Python 3.12
+    assert ours == {"test_a_traceback_has_no_frames_of_the_event_loop", "ensure", "ensure_files", "_files"}
+    assert caught.value.__cause__ is None
