@@ -1,6 +1,9 @@
 """The file contract: where a cached crop lies, what its HDF5 file holds, and its manifest.
 
 ``<root>/<split>/crop_<id>.h5`` holds every channel; ``crop_<id>.ch00-02_05.h5`` only channels 0, 1, 2 and 5.
+With context, raw reaches beyond the labels: ``crop_<id>.ctx16-46-46.h5`` by at most 16 voxels in Z and 46 in Y and X on
+each side, ``crop_<id>.ctx-all.h5`` as far as the source has raw; ``crop_<id>.ch00-02.ctx-all.h5`` has both. Products
+are ``crop_<id>.<product>.h5``, facts are ``crop_<id>.facts.json``.
 
 =================  ==================================================================================
 object             content
@@ -10,7 +13,8 @@ attributes         ``crop_id``, ``split``, ``num_channels``, ``format_version``,
 ``raw/ch_NN``      (Z, Y, X) uint8; NN is the channel's number in the source
 ``labels``         (Z, Y, X) uint32, consecutive: the n ids of the source in ascending order become 1…n, 0 stays 0
 ``labels_ids``     (n+1,) uint64: ``labels_ids[labels]`` are the source's ids; entry 0 is 0
-on 3-D datasets    integers ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units``
+on 3-D datasets    integers ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units``; with
+                   context, raw has an ``offset`` and a shape of its own
 =================  ==================================================================================
 
 Paths, attributes, ``raw/ch_NN`` and ``labels`` are those of torch_em's ``e11bio`` loader, so that it reads our files.
@@ -22,11 +26,11 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import PurePath, PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from prismcache.schema import CacheState, CropFile, Split
+from prismcache.schema import NO_CONTEXT, CacheState, Context, CropFile, Product, Split
 
 FORMAT_VERSION = 1
 STATE_FOLDER = ".prismcache"
@@ -38,7 +42,23 @@ LABELS = "labels"
 LABELS_IDS = "labels_ids"
 
 _MAX_CHANNEL = 9_999  # as `schema.ChannelId`
-_FILE_NAME = re.compile(r"crop_(0|[1-9]\d{0,5})(?:\.ch([\d_-]+))?\.h5", re.ASCII)
+_NUMBER = r"(?:0|[1-9]\d{0,5})"
+_FILE_NAME = re.compile(
+    rf"crop_(?P<crop>{_NUMBER})(?:"
+    rf"(?:\.ch(?P<channels>[\d_-]+))?(?:\.ctx(?P<context>-all|{_NUMBER}-{_NUMBER}-{_NUMBER}))?\.h5"
+    rf"|\.(?P<product>{'|'.join(p for p in Product if p not in (Product.CROP, Product.FACTS))})\.h5"
+    r"|\.(?P<facts>facts)\.json)",
+    re.ASCII,
+)
+
+
+class FileName(NamedTuple):
+    """What a file name in the cache says: which crop, which channels (None: all), what context, which product."""
+
+    crop: int
+    channels: tuple[int, ...] | None = None
+    context: Context = NO_CONTEXT
+    product: Product = Product.CROP
 
 
 def raw_dataset(channel: int) -> str:
@@ -73,21 +93,63 @@ def parse_channels(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def crop_file_name(crop: int, channels: Sequence[int] | None = None) -> str:
-    """File name of a crop with all its channels (None) or with a subset."""
+def crop_file_name(
+    crop: int,
+    channels: Sequence[int] | None = None,
+    context: Context = NO_CONTEXT,
+    product: Product = Product.CROP,
+) -> str:
+    """Return the name of a crop's file, or of a product made from the whole crop.
+
+    Parameters
+    ----------
+    crop
+        The crop's number.
+    channels
+        The channels in the file; None for all.
+    context
+        Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``.
+    product
+        What the file holds; products other than ``crop`` have neither channels nor context in their names.
+
+    Raises
+    ------
+    ValueError
+        If channels or context are given for a product other than ``crop``.
+    """
+    if product is not Product.CROP:
+        if channels is not None or context != NO_CONTEXT:
+            raise ValueError(f"product {product.value!r} is made from the whole crop, without channels or context")
+        return f"crop_{crop}.{product.value}.{'json' if product is Product.FACTS else 'h5'}"
     subset = "" if channels is None else f".ch{format_channels(channels)}"
-    return f"crop_{crop}{subset}.h5"
+    reach = "" if context == NO_CONTEXT else ".ctx-all" if context == "all" else f".ctx{'-'.join(map(str, context))}"
+    return f"crop_{crop}{subset}{reach}.h5"
 
 
-def parse_crop_file_name(name: str) -> tuple[int, tuple[int, ...] | None] | None:
-    """(crop, channels or None for all) of a crop's file name; None for any other name."""
+def parse_file_name(name: str) -> FileName | None:
+    """Return what a name given by `crop_file_name` says; None for any other name."""
     match = _FILE_NAME.fullmatch(name)
     if match is None:
         return None
     try:
-        return int(match[1]), None if match[2] is None else parse_channels(match[2])
+        channels = None if match["channels"] is None else parse_channels(match["channels"])
     except ValueError:
         return None
+    context: Context = NO_CONTEXT
+    if match["context"] == "-all":
+        context = "all"
+    elif match["context"] is not None:
+        z, y, x = map(int, match["context"].split("-"))
+        context = z, y, x
+    found = FileName(int(match["crop"]), channels, context, Product(match["product"] or match["facts"] or "crop"))
+    return found if crop_file_name(*found) == name else None  # .ctx0-0-0 is no file's name
+
+
+def parse_crop_file_name(name: str) -> tuple[int, tuple[int, ...] | None] | None:
+    """Return (crop, channels or None for all) of a crop's file without context; None for any other name."""
+    found = parse_file_name(name)
+    is_plain = found is not None and found.context == NO_CONTEXT and found.product is Product.CROP
+    return (found.crop, found.channels) if found is not None and is_plain else None
 
 
 def cache_state(files: Iterable[CropFile], *, is_making: bool) -> CacheState:
@@ -100,20 +162,34 @@ def cache_state(files: Iterable[CropFile], *, is_making: bool) -> CacheState:
     return CacheState.PARTIAL if names else CacheState.ABSENT
 
 
-def crop_path(split: Split, crop: int, channels: Sequence[int] | None = None) -> PurePosixPath:
-    """Path of a crop's file below the root."""
-    return PurePosixPath(split.value, crop_file_name(crop, channels))
+def crop_path(
+    split: Split,
+    crop: int,
+    channels: Sequence[int] | None = None,
+    context: Context = NO_CONTEXT,
+    product: Product = Product.CROP,
+) -> PurePosixPath:
+    """Return the path of a crop's file below the root; parameters and errors are those of `crop_file_name`."""
+    return PurePosixPath(split.value, crop_file_name(crop, channels, context, product))
 
 
-def manifest_path(split: Split, crop: int, channels: Sequence[int] | None = None) -> PurePosixPath:
-    """Path of a crop file's manifest below the root."""
-    name = crop_file_name(crop, channels).removesuffix(".h5") + ".json"
+def manifest_path(
+    split: Split,
+    crop: int,
+    channels: Sequence[int] | None = None,
+    context: Context = NO_CONTEXT,
+    product: Product = Product.CROP,
+) -> PurePosixPath:
+    """Return the path of a file's manifest below the root; parameters and errors are those of `crop_file_name`."""
+    name = PurePosixPath(crop_file_name(crop, channels, context, product)).with_suffix(".json")
     return PurePosixPath(STATE_FOLDER, "manifests", split.value, name)
 
 
-def sources_path(split: Split, crop: int, channels: Sequence[int] | None = None) -> PurePosixPath:
-    """Path, below the root, of the list of source objects that a crop file was made from (`SourceList`)."""
-    return manifest_path(split, crop, channels).with_suffix(".sources.json")
+def sources_path(
+    split: Split, crop: int, channels: Sequence[int] | None = None, context: Context = NO_CONTEXT
+) -> PurePosixPath:
+    """Return the path, below the root, of the list of source objects that a crop file was made from (`SourceList`)."""
+    return manifest_path(split, crop, channels, context).with_suffix(".sources.json")
 
 
 class _Record(BaseModel):

@@ -6,12 +6,16 @@ Requests refuse unknown fields; answers ignore them, so that an older client und
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 CropId = Annotated[StrictInt, Field(ge=0, le=999_999)]
 ChannelId = Annotated[StrictInt, Field(ge=0, le=9_999)]
+Reach = Annotated[StrictInt, Field(ge=0, le=99_999)]
+Context = tuple[Reach, Reach, Reach] | Literal["all"]
+"""Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or as far as the source has raw."""
+NO_CONTEXT: Context = (0, 0, 0)
 
 
 class Split(StrEnum):
@@ -19,6 +23,20 @@ class Split(StrEnum):
 
     INSTANCE = "instance"
     SEMANTIC = "semantic"
+
+
+class Product(StrEnum):
+    """What a file holds: the crop itself, or what is derived from it.
+
+    ``fgbg`` and ``border_mask`` exist for semantic crops only.
+    """
+
+    CROP = "crop"
+    UNLABELLED = "unlabelled"
+    AVG_BARCODES = "avg_barcodes"
+    FGBG = "fgbg"
+    BORDER_MASK = "border_mask"
+    FACTS = "facts"
 
 
 class State(StrEnum):

@@ -15,10 +15,11 @@ from prismcache.layout import (
     manifest_path,
     parse_channels,
     parse_crop_file_name,
+    parse_file_name,
     raw_dataset,
     sources_path,
 )
-from prismcache.schema import CropFile, Split
+from prismcache.schema import NO_CONTEXT, Context, CropFile, Product, Split
 
 CHANNELS = st.sets(st.integers(0, 9999), min_size=1, max_size=40) | st.sets(st.integers(0, 20), min_size=1)
 CROPS = st.integers(0, 999_999)
@@ -58,6 +59,50 @@ def test_only_what_is_written_is_read(text: str) -> None:
 @given(CROPS, st.none() | CHANNELS.map(lambda found: tuple(sorted(found))))
 def test_a_file_name_tells_crop_and_channels(crop: int, channels: tuple[int, ...] | None) -> None:
     assert parse_crop_file_name(crop_file_name(crop, channels)) == (crop, channels)
+
+
+CONTEXTS = st.just("all") | st.tuples(*(st.integers(0, 99_999),) * 3)
+
+
+@given(CROPS, st.none() | CHANNELS.map(lambda found: tuple(sorted(found))), CONTEXTS)
+def test_a_file_name_tells_the_context(crop: int, channels: tuple[int, ...] | None, context: Context) -> None:
+    name = crop_file_name(crop, channels, context)
+    assert parse_file_name(name) == (crop, channels, context, Product.CROP)
+    assert (parse_crop_file_name(name) is None) is (context != NO_CONTEXT)
+
+
+def test_names_with_context_or_product_are_those_that_users_know() -> None:
+    assert crop_file_name(2, None, (16, 46, 46)) == "crop_2.ctx16-46-46.h5"
+    assert crop_file_name(2, (0, 1, 2), (16, 46, 46)) == "crop_2.ch00-02.ctx16-46-46.h5"
+    assert crop_file_name(2, None, "all") == "crop_2.ctx-all.h5"
+    assert crop_file_name(2, product=Product.AVG_BARCODES) == "crop_2.avg_barcodes.h5"
+    assert str(manifest_path(Split.INSTANCE, 2, product=Product.FACTS)) == (
+        ".prismcache/manifests/instance/crop_2.facts.json"
+    )
+
+
+@pytest.mark.parametrize("product", Product)
+def test_a_file_name_tells_the_product(product: Product) -> None:
+    assert parse_file_name(crop_file_name(3, product=product)) == (3, None, NO_CONTEXT, product)
+
+
+def test_a_product_has_neither_channels_nor_context() -> None:
+    with pytest.raises(ValueError, match="made from the whole crop"):
+        crop_file_name(3, (1,), product=Product.UNLABELLED)
+    with pytest.raises(ValueError, match="made from the whole crop"):
+        crop_file_name(3, None, "all", Product.UNLABELLED)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "crop_1.ctx0-0-0.h5", "crop_1.ctx01-2-3.h5", "crop_1.ctx1-2.h5", "crop_1.ctxall.h5", "crop_1.ctx--1-2-3.h5",
+        "crop_1.ctx-all.ch00.h5", "crop_1.facts.h5", "crop_1.unlabelled.json", "crop_1.crop.h5", "crop_1.ctx.h5",
+        "crop_1.ch00.unlabelled.h5",
+    ],
+)  # fmt: skip
+def test_other_contexts_and_products_name_no_file(name: str) -> None:
+    assert parse_file_name(name) is None
 
 
 @pytest.mark.parametrize(
