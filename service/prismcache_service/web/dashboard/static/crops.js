@@ -84,11 +84,9 @@ function state(crop, progress) {
 function preview(crop) {
   const file = crop.files.find((found) => found.channels.includes(0));
   if (!file) return "";
-  const picture = element("img", { class: "preview", alt: `Middle slice of ${nameOf(crop)}`, loading: "lazy" });
   const known = previews.get(file.sha256);
-  if (known) {
-    picture.src = known;
-  } else if (known === undefined) {
+  if (known) return element("img", { class: "preview", alt: `Middle slice of ${nameOf(crop)}`, src: known });
+  if (known === undefined) {
     previews.set(file.sha256, "");
     request(`v1/crops/${crop.split}/${crop.crop}/preview.png`)
       .then((response) => response.blob())
@@ -96,9 +94,9 @@ function preview(crop) {
         previews.set(file.sha256, URL.createObjectURL(blob));
         draw();
       })
-      .catch(() => picture.remove()); // a crop without a picture is shown without one
+      .catch(() => {}); // a crop without a picture is shown without one
   }
-  return picture;
+  return element("span", { class: "preview" });
 }
 
 function sizes(crop) {

@@ -39,7 +39,11 @@ async function draw() {
   if (mine !== drawing) return; // a newer slice was asked for meanwhile
   const { width, height } = labels;
   const canvas = document.getElementById("slice");
-  if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+  if (canvas.width !== width || canvas.height !== height) {
+    [canvas.width, canvas.height] = [width, height];
+    const [rows, columns] = volume.voxelSize.filter((_, axis) => axis !== view.axis); // voxels are no cubes
+    canvas.style.aspectRatio = `${width * columns} / ${height * rows}`;
+  }
   const pixels = compose(raw, view.gain, labels.plane, view.opacity, width * height);
   canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
   canvas.dataset.at = `${AXES[view.axis]}${view.at}`; // which slice the canvas shows
