@@ -38,6 +38,14 @@ class SourceConformance(ABC):
     def open(self, bucket_dir: Path) -> AbstractAsyncContextManager[Source]:
         """The source over the published prefix of the bucket in `bucket_dir`."""
 
+    def put(self, path: Path, content: bytes | None) -> None:
+        """Change an object of the source: the file `path` with this content, or none."""
+        if content is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
     @pytest.fixture
     def crop_dir(self, own_bucket_dir: Path) -> Path:
         """The zarr folder of instance crop 0."""
@@ -70,14 +78,12 @@ class SourceConformance(ABC):
         assert ask(lambda source: source.list_folders("no-such-split")) == []
 
     def test_a_folder_is_no_other_that_begins_alike(self, ask, crop_dir: Path) -> None:
-        other = crop_dir.with_name("crop_0.zarr.bak")
-        other.mkdir()
-        (other / "object").write_text("x")
+        self.put(crop_dir.with_name("crop_0.zarr.bak") / "object", b"x")
         assert "object" not in ask(lambda source: source.list_objects(FOLDER))
         assert ask(lambda source: source.list_objects("instance/crop_0")) == {}
 
     def test_folders_are_listed_by_name(self, ask, crop_dir: Path) -> None:
-        (crop_dir.parent / "README").write_text("no folder")
+        self.put(crop_dir.parent / "README", b"no folder")
         assert sorted(ask(lambda source: source.list_folders("instance"))) == ["crop_0.zarr", "crop_2.zarr"]
 
     def test_an_object_comes_whole_into_the_buffer_given(self, ask, crop_dir: Path) -> None:
@@ -92,8 +98,14 @@ class SourceConformance(ABC):
         assert ask(read) == (content, len(content))
         assert buffer == content + b"x" * 50
 
+    def test_a_document_is_read_as_any_other_object(self, ask, crop_dir: Path) -> None:
+        async def read(source: Source) -> bytes:
+            return await source.read_document(FOLDER, (await source.list_objects(FOLDER))["raw/.zarray"])
+
+        assert ask(read) == (crop_dir / "raw/.zarray").read_bytes()
+
     def test_an_empty_object_is_an_object(self, ask, crop_dir: Path) -> None:
-        (crop_dir / "raw" / "empty").write_bytes(b"")
+        self.put(crop_dir / "raw" / "empty", b"")
 
         async def read(source: Source) -> bytes:
             item = (await source.list_objects(FOLDER))["raw/empty"]
@@ -124,10 +136,7 @@ class SourceConformance(ABC):
 
         async def read(source: Source) -> object:
             item = (await source.list_objects(FOLDER))[KEY]
-            if change == "deleted":
-                path.unlink()
-            else:
-                path.write_bytes(bodies[change])
+            await asyncio.to_thread(self.put, path, bodies.get(change))
             return await source.read(FOLDER, item, memoryview(bytearray(item.size)))
 
         with pytest.raises(SourceCorruptError, match=KEY.replace(".", r"\.")):
@@ -139,7 +148,7 @@ class SourceConformance(ABC):
 
         before = listed()
         assert listed() == before
-        (crop_dir / KEY).write_bytes((crop_dir / KEY).read_bytes()[::-1])
+        self.put(crop_dir / KEY, (crop_dir / KEY).read_bytes()[::-1])
         assert listed() != before
 
     def test_it_says_where_it_is(self, ask) -> None:
