@@ -64,7 +64,8 @@ class TestMoto(S3Conformance):
     """moto's server, which has nothing in common with rclone's."""
 
     @pytest.fixture(scope="class")
-    def moto(self, bucket_dir: Path) -> Iterator[MotoServer]:
+    @classmethod
+    def moto(cls, bucket_dir: Path) -> Iterator[MotoServer]:
         with MotoServer(bucket_dir) as server:
             yield server
 
