@@ -1,20 +1,22 @@
-"""Read what a caller asks for: splits, crops and channels as people and numpy write them.
+"""Read the arguments of a request: splits, crops and channels as people and numpy write them.
 
-Pure: no catalog is looked at. Whether a crop or channel exists is for the backend to say.
+Pure: nothing here looks at a catalog. The backend raises for a crop or channel that does not exist.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from typing import SupportsIndex, TypeAlias, TypeGuard, cast
+from collections.abc import Callable, Iterable
+from typing import SupportsIndex, TypeAlias, TypeGuard, TypeVar, cast
 
 from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError, UnknownSplitError
-from prismcache.numbers import parse_channels
+from prismcache.numbers import parse_channels, parse_crops
 from prismcache.schema import JobRequest, Split
 
-Numbers: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
-"""One number or several; numpy's integers and integer arrays are meant too."""
+T = TypeVar("T")
+
+Numbers: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | str
+"""One number or several; also numpy's integers and arrays of integers, and text such as ``"0-4,7"``."""
 
 MAX_CROP = 999_999
 MAX_CHANNEL = 9_999
@@ -22,12 +24,12 @@ MAX_COUNT = 1000
 
 
 def as_split(value: str | Split) -> Split:
-    """The split that `value` names.
+    """Return the split that `value` names.
 
     Raises
     ------
     UnknownSplitError
-        If there is no such split; names those that exist.
+        If there is no such split; the message names those that exist.
 
     Examples
     --------
@@ -38,26 +40,28 @@ def as_split(value: str | Split) -> Split:
         return Split(value)
     except ValueError:
         known = " and ".join(repr(split.value) for split in Split)
-        raise UnknownSplitError(f"there is no split {value!r}; the splits are {known}") from None
+        raise UnknownSplitError(f"{value!r} is no split; the splits are {known}") from None
 
 
 def as_crops(value: Numbers | None) -> tuple[int, ...] | None:
-    """Crop numbers as asked, order and duplicates kept; None stays None, which means all.
+    """Return crop numbers as asked, order and duplicates kept; None, which means all crops, for None and ``"all"``.
 
     Raises
     ------
     UnknownCropError
         If a number is negative or larger than any crop's.
     RequestError
-        If something is no integer (True is not crop 1), or there are more than 1000.
+        If a value is no integer (True is not crop 1), or there are more than 1000.
 
     Examples
     --------
     >>> as_crops([5, 0, 5])
     (5, 0, 5)
-    >>> as_crops(3)
-    (3,)
+    >>> as_crops("0-2,7")
+    (0, 1, 2, 7)
     """
+    if isinstance(value, str):
+        value = _typed(lambda text: parse_crops([text]), value)
     if value is None:
         return None
     crops = _integers(value, "crop")
@@ -67,15 +71,15 @@ def as_crops(value: Numbers | None) -> tuple[int, ...] | None:
     return crops
 
 
-def as_channels(value: Numbers | str | None) -> tuple[int, ...] | None:
-    """Channel numbers, ascending, each once; None stays None, which means all.
+def as_channels(value: Numbers | None) -> tuple[int, ...] | None:
+    """Return channel numbers, ascending, each once; None, which means all channels, for None.
 
     Raises
     ------
     UnknownChannelError
         If a number is negative or larger than any channel's.
     RequestError
-        If something is no integer, or there is none at all.
+        If a value is no integer, or there is none at all.
 
     Examples
     --------
@@ -87,10 +91,7 @@ def as_channels(value: Numbers | str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        try:
-            value = parse_channels(value)
-        except ValueError as error:
-            raise RequestError(str(error)) from None
+        value = _typed(parse_channels, value)
     channels = tuple(sorted(set(_integers(value, "channel"))))
     if not channels:
         raise RequestError(
@@ -103,15 +104,23 @@ def as_channels(value: Numbers | str | None) -> tuple[int, ...] | None:
 
 
 def job_request(
-    split: str | Split, crops: tuple[int, ...] | None, channels: Numbers | str | None, *, strict: bool
+    split: str | Split, crops: tuple[int, ...] | None, channels: Numbers | None, *, strict: bool
 ) -> JobRequest:
-    """The request for `crops` (each once, as the order and duplicates are the caller's own affair)."""
+    """Return the request for `crops`, each once; the client keeps the order and the duplicates."""
     unique = None if crops is None else tuple(dict.fromkeys(crops))
     return JobRequest(split=as_split(split), crops=unique, channels=as_channels(channels), strict=strict)
 
 
-def _integers(value: Numbers, noun: str) -> tuple[int, ...]:
-    if isinstance(value, str | bytes):
+def _typed(parse: Callable[[str], T], text: str) -> T:
+    """Return what `text` names; raise `RequestError` if it names nothing."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def _integers(value: SupportsIndex | Iterable[SupportsIndex], noun: str) -> tuple[int, ...]:
+    if isinstance(value, bytes):
         raise RequestError(f"{noun}s must be integers, not {value!r}")
     items = [value] if _is_index(value) or not isinstance(value, Iterable) else value
     found = tuple(_integer(item, noun) for item in items)
@@ -121,7 +130,7 @@ def _integers(value: Numbers, noun: str) -> tuple[int, ...]:
 
 
 def _is_index(value: object) -> TypeGuard[SupportsIndex]:
-    """Whether Python would take `value` as an index. A numpy array of one dimension has ``__index__`` but refuses."""
+    """Return whether Python takes `value` as an index. A numpy array of one dimension has ``__index__`` but raises."""
     try:
         operator.index(cast("SupportsIndex", value))
     except TypeError:
@@ -130,7 +139,7 @@ def _is_index(value: object) -> TypeGuard[SupportsIndex]:
 
 
 def _integer(value: object, noun: str) -> int:
-    """`value` as int; bool is refused, although Python counts it among the integers."""
+    """Return `value` as int; bool is refused, although it is an integer in Python."""
     if isinstance(value, bool) or not _is_index(value):
         raise RequestError(f"a {noun} must be an integer, not {value!r}")
     return operator.index(value)

@@ -10,7 +10,7 @@ _PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 
 
 def parse_crops(words: Iterable[str]) -> list[int] | None:
-    """The crops that the words name, in their order, duplicates kept; None for ``all``.
+    """Return the crops that the words name, in their order, duplicates kept; None for ``all``.
 
     Raises
     ------
@@ -33,12 +33,12 @@ def parse_crops(words: Iterable[str]) -> list[int] | None:
 
 
 def parse_channels(text: str) -> list[int]:
-    """The channels that the text names.
+    """Return the channels that the text names.
 
     Raises
     ------
     ValueError
-        If it names none.
+        If the text names none.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""What is said between client, service and workers: requests, jobs, crops, problems (pydantic, JSON).
+"""The messages between client, service and workers: requests, jobs, crops, problems (pydantic, JSON).
 
-Requests refuse unknown fields; answers ignore them, so that an older client understands a newer service.
+Requests refuse unknown fields; responses ignore them, so that an older client understands a newer service.
 """
 
 from __future__ import annotations
@@ -8,7 +8,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
+from pydantic_core import PydanticCustomError
+
+from prismcache.html import table
+from prismcache.units import format_bytes
 
 CropId = Annotated[StrictInt, Field(ge=0, le=999_999)]
 ChannelId = Annotated[StrictInt, Field(ge=0, le=9_999)]
@@ -16,6 +20,16 @@ Reach = Annotated[StrictInt, Field(ge=0, le=99_999)]
 Context = tuple[Reach, Reach, Reach] | Literal["all"]
 """Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or as far as the source has raw."""
 NO_CONTEXT: Context = (0, 0, 0)
+
+
+def _number_list(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return value
+    raise PydanticCustomError("number_list", "Input should be a list of numbers, such as [0, 5]")
+
+
+_NumberList = BeforeValidator(_number_list)
+"""Says in a caller's terms that one number or a text is no list."""
 
 
 class Split(StrEnum):
@@ -57,7 +71,7 @@ _FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 
 
 class CacheState(StrEnum):
-    """What the cache has of a crop: nothing, less than an unfinished job wants, some channels, or all of them."""
+    """The cached part of a crop: nothing, less than an unfinished job wants, some channels, or all channels."""
 
     ABSENT = "absent"
     MAKING = "making"
@@ -65,17 +79,17 @@ class CacheState(StrEnum):
     CACHED = "cached"
 
 
-# Not deferred: FastAPI silences what pydantic warns of while it takes a model for a body, but not what is built later.
+# Not deferred: FastAPI silences pydantic's warnings while it reads a body's model, but not those of a later build.
 class _Request(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
-# Built when they are first used: a program needs few of them, and importing should be quick.
-class _Answer(BaseModel):
+# Built with their first use: a program needs few of these models, and importing should be quick.
+class _Response(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
-class Problem(_Answer):
+class Problem(_Response):
     """An error on the wire (RFC 9457), with a stable `code` and a `remedy`."""
 
     type: str = "about:blank"
@@ -94,13 +108,13 @@ class JobRequest(_Request):
     """
 
     split: Split
-    crops: Annotated[tuple[CropId, ...], Field(max_length=1000)] | None = None
-    channels: Annotated[tuple[ChannelId, ...], Field(min_length=1, max_length=1000)] | None = None
+    crops: Annotated[tuple[CropId, ...], Field(max_length=1000), _NumberList] | None = None
+    channels: Annotated[tuple[ChannelId, ...], Field(min_length=1, max_length=1000), _NumberList] | None = None
     strict: StrictBool = False
     priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
 
 
-class CropFile(_Answer):
+class CropFile(_Response):
     """One published file: where the machine that made it sees it, and what identifies its content.
 
     `channels` are the crop's channels in it, ascending; `size` is in bytes; `missing_chunks` counts source chunks
@@ -117,8 +131,8 @@ class CropFile(_Answer):
     source_fingerprint: str = ""
 
 
-class CropProgress(_Answer):
-    """How far one crop of a job is. Totals are 0 until the crop's listing and metadata have been read."""
+class CropProgress(_Response):
+    """The progress of one crop of a job. Totals are 0 until the crop's listing and metadata have been read."""
 
     crop: int
     state: State = State.QUEUED
@@ -131,13 +145,13 @@ class CropProgress(_Answer):
 
 
 class CropDownload(CropProgress):
-    """A crop that the service has, on its way to this machine: bytes are those of the file. Made by clients only."""
+    """A crop whose file is downloaded from the service: bytes are those of the file. Made by clients only."""
 
 
-class Job(_Answer):
-    """A snapshot of a job. `revision` grows with each change, so that a waiter can ask for what is newer.
+class Job(_Response):
+    """A snapshot of a job. `revision` grows with each change, so that a client can wait for a newer snapshot.
 
-    `owner` is the name of the token that asked; empty where there are no tokens.
+    `owner` is the name of the token that submitted the job; empty where there are no tokens.
     """
 
     id: str
@@ -151,16 +165,33 @@ class Job(_Answer):
     owner: str = ""
     created_at: AwareDatetime | None = None
 
+    def __str__(self) -> str:
+        """Return one line for people; `repr` has everything."""
+        ready = sum(crop.state is State.DONE for crop in self.crops)
+        return f"job {self.id}: {self.split.value}, {self.state.value}, {ready} of {len(self.crops)} crops ready"
 
-class JobPage(_Answer):
+    def _repr_html_(self) -> str:
+        rows = [
+            (crop.crop, crop.state.value, _received(crop), crop.problem and crop.problem.detail) for crop in self.crops
+        ]
+        return table(str(self), ["crop", "state", "fetched", "problem"], rows)
+
+
+def _received(crop: CropProgress) -> str:
+    if not crop.bytes_total:
+        return ""
+    return f"{format_bytes(crop.bytes_done)} of {format_bytes(crop.bytes_total)}"
+
+
+class JobPage(_Response):
     """Jobs, newest first; `next_cursor` asks for those before them, None at the end."""
 
     jobs: tuple[Job, ...]
     next_cursor: str | None = None
 
 
-class JobEvent(_Answer):
-    """Something that happened to a job and was recorded; `seq` grows over all jobs and restarts.
+class JobEvent(_Response):
+    """A recorded event of a job; `seq` grows over all jobs and restarts.
 
     `kind` is one of ``submitted``, ``resumed``, ``started``, ``crop``, ``finished``; `crop` is set for ``crop``.
     """
@@ -174,14 +205,14 @@ class JobEvent(_Answer):
 
 
 class LeaseRequest(_Request):
-    """Protect these crops from eviction while the asking process uses them."""
+    """Protect these crops from eviction while the caller's process uses them (a retention lease)."""
 
     split: Split
-    crops: Annotated[tuple[CropId, ...], Field(min_length=1, max_length=1000)]
+    crops: Annotated[tuple[CropId, ...], Field(min_length=1, max_length=1000), _NumberList]
 
 
-class Lease(_Answer):
-    """A protection from eviction that ends `seconds` after it was last renewed."""
+class Lease(_Response):
+    """A retention lease: a protection from eviction that ends `seconds` after its last renewal."""
 
     id: str
     split: Split
@@ -189,11 +220,11 @@ class Lease(_Answer):
     seconds: float
 
 
-class Usage(_Answer):
+class Usage(_Response):
     """The cache folder: bytes of published files, bytes promised to crops in the making, and the bounds on them.
 
-    The quarantine is what was found wrong in a crop's place; it counts against `max_bytes`, too, and goes before any
-    crop is evicted. `free_bytes` and `total_bytes` are the file system's; a None bound means none was set.
+    The quarantine holds damaged files that were set aside; it counts against `max_bytes`, too, and is deleted before
+    any crop is evicted. `free_bytes` and `total_bytes` are the file system's; a None bound means none was set.
     """
 
     files: int
@@ -207,8 +238,8 @@ class Usage(_Answer):
     quarantine_bytes: int = 0
 
 
-class ServiceStatus(_Answer):
-    """What a service is doing."""
+class ServiceStatus(_Response):
+    """The state of a service."""
 
     version: str
     engine: str
@@ -220,8 +251,8 @@ class ServiceStatus(_Answer):
     usage: Usage
 
 
-class CropInfo(_Answer):
-    """A crop as published, and what the cache holds of it.
+class CropInfo(_Response):
+    """A crop as published, and its cached files.
 
     `raw_shape` is (C, Z, Y, X), `labels_shape` (Z, Y, X), both in voxels, of the dtypes that files have; `offset` (of
     the labels) and `voxel_size` are in nm, Z,Y,X. `source_bytes` and `source_objects` are those of the whole crop in
@@ -245,21 +276,53 @@ class CropInfo(_Answer):
     leases: int = 0
     last_used_at: AwareDatetime | None = None
 
+    def _repr_html_(self) -> str:
+        shown = {
+            "state": self.state.value,
+            "raw, voxels (C, Z, Y, X)": self.raw_shape,
+            "labels, voxels (Z, Y, X)": self.labels_shape,
+            "voxel size, nm (Z, Y, X)": self.voxel_size,
+            "offset, nm (Z, Y, X)": self.offset,
+            "in the bucket": None if self.source_bytes is None else format_bytes(self.source_bytes),
+            "files": ", ".join(file.path for file in self.files) or None,
+            "problem": self.problem and self.problem.detail,
+        }
+        rows = [(name, value) for name, value in shown.items() if value is not None]
+        return table(f"{self.split.value} crop {self.crop}", [], rows)
 
-class CropPage(_Answer):
+
+class Catalog(list[CropInfo]):
+    """The crops of a catalog; a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                info.split.value,
+                info.crop,
+                info.state.value,
+                info.raw_shape,
+                info.labels_shape,
+                None if info.source_bytes is None else format_bytes(info.source_bytes),
+            )
+            for info in self
+        ]
+        return table(f"{len(self)} crops", ["split", "crop", "state", "raw", "labels", "in the bucket"], rows)
+
+
+class CropPage(_Response):
     """Every crop of the catalog, by split and id."""
 
     crops: tuple[CropInfo, ...]
 
 
-class RemovedFiles(_Answer):
-    """What was deleted from the cache."""
+class RemovedFiles(_Response):
+    """The files that were deleted from the cache."""
 
     files: tuple[CropFile, ...]
 
 
-class ClearedQuarantine(_Answer):
-    """How much was deleted from the quarantine."""
+class ClearedQuarantine(_Response):
+    """The number and size of the files that were deleted from the quarantine."""
 
     files: int
     bytes: int
@@ -269,19 +332,19 @@ class VerifyRequest(_Request):
     """Re-read cached files against their manifests; None means all."""
 
     split: Split | None = None
-    crops: Annotated[tuple[CropId, ...], Field(max_length=1000)] | None = None
+    crops: Annotated[tuple[CropId, ...], Field(max_length=1000), _NumberList] | None = None
     repair: StrictBool = False
 
 
 class Verdict(StrEnum):
-    """What `verify` found of one file."""
+    """The result of `verify` for one file."""
 
     OK = "ok"
     REPAIRED = "repaired"
     CORRUPT = "corrupt"
 
 
-class VerifyResult(_Answer):
+class VerifyResult(_Response):
     """The verdict on one cached file, with the reason where it is not `ok`."""
 
     split: Split
@@ -292,7 +355,7 @@ class VerifyResult(_Answer):
     reason: str = ""
 
 
-class VerifyReport(_Answer):
-    """The verdicts on all files that were asked about."""
+class VerifyReport(_Response):
+    """The verdicts on all files of the request."""
 
     results: tuple[VerifyResult, ...]

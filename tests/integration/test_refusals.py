@@ -385,7 +385,7 @@ def test_a_bucket_that_does_not_exist(elsewhere: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("ensure", "none", "0"), 2, "error[unknown_split]: there is no split 'none'"),
+        (("ensure", "none", "0"), 2, "error[unknown_split]: 'none' is no split"),
         (("ensure", "instance", "999"), 1, "error[unknown_crop]: crop 999 of split 'instance'"),
         (
             ("ensure", "instance", "0", "--channels", "5"),

@@ -17,7 +17,7 @@ from prismcache.config import Settings
 from prismcache.errors import RequestError
 from prismcache.loading import load_backend
 from prismcache.progress.reporter import Progress
-from prismcache.schema import CropFile, CropInfo, Split, VerifyResult
+from prismcache.schema import Catalog, CropFile, CropInfo, Split, VerifyResult
 
 
 class AsyncPrismClient:
@@ -146,8 +146,8 @@ class AsyncPrismClient:
                     yield file.path
 
     async def catalog(self, split: str | Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        """What is published and what is cached; see `PrismClient.catalog`."""
-        return await self._open().catalog(None if split is None else as_split(split), refresh=refresh)
+        """Return what is published and what is cached; see `PrismClient.catalog`."""
+        return Catalog(await self._open().catalog(None if split is None else as_split(split), refresh=refresh))
 
     async def describe(self, split: str | Split, crop: int) -> CropInfo:
         """One crop in full; see `PrismClient.describe`."""

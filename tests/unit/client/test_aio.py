@@ -301,7 +301,7 @@ def test_what_else_a_backend_offers():
         assert len(await prism.verify()) == 4
         assert len(await prism.verify("instance", 0)) == 1
         assert [file.crop for file in await prism.remove("instance", [0])] == [0]
-        for wrong in ([0, 1], [], -1, True, "0"):
+        for wrong in ([0, 1], [], -1, True, "0,1"):
             with pytest.raises(RequestError):
                 await prism.describe("instance", wrong)
         with pytest.raises(RequestError, match="without the split"):

@@ -24,17 +24,26 @@ from prismcache.schema import Split
         (np.array(4), (4,)),
         (np.array([4], dtype=np.uint8), (4,)),
         (np.arange(2), (0, 1)),
+        ("1", (1,)),
+        ("0-2, 7", (0, 1, 2, 7)),
+        ("all", None),
     ],
 )
 def test_crops_are_integers_in_any_form(given, crops):
     assert as_crops(given) == crops
 
 
-@pytest.mark.parametrize("given", [True, [True], np.bool_(1), "1", b"1", ["1"], 1.0, [1.5], [None], object(), [[1]]])
+@pytest.mark.parametrize("given", [True, [True], np.bool_(1), b"1", ["1"], 1.0, [1.5], [None], object(), [[1]]])
 def test_what_is_no_integer_is_refused(given):
     with pytest.raises(RequestError, match="integer") as caught:
         as_crops(given)
     assert type(caught.value) is RequestError
+
+
+@pytest.mark.parametrize("text", ["", "first", "3-1", "all,1", "-1"])
+def test_text_that_names_no_crops_is_refused(text):
+    with pytest.raises(RequestError):
+        as_crops(text)
 
 
 @pytest.mark.parametrize("crop", [-1, 1_000_000, 2**70])
@@ -66,7 +75,7 @@ def test_channels_that_cannot_be_meant_are_refused():
 def test_a_split_is_a_name_or_a_member():
     assert as_split("instance") is as_split(Split.INSTANCE) is Split.INSTANCE
     for wrong in ("Instance", "", "train", 3, None):
-        with pytest.raises(UnknownSplitError, match=r"splits are 'instance' and 'semantic'") as caught:
+        with pytest.raises(UnknownSplitError, match=r"is no split; the splits are 'instance' and 'semantic'") as caught:
             as_split(wrong)
         assert repr(wrong) in str(caught.value)
 
