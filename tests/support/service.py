@@ -146,7 +146,7 @@ class Service:
         return status
 
     def create_token(self, name: str, role: Role | str) -> str:
-        """Make a token in the service's file; a running service learns of it on SIGHUP."""
+        """Make a token in the service's file; a running service notices it within 2 s, or at once on SIGHUP."""
         return create_token(tokens_path(self.config), name, role)
 
     def client(self, token: str | None = None, **options: Any) -> httpx2.Client:

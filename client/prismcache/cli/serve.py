@@ -19,7 +19,7 @@ ExpiresOption = Annotated[
     str | None, typer.Option("--expires", help="How long it can be used, as 12h, 90d or 52w (default: no end)")
 ]
 
-_WHEN = "a running service takes this in on SIGHUP, as `kill -HUP PID` sends it"
+_WHEN = "a running service notices this within 2 s"
 
 tokens = typer.Typer(
     name="token", cls=CommandGroup, help="Make, revoke and list the tokens of this machine's service.",
@@ -57,7 +57,7 @@ def create_token(
     until = None if expires is None else datetime.now(UTC) + _duration(expires)
     auth = _load("token")
     path = auth.tokens_path(_config(settings))
-    token = auth.create_token(path, name, role, **({} if until is None else {"expires": until}))
+    token = auth.create_token(path, name, role, expires=until)
     if as_json:
         _print_json({"name": name, "role": role, "token": token, "expires_at": until and until.isoformat()})
         return
@@ -93,8 +93,9 @@ def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> Non
         _print_json({"tokens": records})
         return
     for record in records:
-        end = f" until {record['expires_at']}" if record.get("expires_at") else ""
-        typer.echo(f"{record['name']:<24} {record['role']:<10} {record['created_at']}{end}")
+        end = f" until {record['expires_at']}" if record["expires_at"] else ""
+        used = f", last used {record['last_used_at']}" if record["last_used_at"] else ", never used"
+        typer.echo(f"{record['name']:<24} {record['role']:<10} {record['created_at']}{end}{used}")
 
 
 def _duration(text: str) -> timedelta:

@@ -61,7 +61,12 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_factory(config, figures) as factory:
             app.state.factory = factory
-            yield
+            watching = asyncio.create_task(tokens.watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
 
     app = FastAPI(
         title="prismcache", version=prismcache.__version__, description=_DESCRIPTION, lifespan=lifespan,

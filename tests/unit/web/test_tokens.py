@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_revoked_token_is_refused_and_the_others_stay(path: Path) -> None:
 
     revoke_token(path, "bob")
     assert book.authenticate(tokens["bob"]) is not None  # until the file is read again
-    book.reload()
+    book.refresh()
 
     assert book.authenticate(tokens["bob"]) is None
     assert book.authenticate(tokens["ada"]) == Caller("ada", Role.READER)
@@ -68,6 +69,39 @@ def test_names_and_roles_that_cannot_be_used_are_refused(path: Path, name: str, 
 
     with pytest.raises(ConfigError):
         create_token(path, name, role)
+
+
+def test_a_token_is_refused_once_it_has_expired(path: Path) -> None:
+    now = datetime.now(UTC)
+    token = create_token(path, "guest", "reader", expires=now + timedelta(days=90))
+    book = TokenBook(path)
+    assert book.authenticate(token) == Caller("guest", Role.READER)
+
+    content = json.loads(path.read_text())
+    content["tokens"][0]["expires_at"] = now.isoformat()
+    path.write_text(json.dumps(content))
+    book.refresh()
+
+    assert book.authenticate(token) is None
+    assert book.enforced
+    with pytest.raises(ConfigError, match="could never be used"):
+        create_token(path, "late", "reader", expires=now)
+
+
+def test_the_last_use_of_a_token_is_shown_and_survives_a_restart(path: Path) -> None:
+    tokens = {name: create_token(path, name, "reader") for name in ("ada", "bob", "eve")}
+    for name in ("ada", "bob"):
+        book = TokenBook(path)
+        book.authenticate(tokens[name])
+        book.store_uses()
+
+    used = {record.name: record.last_used_at for record in list_tokens(path)}
+    assert used["ada"]
+    assert used["bob"]
+    assert used["eve"] is None
+    revoke_token(path, "ada")
+    create_token(path, "ada", "reader")
+    assert list_tokens(path)[-1].last_used_at is None  # another token of the same name
 
 
 def test_revoking_who_is_not_there_is_an_error(path: Path) -> None:
