@@ -136,17 +136,10 @@ class Stack:
         return self.engine.run(*command, "--file", str(COMPOSE_FILE), *arguments, check=check, both=both)
 
     def create_token(self, name: str, role: str) -> str:
-        """Make a token as docs/lab-server.md says; a running service learns of it by `reread_tokens`."""
+        """Make a token as docs/lab-server.md says; a running service notices it within 2 s."""
         words = ("run", "--rm", "-T", "--no-deps", "prismcache", "token", "create", name, "--role", role)
         self.tokens[role] = token = self.compose(*words, both=False).strip()
         return token
-
-    def reread_tokens(self) -> None:
-        """Have the running service read its tokens again.
-
-        From inside: after a signal by ``docker kill``, whichever, the engine no longer restarts one that crashes.
-        """
-        self.compose("exec", "-T", "prismcache", "sh", "-c", "kill -HUP 1")
 
     def containers(self, service: str) -> list[str]:
         """Ids of a service's containers, running or not."""

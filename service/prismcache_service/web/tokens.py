@@ -55,7 +55,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. Where there are no tokens, `name` is empty. With role None, only public paths are allowed."""
+    """The sender of a request. `name` is empty where there are no tokens; role None allows public paths only."""
 
     name: str
     role: Role | None
@@ -303,7 +303,7 @@ class TokenBook:
             _log.warning("the last uses of tokens are not stored", error=str(error))
 
     def authenticate(self, token: str) -> Caller | None:
-        """Return whose token this is, or None. The token is compared with every hash, so that the time tells nothing."""
+        """Return whose token this is, or None. Every hash is compared, so that the time taken tells nothing."""
         if len(token) > _MAX_TOKEN:
             return None
         digest = _digest(token).encode()

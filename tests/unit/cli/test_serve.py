@@ -61,7 +61,7 @@ def test_a_setting_that_makes_no_sense_is_named(run, served):
 def test_a_token_is_made_listed_and_revoked(run):
     made = run("token", "create", "anna")
     assert re.fullmatch(r"prism_\S{40,}\n", made.stdout)
-    assert "it is not shown again\na running service takes this in" in made.stderr
+    assert "it is not shown again\na running service notices this within 2 s" in made.stderr
     other = json.loads(run("token", "create", "bert", "--role", "admin", "--json").stdout)
     assert (other["name"], other["role"]) == ("bert", "admin")
     listed = run("token", "list")
