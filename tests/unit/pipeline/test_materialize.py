@@ -35,7 +35,7 @@ from prismcache.layout import SourceObject
 from prismcache.schema import Split
 from prismcache_service.cache.cache import CropName
 from prismcache_service.pipeline import materialize
-from prismcache_service.pipeline.materialize import MadeCrop, Materializer, crop_of_folder, first_error
+from prismcache_service.pipeline.materialize import MadeCrop, Materializer, first_error
 from prismcache_service.pipeline.plan import plan
 from prismcache_service.pipeline.plan.budget import Budget, plan_budget
 from prismcache_service.pipeline.progress import Progress
@@ -309,18 +309,6 @@ def test_too_little_space_is_said_before_anything_is_fetched(bucket_dir: Path, t
     ):
         make(bucket_dir, target)
     assert not target.exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "crop"),
-    [
-        ("crop_0.zarr", 0), ("crop_16.zarr", 16), ("crop_.zarr", None), ("crop_1", None), ("crop_1.zarr.bak", None),
-        ("crop_-1.zarr", None), ("crop_\uff11.zarr", None), ("xcrop_1.zarr", None), ("crop_1x.zarr", None),
-        ("crop_007.zarr", None), ("crop_00.zarr", None), ("crop_999999.zarr", 999_999),
-    ],
-)  # fmt: skip
-def test_only_crops_folders_are_crops(name: str, crop: int | None) -> None:
-    assert crop_of_folder(name) == crop
 
 
 def test_the_error_of_a_group_is_the_one_that_came_first() -> None:

@@ -1,4 +1,4 @@
-"""ETags, digests and fingerprints of a source's objects."""
+"""Names, ETags, digests and fingerprints of a source's objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prismcache.errors import SourceCorruptError
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.bucket.source import check_digest, fingerprint, plain_md5
+from prismcache_service.pipeline.bucket.source import check_digest, crop_of_folder, fingerprint, plain_md5
 
 MD5 = hashlib.md5(b"body").hexdigest()
 
@@ -64,3 +64,15 @@ def test_a_fingerprint_tells_a_change_of_key_size_or_etag(change: dict[str, obje
 
 def test_a_fingerprint_tells_an_object_that_came_or_went() -> None:
     assert len({fingerprint([]), fingerprint([item()]), fingerprint([item(), item(key="raw/0.0.0.1")])}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "crop"),
+    [
+        ("crop_0.zarr", 0), ("crop_16.zarr", 16), ("crop_.zarr", None), ("crop_1", None), ("crop_1.zarr.bak", None),
+        ("crop_-1.zarr", None), ("crop_\uff11.zarr", None), ("xcrop_1.zarr", None), ("crop_1x.zarr", None),
+        ("crop_007.zarr", None), ("crop_00.zarr", None), ("crop_999999.zarr", 999_999),
+    ],
+)  # fmt: skip
+def test_only_crops_folders_are_crops(name: str, crop: int | None) -> None:
+    assert crop_of_folder(name) == crop

@@ -55,6 +55,13 @@ def bare_etag(etag: str) -> str:
     return etag if etag.startswith("W/") else etag.strip('"')
 
 
+def crop_of_folder(name: str) -> int | None:
+    """Return the number in a crop's folder name, ``crop_7.zarr``; None for other names."""
+    digits = name.removeprefix("crop_").removesuffix(".zarr")
+    is_number = digits.isascii() and digits.isdigit() and digits == str(int(digits))  # crop_007.zarr is not crop 7
+    return int(digits) if is_number and name == f"crop_{digits}.zarr" else None
+
+
 def plain_md5(etag: str) -> str | None:
     """Return the MD5 (hex) that an ETag is, or None for one that cannot be an MD5 of the body (multipart, weak)."""
     bare = etag.strip('"').lower()
