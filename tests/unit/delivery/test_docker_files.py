@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
+
 from prismcache_service.config import ServiceConfig
 
 REPOSITORY = Path(__file__).parents[3]
@@ -23,7 +25,8 @@ def test_image_and_tags_carry_the_packages_version() -> None:
 
 
 def test_every_setting_of_the_example_is_used() -> None:
-    used = set(re.findall(r"\$\{(\w+)", COMPOSE)) | OF_COMPOSE
+    passed_on = set(re.findall(r"^ +([A-Z_]+):$", COMPOSE, re.MULTILINE))
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE)) | passed_on | OF_COMPOSE
     assert set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)) <= used
 
 
@@ -31,3 +34,15 @@ def test_what_is_handed_to_the_service_are_settings_of_it() -> None:
     handed = set(re.findall(r"^ +PRISMCACHE_(\w+): ", COMPOSE, re.MULTILINE))
     assert len(handed) > 10
     assert {name.lower() for name in handed} <= set(ServiceConfig.model_fields)
+
+
+def test_what_reaches_a_bucket_elsewhere_reaches_the_containers_that_fetch() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    network = {f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "NO")}
+    network |= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "SSL_CERT_FILE"}
+    for name in ("prismcache", "worker"):
+        given = services[name]["environment"]
+        assert {key for key, value in given.items() if value is None} == network
+        assert "/certificates" in [v["target"] for v in services[name]["volumes"] if isinstance(v, dict)]
+    of_s3 = {f"PRISMCACHE_{name.upper()}" for name in ServiceConfig.model_fields if name.startswith("s3_")}
+    assert of_s3 <= services["prismcache"]["environment"].keys()  # workers receive settings from the service
