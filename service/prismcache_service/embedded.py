@@ -6,10 +6,12 @@ neither its memory nor its life depends on them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
 from prismcache.backend import ReceivedBytes
+from prismcache.cached_info import described
 from prismcache.config import Settings
 from prismcache.errors import UnknownCropError
 from prismcache.schema import (
@@ -73,11 +75,13 @@ class EmbeddedBackend:
             if not found:
                 raise failure
             _log.warning("the bucket cannot be read, so this is what was known before: %s", failure)
+            return await asyncio.to_thread(lambda: [described(info) for info in found])
         return found
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
         try:
-            return await self._factory.crops.describe(split, crop)
+            info = await self._factory.crops.describe(split, crop)
+            return await asyncio.to_thread(described, info)
         except UnknownCropError as unknown:
             raise self._factory.catalog.failure or unknown from None
 

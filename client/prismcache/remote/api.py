@@ -128,16 +128,19 @@ class ServiceApi:
         response = await self.connection.request("DELETE", _job(job_id), headers=_name(client), patience=patience)
         return read_as(Job, response)
 
-    async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
+    async def catalog(
+        self, split: Split | None = None, *, refresh: bool = False, patience: Patience | None = None
+    ) -> list[CropInfo]:
         """Return every crop that is published or cached."""
         path = "/v1/crops" if split is None else f"/v1/crops/{split.value}"
         params: Params | None = {"refresh": "true"} if refresh else None
-        response = await self.connection.request("GET", path, params=params, read_timeout=_SLOW)
+        response = await self.connection.request("GET", path, params=params, read_timeout=_SLOW, patience=patience)
         return list(read_as(CropPage, response).crops)
 
-    async def crop(self, split: Split, crop: int) -> CropInfo:
+    async def crop(self, split: Split, crop: int, *, patience: Patience | None = None) -> CropInfo:
         """Return one crop in full."""
-        return read_as(CropInfo, await self.connection.request("GET", _crop(split, crop), read_timeout=_SLOW))
+        path = _crop(split, crop)
+        return read_as(CropInfo, await self.connection.request("GET", path, read_timeout=_SLOW, patience=patience))
 
     async def evict(self, split: Split, crop: int) -> tuple[CropFile, ...]:
         """Delete a crop's files from the service's cache; return those that were there."""

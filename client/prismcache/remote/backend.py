@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismcache.backend import ReceivedBytes
+from prismcache.cached_info import catalog_of, files_downloaded, files_on_mount
 from prismcache.config import Settings
 from prismcache.errors import PrismError, ServiceBusyError, ServiceUnreachableError, UnknownJobError
 from prismcache.remote.api import ServiceApi
@@ -35,6 +36,9 @@ from prismcache.wishes import Wish, Wishes
 
 if TYPE_CHECKING:
     import httpx2
+
+ON_SERVICE = "on the service"
+"""In place of the path of a file that this machine does not have."""
 
 _log = logging.getLogger("prismcache")
 
@@ -75,10 +79,10 @@ class RemoteBackend:
     ) -> None:
         self._settings = settings
         self._api = ServiceApi(Connection(settings, transport=transport, patience=patience))
-        verified = VerifiedFiles(settings.downloads / ".verified")
-        downloads = downloads_of(settings.downloads, self._api.connection.url)
-        self._downloader = Downloader(self._api.connection, verified, downloads)
-        self._resolver = Resolver(settings.mount, downloads, verified, self._fetch, grace=grace)
+        self._verified = VerifiedFiles(settings.downloads / ".verified")
+        self._downloads = downloads_of(settings.downloads, self._api.connection.url)
+        self._downloader = Downloader(self._api.connection, self._verified, self._downloads)
+        self._resolver = Resolver(settings.mount, self._downloads, self._verified, self._fetch, grace=grace)
         self._leases = leases or keeper()
         self._holder = object()  # not this backend itself, which the keeper would keep alive
         self._leased: set[tuple[Split, int]] = set()
@@ -130,10 +134,39 @@ class RemoteBackend:
         return self._told(file, await self._resolver.path(file, report))
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        return await self._api.catalog(split, refresh=refresh)
+        try:
+            return await self._api.catalog(split, refresh=refresh, patience=ONCE)
+        except (ServiceUnreachableError, ServiceBusyError) as error:
+            if found := await self._cached_here(error, split):
+                return found
+            return await self._api.catalog(split, refresh=refresh)
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
-        return await self._api.crop(split, crop)
+        try:
+            info = await self._api.crop(split, crop, patience=ONCE)
+        except (ServiceUnreachableError, ServiceBusyError) as error:
+            if found := [info for info in await self._cached_here(error, split) if info.crop == crop]:
+                return found[0]
+            info = await self._api.crop(split, crop)
+        here = dict(await self._resolver.known(info.files, unread=True))
+        files = (file.model_copy(update={"path": str(here.get(file, ON_SERVICE))}) for file in info.files)
+        return info.model_copy(update={"files": tuple(files)})
+
+    async def _cached_here(self, error: PrismError, split: Split | None) -> list[CropInfo]:
+        """Return a catalog of the files on this machine, for when the service does not respond."""
+
+        def look() -> list[CropInfo]:
+            files: list[CropFile] = []
+            for each in Split if split is None else (split,):
+                if self._resolver.mount is not None:
+                    files += files_on_mount(self._resolver.mount, each)
+                else:
+                    files += files_downloaded(self._downloads, each, self._verified)
+            return catalog_of(files)
+
+        if found := await asyncio.to_thread(look):
+            _log.warning("%s; these are the crops that this machine has", error)
+        return found
 
     async def verify(
         self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False

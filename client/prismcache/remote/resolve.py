@@ -16,6 +16,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import TypeAlias
 
 from prismcache.backend import ReceivedBytes
@@ -197,9 +198,17 @@ class Resolver:
             await self._fetch(file, self._downloads / name, report)
         return self._downloads / name
 
-    async def known(self, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
-        """Return the files that lie where `path` looks first and were read before; one look at each, in one thread."""
-        return await asyncio.to_thread(self._known, self.mount or self._downloads, files)
+    async def known(self, files: Sequence[CropFile], *, unread: bool = False) -> list[tuple[CropFile, Path]]:
+        """Return the files that lie where `path` looks first; one look at each, in one thread.
+
+        Parameters
+        ----------
+        files
+            The files that the service names.
+        unread
+            Whether to return files whose content was not read yet, too.
+        """
+        return await asyncio.to_thread(self._known, self.mount or self._downloads, files, Use | Read if unread else Use)
 
     async def is_downloaded(self, file: CropFile) -> bool:
         """Return whether the right file is among the downloads."""
@@ -223,12 +232,14 @@ class Resolver:
             decision = await self.judge(mount, name, file)
         return decision
 
-    def _known(self, folder: Path, files: Sequence[CropFile]) -> list[tuple[CropFile, Path]]:
+    def _known(
+        self, folder: Path, files: Sequence[CropFile], good: type[Use] | UnionType
+    ) -> list[tuple[CropFile, Path]]:
         found = []
         for file in files:
             with contextlib.suppress(ServiceError):  # a strange name: for `path` to refuse
                 name = local_name(file)
-                if isinstance(self._first_look(folder, name, file)[1], Use):
+                if isinstance(self._first_look(folder, name, file)[1], good):
                     found.append((file, folder / name))
         return found
 

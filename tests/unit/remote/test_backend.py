@@ -339,3 +339,39 @@ def test_settings_know_whether_a_root_was_given():
     given = AsyncPrismClient(settings=Settings.load({}, url="http://lab"), token="x").settings
     assert given.mount is None
     assert AsyncPrismClient("/lab/prism", settings=given).settings.mount is not None
+
+
+def asking(service: FakeService, fault: Fault, scene, **options):
+    async def main():
+        found = backend(service, fault, **options)
+        try:
+            return await scene(found)
+        finally:
+            await found.aclose()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_without_a_service_cached_crops_are_listed_from_their_files(service, caplog, mounted):
+    [path] = ensure(service, lambda request: None, 1, mounted=mounted)
+    [info] = asking(service, down, lambda found: found.catalog(), mounted=mounted)
+    assert (info.split, info.crop, [file.path for file in info.files]) == (Split.INSTANCE, 1, [path])
+    assert (info.raw_shape, info.labels_shape, info.voxel_size) == ((3, 8, 24, 24), (8, 24, 24), (400, 168, 168))
+    assert "these are the crops that this machine has" in caplog.text
+    assert asking(service, down, lambda found: found.describe(Split.INSTANCE, 1), mounted=mounted) == info
+    with pytest.raises(ServiceUnreachableError):
+        asking(service, down, lambda found: found.describe(Split.INSTANCE, 2), mounted=mounted)
+
+
+def test_a_described_file_has_its_path_on_this_machine_or_none(service, tmp_path):
+    def paths(**options) -> list[str]:
+        info = asking(service, lambda request: None, lambda found: found.describe(Split.INSTANCE, 0), **options)
+        return [file.path for file in info.files]
+
+    cached = service.cache("instance", 0)
+    assert paths() == [str(cached)]
+    assert paths(mounted=False) == ["on the service"]
+    assert paths(mounted=False) != [downloaded := ensure(service, lambda request: None, 0, mounted=False)[0]]
+    assert paths(mounted=False) == [downloaded]
+    assert paths(root=tmp_path) == ["on the service"]
