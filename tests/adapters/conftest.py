@@ -48,11 +48,18 @@ class MadeCrop:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], MadeCrop]:
-    """The crop of a split: instance/0 or semantic/1."""
+def made_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `tests.support.adapter_files` fills."""
     folder = tmp_path_factory.mktemp("made")
     python = os.environ.get("PRODUCT_PYTHON", ".venv/bin/python")
     subprocess.run([python, "-m", "tests.support.adapter_files", folder], check=True, cwd=REPOSITORY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(made_files: Path) -> Callable[[str], MadeCrop]:
+    """The crop of a split: instance/0 or semantic/1."""
+    folder = made_files
 
     def crop(split: str) -> MadeCrop:
         path = folder / "cache" / split / f"crop_{0 if split == 'instance' else 1}.h5"

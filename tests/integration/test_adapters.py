@@ -60,6 +60,19 @@ def test_the_command_writes_a_cached_crop_as_ome_zarr(lab, tmp_path, monkeypatch
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "crop_0.zarr"]
 
 
+def test_the_command_writes_e11s_layout(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMCACHE_ROOT", str(lab.root))
+    _, expected = cached(lab, "semantic")
+    words = ["export", "semantic", "1", str(tmp_path / "crop_1.zarr"), "--layout", "e11"]
+    done = CliRunner().invoke(cli.app, words)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/crop_1.zarr\n")
+    group = zarr.open_group(tmp_path / "crop_1.zarr", mode="r", zarr_format=2)
+    assert np.array_equal(group["raw"], expected.raw)
+    assert np.array_equal(group["labels"], expected.source_labels)
+    assert np.array_equal(group["unlabelled"], expected.source_labels > 0)
+    assert json.loads((tmp_path / "crop_1.zarr/raw/.zarray").read_text())["dimension_separator"] == "."
+
+
 def test_semantic_crops_are_written_with_their_classes_in_any_type_that_holds_them(lab, tmp_path):
     path, expected = cached(lab, "semantic")
     to_zarr(path, tmp_path / "a.zarr", channels=1, label_dtype="uint8", chunks=(5, 16, 1000))
@@ -78,6 +91,7 @@ def test_semantic_crops_are_written_with_their_classes_in_any_type_that_holds_th
         ({"label_dtype": "float32"}, RequestError, "integer type, not 'float32'"),
         ({"label_values": "old"}, RequestError, "label_values"),
         ({"chunks": (64, 64)}, RequestError, "chunks"),
+        ({"layout": "flat"}, RequestError, "layout must be one of"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing(lab, tmp_path, arguments, error, words):

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 def raw_array(path: os.PathLike[str] | str, channels: Numbers | None = None) -> Array:
-    """Raw of a crop: (C, Z, Y, X) uint8, lazily read (also in other processes), placed in the world (nm; Z,Y,X).
+    """Return raw of a crop: (C, Z, Y, X) uint8 at its place in the world (nm; Z,Y,X), with all of its context.
+
+    Voxels are read when they are used, also in other processes.
 
     Parameters
     ----------
     path
         A crop's file.
     channels
-        Numbers of the channels wanted, which come in ascending order; None is all of the file's.
+        Channel numbers; the array has them in ascending order. None is all of the file's.
 
     Raises
     ------
@@ -43,14 +45,17 @@ def raw_array(path: os.PathLike[str] | str, channels: Numbers | None = None) -> 
     wanted = as_channels(channels) or crop.channels
     for channel in wanted:
         crop.channel(channel)
-    voxels = from_array(crop.raw, chunks=(1, *crop.labels.chunks))  # type: ignore[no-untyped-call]  # dask has no types there
+    voxels = from_array(crop.raw, chunks=(1, *crop.channel(wanted[0]).chunks))  # type: ignore[no-untyped-call]  # dask has no types there
     if wanted != crop.channels:
         voxels = voxels[[crop.channels.index(channel) for channel in wanted]]
-    return _placed(crop, voxels, ["c^", *AXIS_NAMES], ["channel", "space", "space", "space"])
+    types = ["channel", "space", "space", "space"]
+    return Array(voxels, crop.raw_offset, crop.voxel_size, ["c^", *AXIS_NAMES], list(UNITS), types)
 
 
 def labels_array(path: os.PathLike[str] | str, label_values: LabelValues | None = None) -> Array:
-    """Labels of a crop: (Z, Y, X) uint32 if consecutive, else uint64; lazily read, placed as `raw_array` is.
+    """Return labels of a crop: (Z, Y, X) uint32 if consecutive, else uint64, at their place in the world (nm).
+
+    Voxels are read when they are used, also in other processes.
 
     Parameters
     ----------
@@ -63,11 +68,11 @@ def labels_array(path: os.PathLike[str] | str, label_values: LabelValues | None 
     labels = labels_of(crop, label_values)
     lazy = labels if isinstance(labels, OriginalLabels) else _ConsecutiveLabels(crop)
     voxels = from_array(lazy, chunks=crop.labels.chunks)  # type: ignore[no-untyped-call]  # dask has no types there
-    return _placed(crop, voxels, list(AXIS_NAMES), ["space"] * 3)
+    return Array(voxels, crop.offset, crop.voxel_size, list(AXIS_NAMES), list(UNITS), ["space"] * 3)
 
 
 class _ConsecutiveLabels:
-    """Labels as they are in the file; unlike h5py's dataset, it pickles."""
+    """Labels as they are in the file. Unlike h5py's dataset, it can be pickled."""
 
     ndim = 3
 
@@ -78,7 +83,3 @@ class _ConsecutiveLabels:
     def __getitem__(self, key: Any) -> NDArray[np.uint32]:
         found: NDArray[np.uint32] = self._crop.labels[key]
         return found
-
-
-def _placed(crop: Crop, voxels: Any, axis_names: list[str], types: list[str]) -> Array:
-    return Array(voxels, crop.offset, crop.voxel_size, axis_names, list(UNITS), types)

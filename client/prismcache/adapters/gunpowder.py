@@ -1,4 +1,4 @@
-"""Crops in gunpowder pipelines, addressed in nanometres. Needs gunpowder, which needs zarr 2 (so: the light client)."""
+"""Crops in gunpowder pipelines, addressed in nanometres. Needs gunpowder, and works with the zarr 2 that it needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from prismcache.layout import LABELS, raw_dataset
 
 
 def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Literal["labels"]]) -> Hdf5Source:
-    """A node that reads a crop's file as it is; only requested boxes are read.
+    """Return a source node over a crop's file; only requested boxes are read.
 
-    Labels have consecutive ids. For original ones, or several channels in one array, give gunpowder's `ArraySource`
-    what `prismcache.adapters.funlib` makes.
+    Labels have consecutive ids. For original ids, or several channels in one array, use gunpowder's `ArraySource` with
+    the arrays of `prismcache.adapters.funlib`.
 
     Parameters
     ----------
@@ -30,12 +30,13 @@ def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Li
     Returns
     -------
     Hdf5Source
-        Its `array_specs` tell roi and voxel size (nm; Z,Y,X) and dtype of each key, also before the pipeline is built.
+        `array_specs` has the roi and voxel size (nm; Z,Y,X) and the dtype of each key, also before the pipeline is
+        built. In a file with context the roi of raw is larger than that of labels.
 
     Raises
     ------
     RequestError
-        If something is neither a channel nor labels.
+        If a value of `arrays` is neither a channel's number nor "labels".
     UnknownChannelError
         If the file lacks a channel.
 
@@ -47,15 +48,16 @@ def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Li
     (400, 168, 168)
     """
     with Crop(path) as crop:
-        box = Roi(crop.offset, Coordinate(crop.shape) * Coordinate(crop.voxel_size))
         names, specs = {}, {}
         for key, what in arrays.items():
             if what != LABELS and not isinstance(what, int):
                 raise RequestError(f"{key} must be a channel's number or {LABELS!r}, not {what!r}")
             dataset = crop.labels if what == LABELS else crop.channel(int(what))
+            offset = crop.offset if what == LABELS else crop.raw_offset
+            box = Roi(offset, Coordinate(dataset.shape) * Coordinate(crop.voxel_size))
             names[key] = LABELS if what == LABELS else raw_dataset(int(what))
             specs[key] = ArraySpec(box, crop.voxel_size, interpolatable=what != LABELS, dtype=dataset.dtype)
         file = str(crop.path)
-    with warnings.catch_warnings():  # gunpowder 1.4 says so of a base class, for its version 2
+    with warnings.catch_warnings():  # gunpowder 1.4 announces its version 2
         warnings.filterwarnings("ignore", "HDF5LikeSource is", DeprecationWarning)
         return Hdf5Source(file, names, specs)

@@ -27,12 +27,12 @@ from prismcache.errors import RequestError
 
 
 def items(paths: Iterable[os.PathLike[str] | str]) -> list[dict[str, Any]]:
-    """An item for each crop, as MONAI's datasets take them: its "path", "split" and "crop".
+    """Return an item for each crop, as MONAI's datasets take them, with the keys "path", "split" and "crop".
 
     Parameters
     ----------
     paths
-        Crops' files.
+        Files of crops.
     """
     found = []
     for path in paths:
@@ -42,14 +42,15 @@ def items(paths: Iterable[os.PathLike[str] | str]) -> list[dict[str, Any]]:
 
 
 class LoadCrop(Transform):  # type: ignore[misc]  # monai is Any where mypy runs
-    """Read an item's crop whole: its "image" (C, Z, Y, X) uint8 and its "label" (1, Z, Y, X) int64.
+    """Read the whole crop of an item: "image" (C, Z, Y, X) uint8 and "label" (1, Z, Y, X) int64.
 
-    Both are MetaTensors whose affine has the voxel size and the position of the first voxel (nm; Z,Y,X).
+    Both are MetaTensors whose affine has the voxel size and the position of the first voxel (nm; Z,Y,X). In a file with
+    context the image is larger than the label, and its position is its own.
 
     Parameters
     ----------
     channels
-        Numbers of the channels wanted, which come in ascending order; None is all of the file's.
+        Channel numbers; the image has them in ascending order. None is all of the file's.
     label_values
         "consecutive", "original" or None; see `prismcache.adapters`.
 
@@ -58,7 +59,7 @@ class LoadCrop(Transform):  # type: ignore[misc]  # monai is Any where mypy runs
     UnknownChannelError
         If the file lacks a channel.
     RequestError
-        If an original id is 2**63 or more, which torch has no integers for.
+        If an original id is 2**63 or more, for which torch has no integer type.
     """
 
     def __init__(self, channels: Numbers | None = None, label_values: LabelValues | None = None) -> None:
@@ -67,16 +68,15 @@ class LoadCrop(Transform):  # type: ignore[misc]  # monai is Any where mypy runs
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         with Crop(item["path"]) as crop:
             image, labels = crop.read(channels=self.channels), labels_of(crop, self.label_values)[...]
-            affine = torch.diag(torch.tensor([*crop.voxel_size, 1], dtype=torch.float64))
-            affine[:3, 3] = torch.tensor(crop.offset)
+            size, places = crop.voxel_size, (crop.raw_offset, crop.offset)
         if labels.dtype == np.uint64 and labels.max(initial=0) >= 2**63:
             raise RequestError(
                 f"{item['path']} has the id {labels.max()}, which torch has no integers for",
                 remedy='Use label_values="consecutive".',
             )
-        label = torch.from_numpy(labels[None].astype(np.int64))
-        return {
-            **item,
-            "image": MetaTensor(torch.from_numpy(image), affine=affine),
-            "label": MetaTensor(label, affine=affine.clone()),
-        }
+        found = {}
+        for name, array, offset in zip(("image", "label"), (image, labels[None].astype(np.int64)), places, strict=True):
+            affine = torch.diag(torch.tensor([*size, 1], dtype=torch.float64))
+            affine[:3, 3] = torch.tensor(offset)
+            found[name] = MetaTensor(torch.from_numpy(array), affine=affine)
+        return {**item, **found}

@@ -1,4 +1,4 @@
-"""Crops as napari layers, with scale, position and names; also napari's own way to open a crop file (``napari.yaml``).
+"""Crops as napari layers, with scale, position and names. napari opens crop files through it (``napari.yaml``).
 
 ::
 
@@ -20,23 +20,23 @@ from prismcache.crop import CITATION, Crop, LabelValues
 from prismcache.layout import AXIS_NAMES, UNITS, parse_crop_file_name
 
 LayerData = tuple[Any, dict[str, Any], str]
-"""Voxels, keyword arguments of the layer, and its kind."""
+"""Voxels, keyword arguments of the layer, and the layer's kind."""
 
 _COLORMAPS = ("green", "magenta", "cyan", "yellow", "red", "blue")
-_SHOWN = 3  # channels that can be told apart when they are drawn over one another
+_SHOWN = 3  # channels: more cannot be told apart when they are drawn over one another
 
 
 def layers(
     path: os.PathLike[str] | str, channels: Numbers | None = None, label_values: LabelValues | None = None
 ) -> list[LayerData]:
-    """Layers of a crop: an image for each channel and one of labels, read while they are looked at.
+    """Return layers of a crop: an image for each channel and one of labels. napari reads the slices that it shows.
 
     Parameters
     ----------
     path
         A crop's file.
     channels
-        Numbers of the channels wanted; None is all of the file's. The first three are visible.
+        Channel numbers; None is all of the file's. The first three are visible.
     label_values
         "consecutive", "original" or None; see `prismcache.adapters`.
 
@@ -55,7 +55,6 @@ def layers(
     name = f"{crop.split.value}/{crop.crop_id}"
     placed = {
         "scale": crop.voxel_size,
-        "translate": crop.offset,
         "units": UNITS,
         "axis_labels": AXIS_NAMES,
         "metadata": {"path": str(crop.path), "citation": CITATION},
@@ -69,13 +68,14 @@ def layers(
             "contrast_limits": (0, 255),  # else napari reads the voxels to find them
             "visible": place < _SHOWN,
         }
-        found.append((crop.channel(channel), placed | look, "image"))
-    found.append((labels_of(crop, label_values), placed | {"name": f"{name} labels"}, "labels"))
+        found.append((crop.channel(channel), placed | look | {"translate": crop.raw_offset}, "image"))
+    look = {"name": f"{name} labels", "translate": crop.offset}
+    found.append((labels_of(crop, label_values), placed | look, "labels"))
     return found
 
 
 def reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """What napari asks before it opens files: who reads them; None for any but crops."""
+    """Return the function that reads these files, for napari; None if one is no crop's file."""
     paths = [path] if isinstance(path, str) else path
     if any(parse_crop_file_name(Path(each).name) is None for each in paths):
         return None

@@ -1,16 +1,27 @@
-"""A crop as OME-Zarr (NGFF 0.4, zarr format 2), for what does not read HDF5. Needs zarr 3 (``prismcache[service]``).
+"""Writes a crop as zarr (format 2), for programs that do not read HDF5. Needs zarr 3 (``prismcache[service]``).
 
-======================  ===============================================================================
-path in the folder      content
-======================  ===============================================================================
+======================  ==========================================================================================
+layout ``ngff``         OME-NGFF 0.4
+======================  ==========================================================================================
 ``.``                   image: ``multiscales`` with one scale, ``omero`` channel names, ``prismcache``
 ``0``                   raw, (C, Z, Y, X) uint8
 ``labels/<split>``      label image; ``labels/<split>/0`` is (Z, Y, X)
 ``labels_ids``          (n+1,) uint64, the source's id of each consecutive label
-======================  ===============================================================================
+======================  ==========================================================================================
 
-Both arrays carry ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units`` and ``types``, as
-gunpowder, funlib, volara and dacapo read them; ``offset`` and the NGFF translation are the same numbers.
+======================  ==========================================================================================
+layout ``e11``          one flat group, as E11's training scripts read it
+======================  ==========================================================================================
+``.``                   group with the attribute ``prismcache``
+``raw``                 (C, Z, Y, X) uint8
+``labels``              (Z, Y, X)
+``unlabelled``          (Z, Y, X) uint8: 1 where labels > 0, else 0 (the name is E11's)
+``labels_ids``          as above
+======================  ==========================================================================================
+
+The voxel arrays carry ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units`` and ``types``,
+as gunpowder, funlib, volara and dacapo read them; ``offset`` and the NGFF translation are the same numbers. In a file
+with context, raw has its own offset and is larger than the labels.
 """
 
 from __future__ import annotations
@@ -20,8 +31,9 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prismcache.adapters import labels_of
 from prismcache.arguments import Numbers, as_channels
@@ -34,6 +46,8 @@ if TYPE_CHECKING:
     import numpy as np
     import zarr
 
+Layout = Literal["ngff", "e11"]
+
 CHUNKS = (64, 64, 64)
 
 
@@ -41,27 +55,31 @@ def to_zarr(
     path: os.PathLike[str] | str,
     destination: os.PathLike[str] | str,
     *,
-    channels: Numbers | None = None,
+    layout: Layout = "ngff",
+    channels: Numbers | str | None = None,
     label_values: LabelValues | None = None,
     label_dtype: str | None = None,
     chunks: Sequence[int] = CHUNKS,
 ) -> Path:
-    """Write a crop as OME-Zarr; the folder appears when it is complete. Memory holds a few rows of chunks along X.
+    """Write a crop as zarr. The folder appears when it is complete. Memory holds a row of chunks along X at a time.
 
     Parameters
     ----------
     path
         A crop's file.
     destination
-        A folder that is not there yet, as ``crop_0.zarr``.
+        A folder that does not exist yet, as ``crop_0.zarr``.
+    layout
+        "ngff" or "e11"; see the tables above.
     channels
-        Numbers of the channels wanted, which come in ascending order; None is all of the file's.
+        Channel numbers, also as "0-2,5"; the array has them in ascending order. None is all of the file's.
     label_values
-        "consecutive", "original" or None; see `prismcache.adapters`.
+        "consecutive", "original" or None; see `prismcache.adapters`. gunpowder 1.4 computes affinities in int32, so
+        original ids of 2**31 and more lose theirs.
     label_dtype
-        Any integer type that holds all of the labels, as "uint8"; None is uint32 for consecutive ones, else uint64.
+        An integer type that holds all of the labels, as "uint8"; None is uint32 for consecutive ones, else uint64.
     chunks
-        (Z, Y, X) in voxels; raw has one channel a chunk.
+        (Z, Y, X) in voxels; a chunk of raw has one channel.
 
     Returns
     -------
@@ -71,11 +89,11 @@ def to_zarr(
     Raises
     ------
     RequestError
-        If the destination exists, or an argument cannot be meant.
+        If the destination exists, or an argument has no meaning.
     UnknownChannelError
         If the file lacks a channel.
     StorageError
-        If the disk refuses.
+        If the disk cannot be written.
     MissingExtraError
         If zarr 3 is not installed.
 
@@ -85,43 +103,39 @@ def to_zarr(
     PosixPath('/scratch/crop_0.zarr')
     """
     target = Path(os.path.abspath(destination))
+    if layout not in get_args(Layout):
+        raise RequestError(f"layout must be one of {get_args(Layout)}, not {layout!r}")
     if len(chunks) != 3 or min(chunks) < 1:
         raise RequestError(f"chunks must be three positive numbers (Z, Y, X), not {tuple(chunks)!r}")
     with Crop(path) as crop, _published(target) as folder:
         wanted = as_channels(channels) or crop.channels
-        raw, labels = [crop.channel(channel) for channel in wanted], labels_of(crop, label_values)
+        raw = [crop.channel(channel) for channel in wanted]
+        labels = labels_of(crop, label_values)
         dtype = _label_dtype(crop, label_dtype or labels.dtype.name, consecutive=labels.dtype == "uint32")
-        sizes = [min(size, extent) for size, extent in zip(chunks, crop.shape, strict=True)]
-
-        image = _group(folder)
-        array = _array(image, "0", (len(raw), *crop.shape), (1, *sizes), "uint8", crop)
-        for index, channel in enumerate(raw):
-            _copy(channel, array, (index,), sizes)
+        group, name = _group(folder), crop.split.value
+        origin = ngff.origin(name, crop.crop_id, wanted, crop.provenance)
         ids = crop.labels_ids
-        _create(image, LABELS_IDS, ids.shape, ids.shape, "uint64", {})[...] = ids
-        name = crop.split.value
-        segmentation = image.create_group("labels", attributes={"labels": [name]}).create_group(name)
-        _copy(labels, _array(segmentation, "0", crop.shape, tuple(sizes), dtype, crop), (), sizes)
-        where = {"offset": crop.offset, "voxel_size": crop.voxel_size}
-        image.attrs.update(
-            {
-                "multiscales": [ngff.multiscale(f"{name}/crop_{crop.crop_id}", **where, has_channels=True)],
-                "omero": ngff.omero(wanted),
-                "prismcache": ngff.origin(name, crop.crop_id, wanted, crop.provenance),
-            }
-        )
-        segmentation.attrs.update(
-            {
-                "multiscales": [ngff.multiscale(f"{name} labels", **where, has_channels=False)],
-                "image-label": ngff.image_label(),
-            }
-        )
+        _create(group, LABELS_IDS, ids.shape, ids.shape, "uint64", {})[...] = ids
+        write = _Writer(crop, tuple(chunks), "." if layout == "e11" else "/")
+        if layout == "e11":
+            write.raw(group, "raw", raw)
+            write.labels(group, "labels", labels, dtype)
+            write.labels(group, "unlabelled", crop.labels, "uint8", foreground=True)
+            group.attrs.update({"prismcache": origin})
+        else:
+            write.raw(group, "0", raw)
+            segmentation = group.create_group("labels", attributes={"labels": [name]}).create_group(name)
+            write.labels(segmentation, "0", labels, dtype)
+            image = ngff.multiscale(f"{name}/crop_{crop.crop_id}", crop.raw_offset, crop.voxel_size, has_channels=True)
+            group.attrs.update({"multiscales": [image], "omero": ngff.omero(wanted), "prismcache": origin})
+            of_labels = ngff.multiscale(f"{name} labels", crop.offset, crop.voxel_size, has_channels=False)
+            segmentation.attrs.update({"multiscales": [of_labels], "image-label": ngff.image_label()})
     return target
 
 
 @contextmanager
 def _published(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes it when the block ends, or vanishes when the block fails."""
+    """Give a folder beside `target`; rename it to `target` when the block ends, delete it when the block fails."""
     if os.path.lexists(target):
         raise RequestError(f"{target} exists already", remedy="Name another folder, or delete it first.")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -147,32 +161,63 @@ def _group(folder: Path) -> zarr.Group:
 
 
 def _create(
-    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, attributes: Any
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: str,
+    attributes: Any,
+    *,
+    separator: str = "/",
 ) -> zarr.Array[Any]:
-    keys: Any = {"name": "v2", "separator": "/"}
+    keys: Any = {"name": "v2", "separator": separator}
     return group.create_array(
         name, shape=shape, chunks=chunks, dtype=dtype, chunk_key_encoding=keys, attributes=attributes
     )
 
 
-def _array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, crop: Crop
-) -> zarr.Array[Any]:
-    place = ngff.place(crop.offset, crop.voxel_size, has_channels=len(shape) == 4)
-    return _create(group, name, shape, chunks, dtype, place)
+@dataclass(frozen=True)
+class _Writer:
+    """Writes voxel arrays of a crop with their place, one row of chunks along X after the other."""
+
+    crop: Crop
+    chunks: tuple[int, ...]
+    separator: str
+
+    def raw(self, group: zarr.Group, name: str, channels: Sequence[Any]) -> None:
+        shape, place = self.crop.raw_shape, ngff.place(self.crop.raw_offset, self.crop.voxel_size, has_channels=True)
+        sizes = self._sizes(shape)
+        target = _create(group, name, (len(channels), *shape), (1, *sizes), "uint8", place, separator=self.separator)
+        for index, channel in enumerate(channels):
+            for row in _rows(shape, sizes):
+                target[(index, *row)] = channel[row]
+
+    def labels(self, group: zarr.Group, name: str, labels: Any, dtype: str, *, foreground: bool = False) -> None:
+        shape, place = self.crop.shape, ngff.place(self.crop.offset, self.crop.voxel_size, has_channels=False)
+        sizes = self._sizes(shape)
+        target = _create(group, name, shape, sizes, dtype, place, separator=self.separator)
+        for row in _rows(shape, sizes):
+            voxels = labels[row]
+            target[row] = (voxels > 0 if foreground else voxels).astype(dtype)
+
+    def _sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(min(size, extent) for size, extent in zip(self.chunks, shape, strict=True))
 
 
-def _copy(source: Any, target: zarr.Array[Any], index: tuple[Any, ...], chunks: Sequence[int]) -> None:
-    """Copy (Z, Y, X) voxels, one row of chunks along X after the other."""
-    depth, height, _ = source.shape
-    for z in range(0, depth, chunks[0]):
-        for y in range(0, height, chunks[1]):
-            row = slice(z, z + chunks[0]), slice(y, y + chunks[1])
-            target[(*index, *row)] = source[row].astype(target.dtype)
+def _rows(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    for z in range(0, shape[0], chunks[0]):
+        for y in range(0, shape[1], chunks[1]):
+            yield slice(z, z + chunks[0]), slice(y, y + chunks[1])
 
 
 def _label_dtype(crop: Crop, name: str, *, consecutive: bool) -> str:
-    """The name, if the type holds every label."""
+    """Return the name of an integer type.
+
+    Raises
+    ------
+    RequestError
+        If it names no integer type, or the type does not hold every label.
+    """
     import numpy as np
 
     try:

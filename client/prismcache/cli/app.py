@@ -192,8 +192,9 @@ def export(
         str | None, typer.Option(help="consecutive or original (default: original in semantic crops)")
     ] = None,
     label_dtype: Annotated[str | None, typer.Option(help="As uint16 (default: uint32, or uint64 for original)")] = None,
+    layout: Annotated[str, typer.Option(help="ngff (OME-Zarr), or e11: raw, labels, unlabelled in one group")] = "ngff",
 ) -> None:
-    """Write a crop as OME-Zarr (NGFF 0.4), fetching it first if need be; print the folder's path."""
+    """Write a crop as zarr, fetching it first if it is not cached; print the folder's path."""
     from prismcache.adapters.zarr import to_zarr
     from prismcache.cli.output import working
 
@@ -202,7 +203,12 @@ def export(
         path = client.ensure(split, crop, channels=only)[0]
         with working("writing the export"):
             written = to_zarr(
-                path, destination, channels=only, label_values=cast("Any", label_values), label_dtype=label_dtype
+                path,
+                destination,
+                layout=cast("Any", layout),
+                channels=only,
+                label_values=cast("Any", label_values),
+                label_dtype=label_dtype,
             )
     typer.echo(written)
 
