@@ -18,12 +18,13 @@ from pathlib import Path
 from prismcache.config import Settings
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
 from prismcache.layout import FORMAT_VERSION, SourceObject
+from prismcache.schema import NO_CONTEXT, Context
 from prismcache_service.cache.cache import CropName, file_sha256
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
 from prismcache_service.pipeline.codec.encode import RECIPE
 from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
 from prismcache_service.pipeline.plan.budget import plan_budget
-from prismcache_service.pipeline.plan.metadata import read_crop
+from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan.plan import CropPlan, plan_crop
 from prismcache_service.pipeline.progress import Moved, Progress, Report
 from prismcache_service.pipeline.write.hdf5 import CropWriter, check_file
@@ -82,7 +83,15 @@ class Materializer:
         """Start to give back the memory that a crop left; the next crop waits for that before it takes any."""
         self._tidying = asyncio.create_task(asyncio.to_thread(give_memory_back))
 
-    async def make(self, name: CropName, target: Path, report: Report, *, strict: bool = False) -> MadeCrop:
+    async def make(
+        self,
+        name: CropName,
+        target: Path,
+        report: Report,
+        *,
+        strict: bool = False,
+        context: Context = NO_CONTEXT,
+    ) -> MadeCrop:
         """Make the file `target`.
 
         A crop that changes in the bucket while it is fetched is begun again, once: versions are never mixed.
@@ -97,23 +106,31 @@ class Materializer:
             Called with the progress, on the event loop.
         strict
             Refuse a crop with absent chunks.
+        context
+            Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``; never padded.
 
         Raises
         ------
         PrismError
             See `prismcache.errors`; the file may then exist in part.
         """
+
+        async def attempt(objects: Mapping[str, SourceObject]) -> MadeCrop:
+            crop = await read_crop(self._source, name.folder, objects)
+            plan = plan_crop(crop, name.channels, strict=strict, context=context)
+            return await self._make(name, crop, plan, target, report)
+
         try:
             objects = await self._listing(name)
             try:
-                return await self._make(name, objects, target, report, strict=strict)
+                return await attempt(objects)
             except (SourceCorruptError, SourceChangedError):
                 again = await self._listing(name)
                 if fingerprint(again.values()) == fingerprint(objects.values()):
                     raise
             await asyncio.to_thread(target.unlink, missing_ok=True)
             try:
-                return await self._make(name, again, target, report, strict=strict)
+                return await attempt(again)
             except SourceCorruptError as error:
                 raise SourceChangedError(f"{name.folder} changed while it was fetched, twice: {error}") from error
         except SourceError as error:
@@ -133,11 +150,7 @@ class Materializer:
             )
         return objects
 
-    async def _make(
-        self, name: CropName, objects: Mapping[str, SourceObject], target: Path, report: Report, *, strict: bool
-    ) -> MadeCrop:
-        crop = await read_crop(self._source, name.folder, objects)
-        plan = plan_crop(crop, name.channels, strict=strict)
+    async def _make(self, name: CropName, crop: CropSource, plan: CropPlan, target: Path, report: Report) -> MadeCrop:
         _check_space(plan, target.parent)
         if self._tidying is not None:
             await self._tidying
@@ -149,7 +162,7 @@ class Materializer:
             concurrency=self._settings.s3_concurrency,
         )
         source = f"{self._source.url}/{name.folder}"
-        source_fingerprint = fingerprint(objects.values())
+        source_fingerprint = fingerprint(crop.objects.values())
         attributes = {
             "crop_id": name.crop,
             "split": name.split.value,
@@ -192,7 +205,7 @@ class Materializer:
                 source=source,
                 endpoint=self._source.endpoint,
                 source_fingerprint=source_fingerprint,
-                source_objects=tuple(objects[key] for key in sorted(objects)),
+                source_objects=tuple(crop.objects[key] for key in sorted(crop.objects)),
                 missing_chunks=plan.missing_chunks,
                 recipe=RECIPE,
             )

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from isal import isal_zlib
 
 from prismcache_service.pipeline.codec.encode import deflate, encode_row
 
@@ -65,14 +64,6 @@ def test_noise_is_stored_whatever_came_before(size: int) -> None:
     deflated = deflate(noise)
     assert zlib.decompress(deflated) == noise.tobytes()
     assert len(deflated) < 1.01 * size + 100
-
-
-def test_a_new_stream_for_each_chunk_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where python-isal no longer has the class that keeps its state."""
-    rows = [row_of((16, 64, 200)), row_of((16, 64, 200), "u4"), row_of((3, 4, 5)), row_of((1, 1, 1))]
-    kept = [encode_row(row, (0, 0, 0), (16, 64, 64)) for row in rows]
-    monkeypatch.delattr(isal_zlib, "_ParallelCompress")
-    assert [encode_row(row, (0, 0, 0), (16, 64, 64)) for row in rows] == kept
 
 
 def test_every_thread_deflates_to_the_same_bytes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 import h5py
+import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zarr.storage import LocalStore
 
 from prismcache.config import Settings
 from prismcache.errors import (
@@ -32,7 +36,7 @@ from prismcache.errors import (
     UnknownCropError,
 )
 from prismcache.layout import SourceObject
-from prismcache.schema import Split
+from prismcache.schema import NO_CONTEXT, Context, Split
 from prismcache_service.cache.cache import CropName
 from prismcache_service.pipeline import materialize
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer, first_error
@@ -42,7 +46,7 @@ from prismcache_service.pipeline.progress import Progress
 from tests.support.codecs import ArrayLayout, Compressor
 from tests.support.crops import BUCKET, PREFIX, CropSpec, crop_folder, write_crop
 from tests.support.folder_source import FolderSource
-from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.oracle import assert_crop_file_equals_oracle, reference_shift
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +92,12 @@ def make(
     source: FolderSource | None = None,
     report: Callable[[Progress], None] = lambda _: None,
     strict: bool = False,
+    context: Context = NO_CONTEXT,
     **changes: Any,
 ) -> MadeCrop:
     async def main() -> MadeCrop:
         async with asyncio.timeout(30):  # a deadlock would last for ever
-            return await maker.make(name, target, report, strict=strict)
+            return await maker.make(name, target, report, strict=strict, context=context)
 
     with materializer(source or FolderSource(bucket_dir / BUCKET / PREFIX), **changes) as maker:
         return asyncio.run(main())
@@ -133,6 +138,60 @@ def test_two_runs_give_equal_bytes_whatever_memory_and_threads_they_have(bucket_
         for number, changes in enumerate([{}, {"s3_concurrency": 1}, {"memory_limit": "2GB", "s3_concurrency": 64}])
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("channels", [None, (1,)])
+@pytest.mark.parametrize("context", ["all", (0, 0, 5), (3, 4, 2), (99, 99, 99), (99, 0, 99)])
+def test_raw_reaches_beyond_the_labels_as_far_as_asked_and_as_the_source_has(
+    bucket_dir: Path, target: Path, context: Context, channels: tuple[int, ...] | None
+) -> None:
+    folder = crop_folder(bucket_dir, SPEC)
+    made = make(bucket_dir, target, CropName(Split.INSTANCE, 0, channels), context=context)
+    raw = zarr.open_array(LocalStore(folder / "raw", read_only=True), mode="r")
+    first = np.array(reference_shift(folder))
+    reach = np.array(raw.shape[1:]) if context == "all" else np.array(context)
+    start = np.maximum(first - reach, 0)
+    stop = np.minimum(first + SPEC.labels_shape + reach, raw.shape[1:])
+    with h5py.File(target) as file:
+        labels = file["labels"]
+        assert labels.shape == SPEC.labels_shape
+        for channel in made.channels:
+            found = file[f"raw/ch_{channel:02d}"]
+            expected = raw[(channel, *map(slice, start, stop))]
+            np.testing.assert_array_equal(found[()], expected)
+            before = (labels.attrs["offset"] - found.attrs["offset"]) // labels.attrs["resolution"]
+            np.testing.assert_array_equal(before, first - start)
+            assert list(found.attrs["voxel_size"]) == list(labels.attrs["voxel_size"])
+
+
+def test_no_context_gives_the_bytes_of_a_plain_crop_and_so_does_all_where_raw_ends_with_the_labels(
+    tmp_path: Path,
+) -> None:
+    spec = dataclasses.replace(SPEC, raw_shape=SPEC.labels_shape, labels_offset=SPEC.raw_offset)
+    write_crop(tmp_path, spec)
+    contexts: list[Context] = [NO_CONTEXT, "all", (1, 2, 3)]
+    made = [make(tmp_path, tmp_path / f"{n}.h5", context=context) for n, context in enumerate(contexts)]
+    assert len({each.sha256 for each in made}) == 1
+
+
+def test_context_fetches_only_the_chunks_that_meet_the_wider_box(bucket_dir: Path, target: Path) -> None:
+    fetched: list[str] = []
+
+    class Counted(FolderSource):
+        async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
+            fetched.append(item.key)
+            return await super().read(folder, item, into)
+
+    folder = crop_folder(bucket_dir, SPEC)
+    make(bucket_dir, target, source=Counted(bucket_dir / BUCKET / PREFIX), context=(2, 1, 1))
+    raw = zarr.open_array(LocalStore(folder / "raw", read_only=True), mode="r")
+    first = reference_shift(folder)
+    ranges = [range(-(-SPEC.channels // raw.chunks[0]))]
+    for a, n, by, end, size in zip(first, SPEC.labels_shape, (2, 1, 1), raw.shape[1:], raw.chunks[1:], strict=True):
+        ranges.append(range(max(0, a - by) // size, -(-min(end, a + n + by) // size)))
+    expected = {f"raw/{'.'.join(map(str, index))}" for index in itertools.product(*ranges)}
+    assert {key for key in fetched if key.startswith("raw/") and not key.endswith(("array", "attrs"))} == expected
+    assert len(fetched) == len(set(fetched))
 
 
 @dataclasses.dataclass(frozen=True)

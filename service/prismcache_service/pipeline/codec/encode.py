@@ -1,4 +1,4 @@
-"""A block in memory to deflated HDF5 chunks.
+"""Deflate rows of voxels into HDF5 chunks.
 
 The streams are those of HDF5's gzip filter (zlib format, RFC 1950), made by ISA-L, which deflates microscopy at
 200-400 MB/s a core where zlib's lowest level does 60 for the same size.
@@ -22,7 +22,6 @@ ISAL_LEVEL = 1  # 2 and 3 are slower for the same size on crops
 RECIPE = f"isal-deflate-{ISAL_LEVEL}-after-8"
 _PRIMING = 8  # bytes; more than the 4 of a match
 _ZLIB_HEADER = b"\x78\x01"  # RFC 1950: deflate, window of 32 KiB, no preset dictionary, fastest level
-_RAW_WINDOW = -15  # bits; negative for a stream without header and checksum
 _LAST_BLOCK = b"\x03\x00"  # RFC 1951: an empty block of fixed codes, marked as the last one
 
 _scratch = ScratchPad()
@@ -37,11 +36,11 @@ class EncodedChunk:
 
 
 class _Deflater(threading.local):
-    """Deflates with ISA-L's state and output buffer kept for each thread, and the GIL given up once a call.
+    """ISA-L's state and output buffer, kept for each thread: the GIL is released once a call.
 
-    A stream made anew for each chunk gives it up each time its output has grown, and costs a sixth more.
-    ``isal.igzip_threaded`` deflates this way, with a class that python-isal (1.9) does not promise to keep: where it is
-    gone, a new stream gives the same bytes.
+    A new stream for each chunk releases the GIL each time its output grows, and takes a sixth longer. The class that
+    keeps the state is private to python-isal (``isal.igzip_threaded`` uses it): pyproject.toml therefore bounds the
+    version from above.
     """
 
     def __init__(self) -> None:
@@ -49,15 +48,12 @@ class _Deflater(threading.local):
         self._kept: Any = None
 
     def blocks(self, data: memoryview, history: memoryview) -> bytes:
-        """Deflated blocks (RFC 1951), none of them the last, of `data`, which may refer to `history` before it."""
-        if not hasattr(isal_zlib, "_ParallelCompress"):
-            stream = isal_zlib.compressobj(ISAL_LEVEL, isal_zlib.DEFLATED, _RAW_WINDOW, zdict=history)
-            return stream.compress(data) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
+        """Return deflated blocks (RFC 1951), none the last, of `data`, which may refer to `history` before it."""
         if len(data) > self._largest:
             self._largest = len(data)
             # What cannot be deflated is stored, in blocks with a few bytes before each; more would be an error.
             room = len(data) + len(data) // 8 + (1 << 12)
-            self._kept = isal_zlib._ParallelCompress(room, ISAL_LEVEL)  # noqa: SLF001 - see the class's own words
+            self._kept = isal_zlib._ParallelCompress(room, ISAL_LEVEL)  # noqa: SLF001 - see the class's docstring
         blocks: bytes = self._kept.compress_and_crc(data, history)[0]
         return blocks
 
@@ -66,7 +62,7 @@ _deflater = _Deflater()
 
 
 def deflate(data: Array) -> bytes:
-    """A zlib stream (RFC 1950) of a C-contiguous array, the same bytes in every thread and process.
+    """Return a zlib stream (RFC 1950) of a C-contiguous array, the same bytes in every thread and process.
 
     ISA-L (2.32) hashes an address of its own in place of the data's third byte when its assembly begins a stream, so
     that a plain ``isal_zlib.compress`` differs from thread to thread for one chunk in ten thousand. A stream that has
@@ -81,7 +77,7 @@ def deflate(data: Array) -> bytes:
 
 
 def encode_row(row: Array, origin: tuple[int, int, int], chunk: tuple[int, int, int]) -> list[EncodedChunk]:
-    """Deflate a row of chunks along X.
+    """Deflate a row of chunks along X; return them in order.
 
     Parameters
     ----------

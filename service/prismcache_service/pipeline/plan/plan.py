@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from prismcache.errors import InvalidSourceError, MissingChunksError, UnknownChannelError
 from prismcache.layout import SourceObject
+from prismcache.schema import NO_CONTEXT, Context
 from prismcache_service.cache.cache import file_bytes_bound
 from prismcache_service.pipeline.plan.align import Alignment, align
 from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, Shape
@@ -120,11 +121,20 @@ class CropPlan:
 
     @property
     def file_bytes_bound(self) -> int:
-        """More than the file can take."""
-        return file_bytes_bound(self.labels.region.shape[1:], len(self.channels))
+        """More bytes than the file can take."""
+        return file_bytes_bound(self.raw.region.shape[1:], len(self.channels))
+
+    @property
+    def raw_offset(self) -> Shape:
+        """Place of raw's first voxel in the file (nm; Z,Y,X): before that of the labels where there is context."""
+        place, resolution = self.alignment.offset, self.alignment.resolution
+        before = (a - b for a, b in zip(self.alignment.start, self.raw.region.start[1:], strict=True))
+        return tuple(o - n * r for o, n, r in zip(place, before, resolution, strict=True))
 
 
-def plan_crop(crop: CropSource, channels: Sequence[int] | None, *, strict: bool) -> CropPlan:
+def plan_crop(
+    crop: CropSource, channels: Sequence[int] | None, *, strict: bool, context: Context = NO_CONTEXT
+) -> CropPlan:
     """Decide what to fetch of a crop and how the file is laid out.
 
     Parameters
@@ -135,6 +145,9 @@ def plan_crop(crop: CropSource, channels: Sequence[int] | None, *, strict: bool)
         Channels wanted; None for all.
     strict
         Refuse absent chunks.
+    context
+        Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``. Where the source has fewer,
+        raw ends where the source ends; nothing is padded.
 
     Raises
     ------
@@ -147,8 +160,17 @@ def plan_crop(crop: CropSource, channels: Sequence[int] | None, *, strict: bool)
     """
     alignment = align(crop.folder, crop.raw, crop.labels)
     wanted = _wanted_channels(crop, channels)
-    _refuse_huge(crop, len(wanted))
-    raw_region = Box((0, *alignment.start), (crop.raw.shape[0], *alignment.stop))
+    extent = crop.raw.shape[1:]
+    reach = extent if context == "all" else context
+    start = (max(0, n - by) for n, by in zip(alignment.start, reach, strict=True))
+    stop = (min(end, n + by) for end, n, by in zip(extent, alignment.stop, reach, strict=True))
+    raw_region = Box((0, *start), (crop.raw.shape[0], *stop))
+    count = len(wanted) * math.prod(-(-n // c) for n, c in zip(raw_region.shape[1:], CHUNK, strict=True))
+    if count > _MAX_FILE_CHUNKS:
+        raise InvalidSourceError(
+            f"{crop.folder}: {len(wanted)} channels of {raw_region.shape[1:]} voxels would be {count} chunks {CHUNK} "
+            f"of the file, more than {_MAX_FILE_CHUNKS}"
+        )
     raw = _plan_array(crop.raw, crop.objects, raw_region, wanted, 1, _WINDOW_BYTES)
     labels_region = Box((0, 0, 0, 0), (1, *crop.labels.shape))
     # Raw and labels share buffers: a labels block that is larger than raw's costs memory for nothing.
@@ -159,15 +181,6 @@ def plan_crop(crop: CropSource, channels: Sequence[int] | None, *, strict: bool)
         first = next(v.key for v in itertools.chain(labels.visits, raw.visits) if v.item is None)
         raise MissingChunksError(f"{crop.folder}: {plan.missing_chunks} chunks are absent, the first is {first}")
     return plan
-
-
-def _refuse_huge(crop: CropSource, channels: int) -> None:
-    count = channels * math.prod(-(-n // c) for n, c in zip(crop.labels.shape, CHUNK, strict=True))
-    if count > _MAX_FILE_CHUNKS:
-        raise InvalidSourceError(
-            f"{crop.folder}: {channels} channels of {crop.labels.shape} voxels would be {count} chunks {CHUNK} of the "
-            f"file, more than {_MAX_FILE_CHUNKS}"
-        )
 
 
 def _wanted_channels(crop: CropSource, channels: Sequence[int] | None) -> tuple[int, ...]:
@@ -188,7 +201,8 @@ def _plan_array(
     block_bytes: int,
 ) -> ArrayPlan:
     chunks = source.chunks if len(source.chunks) == 4 else (1, *source.chunks)
-    chunk = _hdf5_chunk(region.shape[1:])
+    z, y, x = map(min, CHUNK, region.shape[1:])
+    chunk = z, y, x
     spans = 1 + -(-min(chunks[1], region.shape[1]) // chunk[0])  # block rows that one source chunk can meet
     block_bytes = min(block_bytes, _WINDOW_BYTES // (spans + 1))
     bands = _bands(region, channels, chunks[0], chunk, block_bytes // itemsize)
@@ -208,11 +222,6 @@ def _plan_array(
         columns.append(len(rows))
     width = max(len(v.blocks) for v in visits)
     return ArrayPlan(source, region, chunk, tuple(blocks), tuple(visits), tuple(columns), width, itemsize)
-
-
-def _hdf5_chunk(shape: Shape) -> tuple[int, int, int]:
-    z, y, x = map(min, CHUNK, shape)
-    return z, y, x
 
 
 def _bands(

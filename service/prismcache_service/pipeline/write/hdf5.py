@@ -22,7 +22,7 @@ from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, raw_dataset
 from prismcache_service.cache.errors import storage_error
 from prismcache_service.pipeline.codec.encode import EncodedChunk
 from prismcache_service.pipeline.libc import call_if_there
-from prismcache_service.pipeline.plan.plan import CropPlan
+from prismcache_service.pipeline.plan.plan import ArrayPlan, CropPlan
 
 _SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
 _WRITE_BYTES = 1 << 20
@@ -161,8 +161,8 @@ class CropWriter:
     def _create_all(self, plan: CropPlan, attributes: Mapping[str, Any]) -> None:
         self._file.attrs.update(attributes)
         for channel in plan.channels:
-            self._create(raw_dataset(channel), plan.raw.region.shape[1:], np.uint8, plan)
-        self._create(LABELS, plan.labels.region.shape[1:], np.uint32, plan)
+            self._create(raw_dataset(channel), plan.raw, np.uint8, plan.raw_offset, plan.alignment.resolution)
+        self._create(LABELS, plan.labels, np.uint32, plan.alignment.offset, plan.alignment.resolution)
         self._sink.raise_error()
 
     def __enter__(self) -> Self:
@@ -174,13 +174,20 @@ class CropWriter:
         self._file.close()
         self._buffered.close()
 
-    def _create(self, name: str, shape: Sequence[int], dtype: Any, plan: CropPlan) -> None:
+    def _create(
+        self, name: str, array: ArrayPlan, dtype: Any, offset: Sequence[int], resolution: Sequence[int]
+    ) -> None:
         dataset = self._file.create_dataset(
-            name, shape=shape, dtype=dtype, chunks=plan.raw.chunk, compression="gzip", track_times=False
+            name,
+            shape=array.region.shape[1:],
+            dtype=dtype,
+            chunks=array.chunk,
+            compression="gzip",
+            track_times=False,
         )
-        dataset.attrs["offset"] = np.array(plan.alignment.offset, np.int64)
-        dataset.attrs["resolution"] = np.array(plan.alignment.resolution, np.int64)
-        dataset.attrs["voxel_size"] = np.array(plan.alignment.resolution, np.int64)
+        dataset.attrs["offset"] = np.array(offset, np.int64)
+        dataset.attrs["resolution"] = np.array(resolution, np.int64)
+        dataset.attrs["voxel_size"] = np.array(resolution, np.int64)
         dataset.attrs["axis_names"] = list(AXIS_NAMES)
         dataset.attrs["units"] = list(UNITS)
         self._datasets[name] = dataset
