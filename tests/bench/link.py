@@ -1,7 +1,7 @@
-"""A bucket as a lab sees it: nginx serves the bodies, after a delay, over a link of limited bandwidth.
+"""A bucket as a lab sees it: nginx serves the bodies, by http or https, after a delay, over a slowed link.
 
-nginx costs the machine little, as a server elsewhere does; rclone, which answers the listings, takes three CPU seconds
-for the bodies of a crop. Server and link live in a network namespace of their own. Needs root, and Debian's
+nginx costs the machine little, as a server elsewhere does; rclone, which serves the listings, takes three CPU seconds
+for the bodies of a crop. Server and link are in a network namespace of their own. Needs root, openssl, and Debian's
 nginx-light, libnginx-mod-http-echo and iproute2.
 """
 
@@ -11,13 +11,17 @@ import http.client
 import itertools
 import os
 import shutil
+import ssl
 import subprocess
 import tempfile
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from unittest import mock
 
+from tests.support.certificates import HAVE_OPENSSL, make_signed_certificate
 from tests.support.crops import BUCKET
 from tests.support.processes import eventually
 from tests.support.s3 import find_rclone
@@ -36,9 +40,10 @@ http {{
   client_body_temp_path {run}/1; proxy_temp_path {run}/2; fastcgi_temp_path {run}/3; uwsgi_temp_path {run}/4;
   scgi_temp_path {run}/5;
   server {{
-    listen {address}:9001 backlog=4096; root {folder};
+    listen {address}:{port}{tls} backlog=4096; root {folder};
+    {certificate}
     location ~ ^/[^/]+/?$ {{ proxy_pass http://127.0.0.1:9000; }}
-    location / {{ {answer} }}
+    location / {{ {body} }}
     location @object {{ try_files $uri =404; }}
   }}
 }}
@@ -50,6 +55,8 @@ def lacking() -> str | None:
     if os.geteuid() != 0:
         return "root"
     missing = [name for name in ("nginx", "ip", "tc") if shutil.which(name, path=_PATH) is None]
+    if not HAVE_OPENSSL:
+        return "openssl"
     return "nginx-light, libnginx-mod-http-echo and iproute2" if missing or not _ECHO.exists() else None
 
 
@@ -64,6 +71,9 @@ class Link:
         Of the link, with all headers; None for as fast as the machine is.
     delay
         Seconds before the first byte of a body.
+    tls
+        Serve https, with a certificate of an authority of our own. ``AWS_CA_BUNDLE`` names the authority while the
+        link is open, for the programs that are started meanwhile.
 
     Attributes
     ----------
@@ -71,12 +81,13 @@ class Link:
         URL of the server.
     """
 
-    def __init__(self, folder: Path, *, mbit_per_s: int | None = None, delay: float = 0.0) -> None:
+    def __init__(self, folder: Path, *, mbit_per_s: int | None = None, delay: float = 0.0, tls: bool = False) -> None:
         self._folder, self._rate, self._delay = folder.absolute(), mbit_per_s, delay
         self._number = next(_numbers) % 250
         self._namespace = f"prism-bench-{self._number}"
         self._address = f"10.98.{self._number}.2"
-        self.endpoint = f"http://{self._address}:9001"
+        self._tls, self._port = tls, 9002 if tls else 9001
+        self.endpoint = f"{'https' if tls else 'http'}://{self._address}:{self._port}"
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -84,12 +95,15 @@ class Link:
             run = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="prism-link-")))
             self._serve(opened, find_rclone(), "--config=", "serve", "s3", "--addr=127.0.0.1:9000", "--read-only",
                         "--vfs-cache-mode=off", "--no-modtime", "--dir-cache-time=100h", str(self._folder))  # fmt: skip
-            answer = f"echo_sleep {self._delay}; echo_exec @object;" if self._delay else "try_files $uri =404;"
-            (run / "nginx.conf").write_text(
-                _CONFIGURATION.format(echo=_ECHO, run=run, address=self._address, folder=self._folder, answer=answer)
-            )
+            certificate = self._make_certificate(opened, run) if self._tls else ""
+            body = f"echo_sleep {self._delay}; echo_exec @object;" if self._delay else "try_files $uri =404;"
+            configuration = _CONFIGURATION.format(
+                echo=_ECHO, run=run, address=self._address, port=self._port, tls=" ssl" if self._tls else "",
+                certificate=certificate, folder=self._folder, body=body,
+            )  # fmt: skip
+            (run / "nginx.conf").write_text(configuration)
             self._serve(opened, "nginx", "-c", str(run / "nginx.conf"))
-            eventually(self._answers, "the server answers", 120)  # rclone hashes what it lists
+            eventually(self._responds, "the server responds", 120)  # rclone hashes what it lists
             self._opened = opened.pop_all()
         return self
 
@@ -113,6 +127,12 @@ class Link:
             limit = ["rate", f"{self._rate}mbit", "burst", _BURST, "latency", _QUEUE]
             _run(*inside, "tc", "qdisc", "add", "dev", there, "root", "tbf", *limit)
 
+    def _make_certificate(self, opened: ExitStack, folder: Path) -> str:
+        """Make a certificate, have programs trust it, and return what nginx is to be told of it."""
+        authority, certificate, key = make_signed_certificate(folder, self._address)
+        opened.enter_context(mock.patch.dict(os.environ, AWS_CA_BUNDLE=str(authority)))
+        return f"ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_session_cache shared:tls:10m;"
+
     def _serve(self, opened: ExitStack, *command: str) -> None:
         process = subprocess.Popen(
             ["ip", "netns", "exec", self._namespace, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -120,15 +140,14 @@ class Link:
         opened.callback(process.wait)
         opened.callback(process.terminate)
 
-    def _answers(self) -> bool:
-        asked = http.client.HTTPConnection(self._address, 9001, timeout=120)
+    def _responds(self) -> bool:
+        trusted = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
+        request = f"{self.endpoint}/{BUCKET}?list-type=2&max-keys=1"
         try:
-            asked.request("GET", f"/{BUCKET}?list-type=2&max-keys=1")
-            return asked.getresponse().status == http.client.OK
+            with urllib.request.urlopen(request, timeout=120, context=trusted) as response:  # noqa: S310 - our own server
+                return bool(response.status == http.client.OK)
         except OSError:
             return False
-        finally:
-            asked.close()
 
 
 def _run(*command: str) -> None:

@@ -4,10 +4,11 @@ The full-size stand-in is (18, 300, 650, 650) raw and (200, 500, 500) labels in 
 Every run is a whole process with an empty folder; the seconds are those of the call, imports left out. Our worker
 process runs already, as in a service, but where its start is said to be counted. Programs run in turn, so that
 whatever else the machine does meets all of them; medians are printed.
+http and https are served by nginx, https with a certificate that ``AWS_CA_BUNDLE`` makes known to every program.
 Results go to ``build/bench/speed.md`` and ``build/bench/stages.png``.
 
     make bench                      everything, about half an hour
-    make bench ARGS=--quick         one run of ours and of s5cmd on loopback, the steps, the plot: a minute
+    make bench ARGS=--quick         one run of ours and s5cmd (http, https, link), the steps, the service: two minutes
     make bench-crop                 one crop from a local S3 server, no more
 """
 
@@ -24,9 +25,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
-from tests.bench import growth, stages
+from tests.bench import growth, service, stages
 from tests.bench.limits import Limits, measure_limits, read_plan
 from tests.bench.link import Link, lacking
 from tests.bench.programs import BENCH_DIR, BUCKET_DIR, Run, add_tiny_crop, ours, run, s5cmd, torch_em, warm
@@ -89,24 +91,27 @@ def main() -> None:
     )
     runs = 1 if arguments.quick else arguments.runs
     if arguments.crop:
-        _loopback(report, _rclone, runs, "rclone", quick=arguments.quick)
+        _loopback(report, _rclone, runs, "http, rclone", quick=arguments.quick)
         return
     missing = lacking()
+    over_tls = partial(Link, tls=True)
     serve: growth.Serve = _rclone if missing else Link
-    loopback = _loopback(report, serve, runs, "rclone" if missing else "nginx", quick=arguments.quick)
+    servers: dict[str, growth.Serve] = {"http, rclone": _rclone} if missing else {"http": Link, "https": over_tls}
+    loopback = [_loopback(report, each, runs, name, quick=arguments.quick) for name, each in servers.items()]
     if missing:
-        report.say(f"\nNo link: this machine lacks {missing}.")
-    elif not arguments.quick:
-        _over_link(report, runs)
+        report.say(f"\nNo https and no link: this machine lacks {missing}.")
+    else:
+        _over_link(report, runs, quick=arguments.quick)
     with serve(BUCKET_DIR) as server:
         warm(server.endpoint)
-        _limits(report, server.endpoint, loopback[_OURS][0].bytes_made, runs)
+        _limits(report, server.endpoint, loopback[0][_OURS][0].bytes_made, runs)
         samples = {"loopback": stages.record(server.endpoint)}
     if not missing and not arguments.quick:
-        with Link(BUCKET_DIR, mbit_per_s=_MBIT, delay=_DELAY_S) as link:
+        with Link(BUCKET_DIR, mbit_per_s=_MBIT, delay=_DELAY_S, tls=True) as link:
             warm(link.endpoint)
             samples[_LINK] = stages.record(link.endpoint)
     stages.plot(samples, BENCH_DIR / "stages.png")
+    _service(report, seconds=2 if arguments.quick else 10, warm_runs=5 if arguments.quick else 50)
     if not arguments.quick:
         _warm(report)
         _growth(report, serve)
@@ -118,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=5, help="runs of each program")
     parser.add_argument("--crop", action="store_true", help="only one crop, from a local S3 server")
     parser.add_argument(
-        "--quick", action="store_true", help="one run of ours and of s5cmd on loopback, the steps, the plot"
+        "--quick", action="store_true", help="one run of ours and of s5cmd, the steps, the service, the plot"
     )
     return parser
 
@@ -143,7 +148,7 @@ def _in_turn(programs: dict[str, list[str] | None], runs: int) -> Runs:
     return found
 
 
-def _loopback(report: Report, serve: growth.Serve, runs: int, server_name: str, *, quick: bool) -> Runs:
+def _loopback(report: Report, serve: growth.Serve, runs: int, scheme: str, *, quick: bool) -> Runs:
     with serve(BUCKET_DIR) as server:
         warm(server.endpoint)
         programs = {
@@ -156,7 +161,7 @@ def _loopback(report: Report, serve: growth.Serve, runs: int, server_name: str, 
             _S5CMD: s5cmd(server.endpoint),
         }
         found = _in_turn({name: programs[name] for name in programs if not quick or name in _QUICK}, runs)
-    report.say(f"\n**One crop, loopback, bodies from {server_name}**")
+    report.say(f"\n**One crop, loopback, {scheme}**")
     report.table("program", "s", "CPU s", "peak MB, largest process", "peak MB, all", "file MB", "torch_em took")
     for name in found:
         ratio = f"{found.median('torch_em') / found.median(name):.1f} ×" if "torch_em" in found else "not run"
@@ -178,36 +183,43 @@ def _made(each: Run) -> float:
     return each.bytes_made
 
 
-def _over_link(report: Report, runs: int) -> None:
+def _over_link(report: Report, runs: int, *, quick: bool) -> None:
     needed = sum(item.size for item in read_plan(full_size_spec())[1].fetched())
     wire = 8 * needed / (_MBIT * 1e6)
-    with Link(BUCKET_DIR, mbit_per_s=_MBIT, delay=_DELAY_S) as link:
-        warm(link.endpoint)
-        programs = {
-            _OURS: ours(link.endpoint),
-            f"{_OURS}, {_COLD}": ours(link.endpoint, has_worker=False),
-            _S5CMD: s5cmd(link.endpoint),
-        }
-        found = _in_turn(programs, runs)
-    folder = BENCH_DIR / "many"
-    growth.copies(folder, full_size_spec(), _MANY)
-    try:
-        with Link(folder, mbit_per_s=_MBIT, delay=_DELAY_S) as link:
+    found = Runs()
+    for scheme in ("https",) if quick else ("https", "http"):
+        with Link(BUCKET_DIR, mbit_per_s=_MBIT, delay=_DELAY_S, tls=scheme == "https") as link:
             warm(link.endpoint)
-            many = f"{_OURS}, {_MANY} crops"
             programs = {
-                many: ours(link.endpoint, range(_MANY)),
-                f"{many}, {_COLD}": ours(link.endpoint, range(_MANY), has_worker=False),
+                f"{_OURS}, {scheme}": ours(link.endpoint),
+                f"{_OURS}, {scheme}, {_COLD}": ours(link.endpoint, has_worker=False),
+                f"{_S5CMD}, {scheme}": s5cmd(link.endpoint),
             }
-            found |= _in_turn(programs, runs)
-    finally:
-        shutil.rmtree(folder)
+            found |= _in_turn({name: each for name, each in programs.items() if not quick or _COLD not in name}, runs)
+    if not quick:
+        found |= _many_over_link(runs)
     report.say(f"\n**{_LINK}: {needed / 1e6:.0f} MB of a crop take {wire:.2f} s on the wire**")
     report.table("program", "s", "wire's time ×", "CPU s")
     for name in found:
         ideal = wire * (_MANY if "crops" in name else 1)
         ratio = "" if name.startswith("s5cmd") else f"{found.median(name) / ideal:.3f}"
         report.row(name, found.spread(name), ratio, f"{found.median(name, lambda each: each.cpu):.1f}")
+
+
+def _many_over_link(runs: int) -> Runs:
+    folder = BENCH_DIR / "many"
+    growth.copies(folder, full_size_spec(), _MANY)
+    try:
+        with Link(folder, mbit_per_s=_MBIT, delay=_DELAY_S, tls=True) as link:
+            warm(link.endpoint)
+            many = f"{_OURS}, {_MANY} crops, https"
+            programs = {
+                many: ours(link.endpoint, range(_MANY)),
+                f"{many}, {_COLD}": ours(link.endpoint, range(_MANY), has_worker=False),
+            }
+            return _in_turn(programs, runs)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _limits(report: Report, endpoint: str, written: int, runs: int) -> None:
@@ -227,6 +239,14 @@ def _limits(report: Report, endpoint: str, written: int, runs: int) -> None:
         for sums in ([each.total for each in limits], [each.bare for each in limits])
     )
     report.say(f"\nprismcache takes {ratio:.2f} × the sum, {ratio_to_bare:.2f} × decode + deflate + copy.")
+
+
+def _service(report: Report, *, seconds: float, warm_runs: int) -> None:
+    rows = service.measure(seconds, warm_runs)
+    report.say("\n**The service while two crops are made**")
+    report.table(*service.HEAD)
+    for row in rows:
+        report.say(str(row))
 
 
 def _warm(report: Report) -> None:

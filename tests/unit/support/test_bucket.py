@@ -2,21 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.support.bucket import demo_specs, main, make_bucket, standard_specs
+from tests.support.bucket import demo_specs, make_bucket
 from tests.support.crops import BUCKET, crop_folder, full_size_spec, small_spec
 
 
 def _stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def test_standard_bucket_has_both_splits_and_every_number_of_channels(bucket_dir: Path) -> None:
-    specs = standard_specs()
-    assert {spec.split for spec in specs} == {"instance", "semantic"}
-    assert {spec.channels for spec in specs} == {18, 12, 10, 11}
-    assert all(crop_folder(bucket_dir, spec).is_dir() for spec in specs)
 
 
 def test_a_crop_is_written_once_and_again_when_it_is_damaged_or_specified_otherwise(tmp_path: Path) -> None:
@@ -43,9 +34,3 @@ def test_demo_has_the_crops_of_the_documentation() -> None:
     full = demo_specs(full=True)
     assert full[0] == full_size_spec()
     assert {(spec.split, spec.crop) for spec in full} == set(names)
-
-
-def test_command_line_says_that_it_is_a_stand_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    main([str(tmp_path)])
-    assert "stand-in for the real bucket" in capfd.readouterr().err
-    assert all(crop_folder(tmp_path, spec).is_dir() for spec in demo_specs())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.support.chunking import chunk_key, grid_indices, grid_shape, guess_chunks
+from tests.support.chunking import chunk_key, grid_shape, guess_chunks
 
 
 @pytest.mark.parametrize(
@@ -19,16 +19,6 @@ def test_automatic_chunks_are_those_of_the_published_crop(
 ) -> None:
     assert guess_chunks(shape, itemsize) == chunks
     assert math.prod(grid_shape(shape, chunks)) == objects
-
-
-def test_automatic_chunks_stop_at_one_voxel() -> None:
-    assert guess_chunks((2, 2), 2**28) == (1, 1)
-    assert guess_chunks((0, 5), 1) == (1, 5)
-
-
-def test_grid_covers_the_last_part_of_a_chunk() -> None:
-    assert grid_shape((10, 7), (5, 4)) == (2, 2)
-    assert list(grid_indices((10, 7), (5, 4))) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,3 @@ def test_throughput_grows_with_the_workers_until_something_shared_is_full(worker
     assert found.throughput == pytest.approx(throughput, rel=0.05)
     assert found.bottleneck == full
     assert found.load["link"] == pytest.approx(found.throughput * 0.6)
-
-
-def test_the_narrowest_of_several_shared_resources_is_named() -> None:
-    resources = {"storage": Resource(10, total=10), "scheduler": Resource(1, total=0.5)}
-    found = simulate(8, resources, fixed=1)
-    assert found.throughput == pytest.approx(0.5, rel=0.05)
-    assert found.bottleneck == "scheduler"

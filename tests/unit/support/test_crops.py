@@ -3,29 +3,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
 import pytest
 import zarr
 
-from tests.support.codecs import ArrayLayout, Compressor
 from tests.support.crops import (
     RESOLUTION,
     CropSpec,
-    channel_count_specs,
     crop_folder,
     full_size_spec,
     layout_variants,
-    set_attributes,
     small_spec,
     write_crop,
 )
 from tests.support.oracle import ReferenceCrop, absent_objects, reference_crop
-from tests.support.voxels import LARGE_TILE, SEMANTIC_CLASSES, LabelVoxels, RawVoxels
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -51,20 +45,6 @@ def test_full_size_spec_is_the_published_crop() -> None:
     assert "raw/5.7.3.3" in spec.keys
 
 
-def test_a_full_size_chunk_is_as_large_as_a_published_one() -> None:
-    voxels = RawVoxels((0, 0), LARGE_TILE).block(range(3), (0, 0, 0), (38, 163, 163))
-    assert 2_000_000 < len(numcodecs.Blosc("lz4", 5, 1).encode(voxels)) < 3_100_000
-    assert 0.55 < len(zlib.compress(voxels.tobytes(), 1)) / voxels.nbytes < 0.85
-
-
-def test_a_full_size_crop_repeats_no_chunk() -> None:
-    voxels = RawVoxels((0, 0), LARGE_TILE)
-    corners = [(z, y, x) for z in (0, 38, 76, 228) for y in (0, 163, 326, 489) for x in (0, 163, 326, 489)]
-    blocks = [voxels.block(range(1), (z, y, x), (z + 4, y + 8, x + 161)).tobytes() for z, y, x in corners]
-    channels = [voxels.block(range(c, c + 1), (0, 0, 0), (4, 8, 161)).tobytes() for c in range(1, 18)]
-    assert len(set(blocks + channels)) == len(blocks) + len(channels)
-
-
 def test_layout_is_the_published_one(crop: Path) -> None:
     assert {path.name for path in crop.iterdir()} == {".zgroup", "raw", "labels"}
     for name, dtype in (("raw", "|u1"), ("labels", "<u8")):
@@ -87,18 +67,6 @@ def test_every_chunk_is_an_object(crop: Path) -> None:
     assert min(grid) > 1
 
 
-def test_labels_lie_on_a_voxel_of_raw_within_raw(crop: Path) -> None:
-    spec = small_spec()
-    distance = np.array(spec.labels_world_offset) - spec.raw_offset
-    assert not (distance % spec.resolution).any()
-    assert all(s > 0 for s in spec.shift)
-    assert all(s + n < m for s, n, m in zip(spec.shift, spec.labels_shape, spec.raw_shape, strict=True))
-
-
-def test_channel_counts() -> None:
-    assert [spec.channels for spec in channel_count_specs()] == [18, 12, 10, 11]
-
-
 def test_equal_specs_give_equal_bytes_and_another_seed_other_voxels(tmp_path: Path) -> None:
     spec = small_spec(channels=2)
     first = _files(write_crop(tmp_path / "a", spec))
@@ -115,16 +83,6 @@ def test_instance_ids_are_arbitrary_and_large(crop: Path) -> None:
     assert ((ids >= 2**40) & (ids < 2**42)).any()
     assert ids[-1] > 2**64 - 2000
     assert len(ids) > 15
-
-
-def test_labels_run_some_ten_voxels_along_x(crop: Path) -> None:
-    labels = np.asarray(zarr.open_array(crop / "labels", mode="r")[:])
-    assert 8 < 1 / (np.diff(labels, axis=2) != 0).mean() < 30
-
-
-def test_semantic_labels_are_class_ids(bucket_dir: Path) -> None:
-    labels = zarr.open_array(crop_folder(bucket_dir, small_spec("semantic")) / "labels", mode="r")[:]
-    assert set(np.unique(np.asarray(labels)).tolist()) <= {0, *SEMANTIC_CLASSES}
 
 
 def test_semantic_crop_0_shows_the_tissue_of_instance_crop_2(tmp_path: Path) -> None:
@@ -156,11 +114,6 @@ def test_every_layout_holds_the_same_crop(name: str, tmp_path: Path, plain: Refe
     assert absent_objects(folder) == 0
 
 
-def test_consolidated_metadata_is_beside_the_arrays_own(tmp_path: Path) -> None:
-    folder = write_crop(tmp_path, layout_variants()["v2-consolidated"])
-    assert "raw/.zarray" in json.loads((folder / ".zmetadata").read_text())["metadata"]
-
-
 def test_absent_chunks_and_fill_value(tmp_path: Path) -> None:
     spec = small_spec(channels=3)
     spec = dataclasses.replace(
@@ -175,33 +128,3 @@ def test_absent_chunks_and_fill_value(tmp_path: Path) -> None:
     assert "labels/1.1.1" not in spec.keys
     raw = np.asarray(zarr.open_array(folder / "raw", mode="r")[:])
     assert (raw[0:3, 9:18, 28:56, 36:72] == 7).all()
-
-
-def test_attributes_can_be_missing_or_anything(tmp_path: Path) -> None:
-    spec = small_spec(channels=1).with_layout(attributes=())
-    folder = write_crop(tmp_path, spec)
-    assert not (folder / "raw/.zattrs").exists()
-    assert not (folder / "labels/.zattrs").exists()
-    set_attributes(folder, "raw", {"offset": [float("nan"), 0, 0]})
-    assert "NaN" in (folder / "raw/.zattrs").read_text()
-
-
-def test_regions_of_labels_fit_together() -> None:
-    voxels = LabelVoxels((3, 0), LARGE_TILE, np.dtype("<u8"), semantic=False)
-    whole = voxels.block((40, 300, 0), (60, 340, 400))
-    part = voxels.block((45, 310, 290), (55, 335, 350))
-    np.testing.assert_array_equal(whole[5:15, 10:35, 290:350], part)
-
-
-def test_big_endian_labels_are_stored_so(tmp_path: Path) -> None:
-    for name in ("v2-labels->u8", "v3-labels->u8"):
-        spec = layout_variants()[name].with_layout(compressor=Compressor("none"))
-        folder = write_crop(tmp_path, spec)
-        stored = np.frombuffer((folder / "labels" / spec.labels.object_keys(spec.labels_shape)[0]).read_bytes(), ">u8")
-        plain = np.asarray(zarr.open_array(folder / "labels", mode="r")[:7, :25, :30])
-        np.testing.assert_array_equal(stored.reshape(plain.shape), plain)
-
-
-def test_zarr_v3_knows_no_zlib() -> None:
-    with pytest.raises(ValueError, match="zlib"):
-        ArrayLayout(zarr_format=3, compressor=Compressor("zlib")).creation((10, 10, 10))
