@@ -34,11 +34,12 @@ def make_signed_certificate(folder: Path, address: str) -> tuple[Path, Path, Pat
     extensions = folder / "server.ext"
     extensions.write_text(f"subjectAltName=IP:{address}\nbasicConstraints=CA:FALSE\n")
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    for command in (
+    commands: list[list[str | Path]] = [
         ["req", "-x509", *new_key, "-days=2", "-subj=/CN=prism bench CA", "-keyout", authority_key, "-out", authority],
         ["req", *new_key, f"-subj=/CN={address}", "-keyout", key, "-out", request],
         ["x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key, "-CAcreateserial", "-days=2",
          "-extfile", extensions, "-out", certificate],
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for command in commands:
         subprocess.run(["openssl", *command], check=True, stdin=subprocess.DEVNULL, capture_output=True)
     return authority, certificate, key

@@ -103,6 +103,9 @@ def working(text: str, settings: Settings | None = None) -> Iterator[None]:
             progress.add_task(f"{text}{limit}", total=None)
             yield
         return
+    if settings is not None and settings.url:  # the connection to a service says itself when there is no response
+        yield
+        return
     timer = threading.Timer(SILENCE_SECONDS, lambda: typer.echo(f"{text}: no response yet{limit}", err=True))
     timer.daemon = True
     timer.start()

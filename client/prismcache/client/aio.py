@@ -173,7 +173,7 @@ class AsyncPrismClient:
     async def _files(self, plan: EnsurePlan, progress: Progress) -> AsyncGenerator[CropFile, None]:
         if plan.is_empty:
             return
-        with Delivery(progress) as delivery:
+        with Delivery(progress, is_remote=self.settings.url is not None) as delivery:
             async with aclosing(self.steps(plan)) as steps:
                 async for step in steps:
                     for event in step:

@@ -20,8 +20,8 @@ _PACKAGE_FOLDER = str(Path(__file__).parents[1]) + os.sep
 class Delivery:
     """Shared by both clients, so that neither repeats it; a context manager that ends the progress display."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._reporter = make_reporter(progress)
+    def __init__(self, progress: Progress, *, is_remote: bool) -> None:
+        self._reporter = make_reporter(progress, is_remote=is_remote)
 
     def __enter__(self) -> Self:
         return self

@@ -300,7 +300,7 @@ class PrismClient:
         running = self._owner.running()
         steps = running.loop.iterate(partial(running.client.steps, plan))
         try:
-            with Delivery(progress) as delivery, closing(steps):
+            with Delivery(progress, is_remote=self.settings.url is not None) as delivery, closing(steps):
                 for event in chain.from_iterable(steps):
                     if (file := delivery.take(event)) is not None:
                         yield file

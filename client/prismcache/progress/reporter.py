@@ -44,6 +44,7 @@ def make_reporter(
     clock: Callable[[], float] = time.monotonic,
     *,
     silence: float = SILENCE_SECONDS,
+    is_remote: bool = False,
 ) -> Reporter:
     """Return the reporter that `progress` asks for.
 
@@ -57,6 +58,8 @@ def make_reporter(
         Returns the seconds of a steady clock.
     silence
         Seconds without any sign from the bucket or the service after which one line says so.
+    is_remote
+        Whether a service is asked; its connection itself says when there is no response.
     """
     if callable(progress):
         return CallbackReporter(progress)
@@ -74,7 +77,7 @@ def make_reporter(
         reporter = BarReporter(stream, clock)
     else:
         reporter = LineReporter(stream, clock)
-    return SignOfLife(reporter, silence)
+    return SignOfLife(reporter, silence, is_remote=is_remote)
 
 
 def in_notebook() -> bool:
@@ -110,10 +113,13 @@ class SignOfLife:
         Shows the snapshots.
     silence
         Seconds before the line is written.
+    is_remote
+        Whether a service is asked; its connection itself says when there is no response.
     """
 
-    def __init__(self, reporter: Reporter, silence: float) -> None:
+    def __init__(self, reporter: Reporter, silence: float, *, is_remote: bool = False) -> None:
         self.reporter = reporter
+        self._is_remote = is_remote
         self._silence = silence
         self._job: Job | None = None
         self._timer = threading.Timer(silence, self._write)
@@ -138,6 +144,8 @@ class SignOfLife:
 
     def _write(self) -> None:
         job, after = self._job, f"after {self._silence:g} s"
+        if job is None and self._is_remote:
+            return
         if job is None:
             self.reporter.say(f"no response yet {after}; still trying")
         elif any(crop.state is State.RUNNING for crop in job.crops):
