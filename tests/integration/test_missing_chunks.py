@@ -20,7 +20,9 @@ from tests.support.processes import run
 SPEC = tiny_spec()
 
 
-def _absent(crop: int, raw: tuple[tuple[int, ...], ...], labels: tuple[tuple[int, ...], ...], fill: int) -> CropSpec:
+def _absent(
+    crop: int, raw: tuple[tuple[int, ...], ...], labels: tuple[tuple[int, ...], ...], fill: int | None
+) -> CropSpec:
     return dataclasses.replace(
         SPEC,
         crop=crop,
@@ -39,7 +41,8 @@ def _sharded(crop: int) -> CropSpec:
 
 CASES = {
     "raw": (_absent(1, ((0, 0, 1, 0), (0, 1, 0, 0)), (), 0), 2),
-    "labels": (_absent(2, (), ((0, 0, 0), (1, 1, 1)), 0), 2),
+    "background": (_absent(2, (), ((0, 0, 0), (1, 1, 1)), 0), 0),
+    "undefined-labels": (_absent(8, (), ((0, 0, 0),), None), 1),
     "fill-value": (_absent(3, ((0, 1, 1, 1),), ((1, 0, 1),), 77), 2),
     "all-labels": (_absent(4, (), tuple(np.ndindex(2, 2, 2)), 5), 8),
     "all-raw": (_absent(5, tuple(np.ndindex(1, 3, 2, 2)), (), 3), 8),  # 4 of 12 lie outside of the labels' box
@@ -48,9 +51,12 @@ CASES = {
 }
 
 
+UNDEFINED = _absent(9, ((0, 0, 1, 0),), (), None)
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("missing"), [SPEC, *(spec for spec, _ in CASES.values())]) as lab:
+    with running_lab(tmp_path_factory.mktemp("missing"), [SPEC, UNDEFINED, *(s for s, _ in CASES.values())]) as lab:
         yield lab
 
 
@@ -106,3 +112,9 @@ def test_the_command_line_says_so(lab: Lab) -> None:
 def test_a_crop_that_is_whole_passes_strict(lab: Lab, client: PrismClient) -> None:
     client.ensure("instance", SPEC.crop, strict=True, progress=False)
     assert_crop_file_equals_oracle(lab.cached(SPEC), lab.source(SPEC))
+
+
+def test_absent_raw_without_a_fill_value_is_refused(lab: Lab, client: PrismClient) -> None:
+    with pytest.raises(MissingChunksError, match=r"raw/0\.0\.1\.0 is absent, and raw's fill_value is null"):
+        client.ensure("instance", UNDEFINED.crop, progress=False)
+    assert traces_of(lab.root, UNDEFINED) == []

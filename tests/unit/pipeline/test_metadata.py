@@ -174,7 +174,7 @@ def test_an_attribute_too_large_for_nm_is_refused(value: float) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, -168.0])
 def test_a_resolution_of_nothing_or_less_is_refused(value: float) -> None:
-    with pytest.raises(InvalidSourceError, match=r"resolution = \[400, .*must be above 0"):
+    with pytest.raises(InvalidSourceError, match=r"resolution = \(400.0, .*must be above 0"):
         parsed(attributes={"resolution": [400, value, 168]})
 
 

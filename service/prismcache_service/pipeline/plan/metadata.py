@@ -1,7 +1,6 @@
 """What a crop's zarr metadata says, read through zarr (v2 and v3), as plain frozen values.
 
-Sources: the zarr v2 and v3 core specifications; the attributes ``offset`` and ``resolution`` as E11bio publishes them
-(world units, nm; Z,Y,X).
+Sources: the zarr v2 and v3 core specifications; for the place in the world, see `conventions`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from prismcache.errors import InvalidSourceError
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.bucket.source import Source
 from prismcache_service.pipeline.codec.decode import ChunkCodec, codec_of
+from prismcache_service.pipeline.plan.conventions import read_place
 
 Shape = tuple[int, ...]
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
@@ -34,8 +34,9 @@ _MAX_CHANNELS = 10_000  # as many as a request can name
 class ArraySource:
     """One array of a crop.
 
-    `chunks` is the shape of what one object holds (of a shard, where the array is sharded). `offset` and `resolution`
-    are as published (nm; Z,Y,X), None where the attribute is missing.
+    `shape` is (C,Z,Y,X) of raw and (Z,Y,X) of labels, in voxels. `chunks` is the shape of what one object holds (of a
+    shard, where the array is sharded), with all axes as stored. `offset` and `resolution` are as published (nm; Z,Y,X),
+    None where the attributes do not say. `has_fill` is false for ``fill_value: null``, zarr v2's "undefined".
     """
 
     name: str
@@ -48,6 +49,7 @@ class ArraySource:
     offset: tuple[float, float, float] | None
     resolution: tuple[float, float, float] | None
     codec: ChunkCodec
+    has_fill: bool = True
 
     def key(self, index: Shape) -> str:
         """Key of a chunk, below the crop's folder."""
@@ -85,7 +87,7 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
     SourceCorruptError
         If a listed metadata object cannot be had.
     """
-    keys = [f"{name}/{key}" for name in ("raw", "labels") for key in _DOCUMENTS]
+    keys = [f"{name}/{scale}{key}" for name in ("raw", "labels") for scale in ("", "s0/") for key in _DOCUMENTS]
     items = [objects[key] for key in keys if key in objects]
     # All at once, each of them to its end: one after the other, they would cost four times the bucket's latency.
     reading = (_read_document(source, folder, item) for item in items)
@@ -101,10 +103,27 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
 
 def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:
     own = {key: documents[f"{name}/{key}"] for key in _DOCUMENTS if f"{name}/{key}" in documents}
+    largest = {key: documents[f"{name}/s0/{key}"] for key in _DOCUMENTS if f"{name}/s0/{key}" in documents}
+    if ".zarray" not in own and largest.keys() & {"zarr.json", ".zarray"}:  # a group of scales, as OME-NGFF has them
+        where = f"{folder}: array '{name}/s0'"
+        return parse_array(where, f"{name}/s0", ndim, largest, _group_attributes(where, own))
     where = f"{folder}: array {name!r}"
     if not own.keys() & {"zarr.json", ".zarray"}:
         raise InvalidSourceError(f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)")
     return parse_array(where, name, ndim, own)
+
+
+def _group_attributes(where: str, documents: Mapping[str, bytes]) -> dict[str, Any]:
+    for key, document in documents.items():
+        _refuse_broken_json(f"{where}: {key} of its group", document)
+    if "zarr.json" in documents:
+        attributes = json.loads(documents["zarr.json"]).get("attributes", {})
+    else:
+        attributes = json.loads(documents.get(".zattrs", b"{}"))
+    if not isinstance(attributes, dict):
+        raise InvalidSourceError(f"{where}: the attributes of its group are no JSON object")
+    attributes.update(attributes.pop("ome", None) or {})  # OME-NGFF 0.5 puts its own there
+    return attributes
 
 
 async def _read_document(source: Source, folder: str, item: SourceObject) -> bytes:
@@ -113,8 +132,12 @@ async def _read_document(source: Source, folder: str, item: SourceObject) -> byt
     return await source.read_document(folder, item)
 
 
-def parse_array(where: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:
-    """An array's metadata documents as an `ArraySource`; `where` begins every message.
+def parse_array(
+    where: str, name: str, ndim: int, documents: Mapping[str, bytes], inherited: Mapping[str, Any] | None = None
+) -> ArraySource:
+    """Return an array's metadata documents as an `ArraySource`; `where` begins every message.
+
+    `inherited` are attributes of the group around it, for what its own do not say.
 
     Raises
     ------
@@ -126,14 +149,15 @@ def parse_array(where: str, name: str, ndim: int, documents: Mapping[str, bytes]
     try:
         store = MemoryStore({key: Buffer.from_bytes(document) for key, document in documents.items()})
         array = zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
-        attributes = dict(array.attrs)
+        attributes = {**(inherited or {}), **array.attrs}
         shape, chunks = _checked_shape(where, array, ndim)
-        dtype = _checked_dtype(where, name, np.dtype(array.dtype))
+        dtype = _checked_dtype(where, ndim, np.dtype(array.dtype))
     except InvalidSourceError:
         raise
     except Exception as error:  # zarr raises many kinds on metadata that is no metadata
         raise InvalidSourceError(f"{where} has metadata that zarr cannot read: {error}") from error
-    sample = array.metadata.encode_chunk_key((0,) * ndim)
+    sample = array.metadata.encode_chunk_key((0,) * len(chunks))
+    place = read_place(where, attributes)
     separator = "/" if "/" in sample.removeprefix("c/") else "."
     return ArraySource(
         name=name,
@@ -143,9 +167,10 @@ def parse_array(where: str, name: str, ndim: int, documents: Mapping[str, bytes]
         fill_value=_checked_fill(where, array.fill_value, dtype),
         separator=separator,
         key_prefix=f"c{separator}" if sample.startswith("c") else "",
-        offset=_checked_vector(where, "offset", attributes),
-        resolution=_checked_vector(where, "resolution", attributes),
+        offset=place.offset,
+        resolution=place.voxel_size,
         codec=codec_of(where, array, dtype),
+        has_fill=array.metadata.fill_value is not None,
     )
 
 
@@ -163,9 +188,10 @@ def _refuse_broken_json(what: str, document: bytes) -> None:
 
 def _checked_shape(where: str, array: Any, ndim: int) -> tuple[Shape, Shape]:
     shape = tuple(int(n) for n in array.shape)
-    if len(shape) != ndim:
-        raise InvalidSourceError(f"{where} has {len(shape)} axes {shape}, not {ndim}")
     chunks = tuple(int(n) for n in (array.shards or array.chunks))
+    has_single_axis = ndim == 3 and len(shape) == 4 and shape[0] == chunks[0] == 1  # labels of one channel
+    if len(shape) != ndim and not has_single_axis:
+        raise InvalidSourceError(f"{where} has {len(shape)} axes {shape}, not {ndim}")
     if min(shape) < 1 or min(chunks) < 1:
         raise InvalidSourceError(f"{where} has an empty shape {shape} or chunk shape {chunks}")
     if ndim == 4 and shape[0] > _MAX_CHANNELS:
@@ -173,11 +199,11 @@ def _checked_shape(where: str, array: Any, ndim: int) -> tuple[Shape, Shape]:
     count = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
     if count > _MAX_GRID_CHUNKS:
         raise InvalidSourceError(f"{where} of shape {shape} has {count} chunks {chunks}, more than {_MAX_GRID_CHUNKS}")
-    return shape, chunks
+    return shape[-3:] if has_single_axis else shape, chunks
 
 
-def _checked_dtype(where: str, name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if name == "raw" and dtype != np.uint8:
+def _checked_dtype(where: str, ndim: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if ndim == 4 and dtype != np.uint8:
         raise InvalidSourceError(f"{where} has dtype {dtype}, not uint8")
     if dtype.kind not in "iu":
         raise InvalidSourceError(f"{where} has dtype {dtype}, not an integer type of 8 to 64 bits")
@@ -190,17 +216,3 @@ def _checked_fill(where: str, value: Any, dtype: np.dtype[Any]) -> int:
     if not max(0, int(limits.min)) <= fill <= int(limits.max):
         raise InvalidSourceError(f"{where} has fill value {fill}, which is negative or does not fit {dtype}")
     return fill
-
-
-def _checked_vector(where: str, key: str, attributes: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    value = attributes.get(key)
-    if value is None:
-        return None
-    numbers = isinstance(value, list | tuple) and len(value) == 3
-    if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-        raise InvalidSourceError(f"{where} has attribute {key} = {value!r}, not three numbers (nm; Z,Y,X)")
-    if not all(abs(v) < 2**53 for v in value):  # false for NaN, and for integers that no float can hold
-        raise InvalidSourceError(f"{where} has attribute {key} = {value!r}, which is not finite")
-    if key == "resolution" and min(value) <= 0:
-        raise InvalidSourceError(f"{where} has attribute resolution = {value!r}, which must be above 0")
-    return float(value[0]), float(value[1]), float(value[2])

@@ -114,10 +114,19 @@ class CropPlan:
         """
         return sum(self.raw.columns[: -(-len(self.raw.columns) // 2)])
 
+    def absent(self) -> list[str]:
+        """Return the keys of the chunks that are not listed, labels first, each once.
+
+        Labels whose fill value is 0 are background there. zarr leaves such chunks out by default, so that they are not
+        counted.
+        """
+        background = self.labels.source.has_fill and self.labels.source.fill_value == 0
+        visits = itertools.chain(() if background else self.labels.visits, self.raw.visits)
+        return [v.key for v in visits if v.item is None and not v.again]
+
     @property
     def missing_chunks(self) -> int:
-        visits = itertools.chain(self.labels.visits, self.raw.visits)
-        return sum(v.item is None and not v.again for v in visits)
+        return len(self.absent())
 
     @property
     def file_bytes_bound(self) -> int:
@@ -156,7 +165,7 @@ def plan_crop(
     InvalidSourceError
         If raw and labels cannot be aligned (`MisalignedError`) or carry unusable numbers.
     MissingChunksError
-        If `strict` and a needed chunk is not listed.
+        If a needed chunk is not listed, and `strict` or raw's fill value is null.
     """
     alignment = align(crop.folder, crop.raw, crop.labels)
     wanted = _wanted_channels(crop, channels)
@@ -177,9 +186,14 @@ def plan_crop(
     block_bytes = max(raw.block_bytes, _WINDOW_BYTES // 6)
     labels = _plan_array(crop.labels, crop.objects, labels_region, (0,), 4, block_bytes)
     plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw)
-    if strict and plan.missing_chunks:
-        first = next(v.key for v in itertools.chain(labels.visits, raw.visits) if v.item is None)
-        raise MissingChunksError(f"{crop.folder}: {plan.missing_chunks} chunks are absent, the first is {first}")
+    if strict and (absent := plan.absent()):
+        raise MissingChunksError(f"{crop.folder}: {len(absent)} chunks are absent, the first is {absent[0]}")
+    undefined = [] if crop.raw.has_fill else [v.key for v in raw.visits if v.item is None]
+    if undefined:
+        raise MissingChunksError(
+            f"{crop.folder}: {undefined[0]} is absent, and raw's fill_value is null: zarr leaves its voxels undefined",
+            remedy="Write the chunk, or a fill_value, into the source.",
+        )
     return plan
 
 
