@@ -166,3 +166,14 @@ def test_storage_and_a_narrow_window(site: Site, page: Any) -> None:
     expect(page.get_by_text("Cached files")).to_be_visible()
     assert site.http.get("/").headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
     assert "unsafe" not in site.http.get("/").headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_accessibility_fault(site: Site, page: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    for path in ("", "jobs", "storage", "view?split=instance&crop=0"):
+        page.goto(f"{site.service.url}/{path}")
+        page.locator("#page > *").first.wait_for()
+        found = axe.run(page).response["violations"]
+        assert [(path, fault["id"], fault["help"]) for fault in found] == []
