@@ -4,7 +4,7 @@ One import line moves a training script over::
 
     from prismcache.torch_em import get_e11bio_loader  # was: torch_em.data.datasets.light_microscopy.e11bio
 
-Arguments, defaults, files and batches are torch_em's, and `label_values` is new. Where crops come from differs:
+Arguments, defaults, files and batches are those of torch_em; `label_values` is new. These things differ:
 
 - `path` is the cache folder. With a service (``PRISMCACHE_URL``) it is this machine's mount of the service's folder,
   unless ``PRISMCACHE_ROOT`` names that; a crop that the mount does not show is downloaded from the service into
@@ -61,16 +61,16 @@ def get_e11bio_data(
     crop_ids: Sequence[int] | None = None,
     download: bool = False,  # noqa: FBT001, FBT002 - torch_em's signature
 ) -> list[str]:
-    """Paths of the crops' files, with all channels, fetched where they are not cached.
+    """Return the paths of the crops' files, with all channels; crops that are not cached are fetched.
 
     Parameters
     ----------
     path
-        The cache folder; what it is with a service, the module's docstring says.
+        The cache folder. With a service, the mount of the service's folder; see the module docstring.
     split
         "instance" or "semantic".
     crop_ids
-        Crop numbers; None is all that torch_em knows (14 instance, 17 semantic).
+        Crop numbers; None is all crops that torch_em knows (14 instance, 17 semantic).
     download
         Whether crops that are not cached are fetched from the bucket.
 
@@ -84,7 +84,7 @@ def get_e11bio_data(
     CropNotCachedError
         If `download` is False and a crop is not cached; a RuntimeError too, as torch_em raises.
     PrismError
-        Whatever kept a crop from being made; see `prismcache.errors`.
+        If a crop cannot be made; see `prismcache.errors`.
     """
     crops = as_crops(range(SPLIT_NUM_CROPS[as_split(split)]) if crop_ids is None else crop_ids) or ()
     client = _client(path)
@@ -117,7 +117,7 @@ def get_e11bio_dataset(  # noqa: PLR0913, PLR0917 - torch_em's signature
     label_values: LabelValues = "consecutive",
     **kwargs: Any,
 ) -> Dataset[Any]:
-    """torch_em's dataset of random patches over these crops.
+    """Return torch_em's dataset of random patches of these crops.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def get_e11bio_dataset(  # noqa: PLR0913, PLR0917 - torch_em's signature
     patch_shape
         (Z, Y, X) in voxels.
     channel
-        Which channel is raw; every crop must have it (0-9 exist in all).
+        The channel that is raw; every crop must have it (0-9 exist in all).
     offsets
         Affinities at these offsets (voxels; Z,Y,X) are the target, with their mask.
     boundaries
@@ -136,12 +136,12 @@ def get_e11bio_dataset(  # noqa: PLR0913, PLR0917 - torch_em's signature
         source, which mean the same class in every semantic crop; they are looked up as soon as a patch is read, so
         that `sampler`, `pre_label_transform` and all other transforms see them, as uint32.
     **kwargs
-        For `torch_em.default_segmentation_dataset`.
+        Arguments of `torch_em.default_segmentation_dataset`.
 
     Returns
     -------
     Dataset
-        Of pairs (raw, label), each (C, Z, Y, X) float32 unless `kwargs` say otherwise.
+        Pairs (raw, label), each (C, Z, Y, X) float32 unless `kwargs` say otherwise.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def get_e11bio_loader(  # noqa: PLR0913, PLR0917 - torch_em's signature
     label_values: LabelValues = "consecutive",
     **kwargs: Any,
 ) -> DataLoader[Any]:
-    """torch_em's loader of batches from these crops.
+    """Return torch_em's loader of batches of these crops.
 
     Parameters
     ----------
@@ -208,12 +208,12 @@ def get_e11bio_loader(  # noqa: PLR0913, PLR0917 - torch_em's signature
     batch_size
         Patches in a batch.
     **kwargs
-        For `torch_em.default_segmentation_dataset`, and what that does not know for `torch.utils.data.DataLoader`.
+        Arguments of `torch_em.default_segmentation_dataset`; all others go to `torch.utils.data.DataLoader`.
 
     Returns
     -------
     DataLoader
-        Of pairs (raw, label), each (N, C, Z, Y, X).
+        Pairs (raw, label), each (N, C, Z, Y, X).
 
     Examples
     --------
@@ -237,7 +237,7 @@ def get_e11bio_loader(  # noqa: PLR0913, PLR0917 - torch_em's signature
 
 @dataclass(frozen=True, eq=False)
 class OriginalIds:
-    """A label transform that looks original ids up, then does what the user's own does. Pickles, for spawned workers.
+    """A label transform that looks up original ids, then calls the user's own. Can be pickled, for spawned workers.
 
     Attributes
     ----------
@@ -263,12 +263,12 @@ def _client(path: os.PathLike[str] | str) -> PrismClient:
 
 
 def _refuse_missing(client: PrismClient, split: Split, crops: Sequence[int]) -> None:
-    """Ask for nothing that would have to be fetched from the bucket.
+    """Check that no crop would have to be fetched from the bucket.
 
     Raises
     ------
     CropNotCachedError
-        Naming the crops that are not cached.
+        If crops are not cached; the message names them.
     """
     here = client.settings
     try:
@@ -289,13 +289,13 @@ def _refuse_missing(client: PrismClient, split: Split, crops: Sequence[int]) -> 
 
 
 def _served(client: PrismClient, split: Split) -> set[int]:
-    """The crops that a service has with all channels."""
+    """Return the crops that a service has with all channels."""
     names = {info.crop: [PurePath(file.path).name for file in info.files] for info in client.catalog(split)}
     return {crop for crop, files in names.items() if crop_file_name(crop) in files}
 
 
 def _shown(root: Path, split: Split, crops: Sequence[int]) -> set[int]:
-    """The crops whose files a folder has with all channels, as their manifests say; `ensure` looks closer."""
+    """Return the crops that a folder has with all channels, as the manifests say; `ensure` checks more."""
     found = set()
     for crop in crops:
         file = root / crop_path(split, crop)
@@ -306,7 +306,7 @@ def _shown(root: Path, split: Split, crops: Sequence[int]) -> set[int]:
 
 
 def _labels_ids(path: str, channel: int) -> NDArray[np.uint64]:
-    """A crop's table of ids, after a look for the channel, so that its absence is told in plain words."""
+    """Return a crop's table of original ids; raise `UnknownChannelError` if the file lacks the channel."""
     with Crop(path) as crop:
         crop.channel(channel)
         return crop.labels_ids

@@ -18,6 +18,7 @@ from torch_em.data.datasets.light_microscopy import e11bio as original
 
 from prismcache import (
     ClassNumbersWarning,
+    Crop,
     CropNotCachedError,
     PrismClient,
     RequestError,
@@ -25,6 +26,7 @@ from prismcache import (
     UnknownChannelError,
     torch_em,
 )
+from prismcache.torch import PrismDataset
 from tests.support.bucket import make_bucket
 from tests.support.crops import CropSpec, crop_folder, small_spec
 from tests.support.oracle import reference_crop
@@ -134,6 +136,17 @@ def test_several_datasets_of_a_crop_may_be_open_at_once(cache: Path) -> None:
     halves = [(slice(0, 9), slice(None), slice(None)), (slice(9, 18), slice(None), slice(None))]
     train, val = (torch_em.get_e11bio_dataset(cache, PATCH, crop_ids=[0], rois=[half]) for half in halves)
     assert train[0][0].shape == val[0][0].shape == (1, *PATCH)
+
+
+@pytest.mark.parametrize("cache_mode", ["none", "ram"])
+def test_torch_em_opens_a_crop_that_the_same_process_has_open(cache: Path, cache_mode: str) -> None:
+    path = cache / "instance" / "crop_0.h5"
+    with Crop(path) as crop:
+        ours = PrismDataset(path, patch_shape=PATCH, cache=cache_mode)
+        assert ours[0][0].shape == (1, *PATCH)
+        assert len(batches(original.get_e11bio_loader, cache, crop_ids=[0])) > 0
+        theirs = original.get_e11bio_dataset(cache, PATCH, crop_ids=[0])
+        assert theirs[0][0].shape == crop.raw[0, :8, :32, :32][None].shape
 
 
 def test_numbers_that_mean_different_classes_are_warned_of_in_the_callers_name(cache: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from prismcache.adapters import labels_of
 from prismcache.arguments import Numbers, as_channels
 from prismcache.crop import CITATION, Crop, LabelValues
-from prismcache.layout import AXIS_NAMES, UNITS, parse_crop_file_name
+from prismcache.layout import AXIS_NAMES, UNITS, parse_file_name
+from prismcache.schema import Product
 
 LayerData = tuple[Any, dict[str, Any], str]
 """Voxels, keyword arguments of the layer, and the layer's kind."""
@@ -77,6 +78,7 @@ def layers(
 def reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
     """Return the function that reads these files, for napari; None if one is no crop's file."""
     paths = [path] if isinstance(path, str) else path
-    if any(parse_crop_file_name(Path(each).name) is None for each in paths):
+    names = [parse_file_name(Path(each).name) for each in paths]
+    if any(name is None or name.product is not Product.CROP for name in names):
         return None
     return lambda given: [layer for each in ([given] if isinstance(given, str) else given) for layer in layers(each)]

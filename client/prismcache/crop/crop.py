@@ -22,7 +22,7 @@ from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
 from prismcache.crop.provenance import CITATION, Provenance
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
 from prismcache.errors import CropCorruptError, PrismError, RequestError, UnknownChannelError
-from prismcache.layout import LABELS, LABELS_IDS, Manifest, manifest_path, parse_crop_file_name, raw_dataset
+from prismcache.layout import LABELS, LABELS_IDS, Manifest, manifest_path, parse_file_name, raw_dataset
 from prismcache.schema import Split
 from prismcache.units import format_shape, format_voxel_size
 
@@ -395,7 +395,7 @@ _ALL = (slice(None),) * 3
 
 def manifest_of(path: Path) -> Manifest | None:
     """Return the manifest of a file that lies in a cache folder; None if there is none, or it cannot be read."""
-    parsed = parse_crop_file_name(path.name)
+    parsed = parse_file_name(path.name)
     try:
         split = Split(path.parent.name)
         place = path.parent.parent / manifest_path(split, *parsed) if parsed is not None else None

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from prismcache.client import PrismClient
 from prismcache.errors import PrismError, error_from_problem
-from prismcache.layout import parse_crop_file_name
-from prismcache.torch.crops import ClientCrops, with_context
+from prismcache.layout import parse_file_name
+from prismcache.torch.crops import ClientCrops
 from prismcache.torch.shared_state import Arrival, Board
 
 
@@ -72,15 +72,13 @@ class Follower:
     def _follow(self) -> None:
         try:
             plan = self._plan
-            asked = self._client.iter_ensure(
-                plan.split, list(self._slots), channels=plan.ask, progress=False, **with_context(plan.context)
-            )
+            asked = self._client.iter_ensure(plan.split, list(self._slots), channels=plan.ask, progress=False)
             with closing(asked) as paths:
                 for path in paths:
-                    crop = (parse_crop_file_name(Path(path).name) or (None,))[0]
-                    if crop in self._slots:
-                        self._prepare(self._slots[crop], Path(path))
-                        self._post(self._slots[crop], Arrival(path))
+                    name = parse_file_name(Path(path).name)
+                    if name is not None and name.crop in self._slots:
+                        self._prepare(self._slots[name.crop], Path(path))
+                        self._post(self._slots[name.crop], Arrival(path))
         except PrismError as error:
             self._fail(error)
         except BaseException as error:  # noqa: BLE001 - training must see any error rather than wait for ever

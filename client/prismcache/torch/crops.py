@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +15,9 @@ from prismcache.client import PrismClient
 from prismcache.crop import Crop
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import CropNotCachedError, PrismError, RequestError, UnknownChannelError, UnknownCropError
-from prismcache.layout import LABELS, LABELS_IDS, parse_crop_file_name, raw_dataset
+from prismcache.layout import LABELS, LABELS_IDS, parse_file_name, raw_dataset
 from prismcache.progress.reporter import Progress
-from prismcache.schema import CropInfo, Split
+from prismcache.schema import CropInfo, Product, Split
 from prismcache.torch.decoded import Layout, labels_dtype
 from prismcache.torch.patches import Channels, choose_channels, ordered_channels
 
@@ -185,7 +184,7 @@ def files_of_root(
         If no crop of the split lies there.
     """
     folder = root / as_split(Split.INSTANCE if split is None else split).value
-    named = {path: parse_crop_file_name(path.name) for path in folder.glob("*.h5")}
+    named = {path: parse_file_name(path.name) for path in folder.glob("*.h5")}
     numbers = as_crops(crops)
     wanted = set() if isinstance(channels, str) else set(ordered_channels(channels))
 
@@ -196,8 +195,9 @@ def files_of_root(
 
     by_crop: dict[int, list[CropFacts]] = {}
     for path, name in sorted(named.items()):
-        if name is not None and (numbers is None or name[0] in numbers):
-            by_crop.setdefault(name[0], []).append(CropFacts.of(path))
+        is_crop = name is not None and name.product is Product.CROP
+        if name is not None and is_crop and (numbers is None or name.crop in numbers):
+            by_crop.setdefault(name.crop, []).append(CropFacts.of(path))
     if not by_crop:
         raise CropNotCachedError(
             f"no crop's file lies in {folder}", remedy="Run `prismcache ensure`, or give a PrismClient as the source."
@@ -215,8 +215,6 @@ class ClientCrops:
         The split, and the crops' numbers.
     ask
         Channels to ask the client for; None is all.
-    context
-        Voxels (Z, Y, X) of raw beyond the labels to ask the client for.
     described
         The catalog's entries of the crops; empty where they were not needed.
     """
@@ -224,12 +222,11 @@ class ClientCrops:
     split: Split
     crops: tuple[int, ...]
     ask: tuple[int, ...] | None
-    context: Shape3
     described: Mapping[int, CropInfo]
 
 
 def plan_client_crops(
-    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels, context: Shape3
+    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels
 ) -> ClientCrops:
     """Return what to ask a client for.
 
@@ -240,10 +237,6 @@ def plan_client_crops(
     PrismError
         As the client raises it.
     """
-    if any(context) and "context" not in signature(client.ensure).parameters:
-        raise RequestError(
-            "a PrismClient does not fetch files with context yet", remedy="Give the paths of files that have context."
-        )
     wanted = as_split(Split.INSTANCE if split is None else split)
     numbers = as_crops(crops)
     if numbers is None:
@@ -252,10 +245,10 @@ def plan_client_crops(
         raise RequestError(f"no crop of the split {wanted.value!r} is asked for")
     numbers = tuple(dict.fromkeys(numbers))
     if not isinstance(channels, str):
-        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), context, {})
+        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), {})
     described = describe(client, wanted, numbers)
     chosen = choose_channels(channels, channels_of(described))
-    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, context, described)
+    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, described)
 
 
 def describe(client: PrismClient, split: Split, crops: Sequence[int]) -> dict[int, CropInfo]:
@@ -292,24 +285,14 @@ def ensure_crops(client: PrismClient, plan: ClientCrops, crops: Sequence[int], p
         As the client raises it.
     """
     try:
-        return client.ensure(plan.split, crops, channels=plan.ask, progress=progress, **with_context(plan.context))
+        return client.ensure(plan.split, crops, channels=plan.ask, progress=progress)
     except UnknownChannelError:
         choose_channels(plan.ask or "all", channels_of(describe(client, plan.split, plan.crops)))
         raise
 
 
-def with_context(context: Shape3) -> dict[str, Any]:
-    """Return the keyword that asks a client for context; empty where none is wanted."""
-    return {"context": context} if any(context) else {}
-
-
 def cached_crops(client: PrismClient, plan: ClientCrops) -> set[int]:
-    """Return the plan's crops that are cached with the channels wanted; none if there is no catalog, or with context.
-
-    With context the catalog does not say enough: those crops are awaited, and come at once if they are cached.
-    """
-    if any(plan.context):
-        return set()
+    """Return the plan's crops that are cached with the channels wanted; none if there is no catalog."""
     try:
         known = client.catalog(plan.split)
     except PrismError:

@@ -1,4 +1,4 @@
-"""Memory: how much is left for this process, and bytes that it shares with those it forks or spawns."""
+"""Memory: how much this process may still use, and memory that it shares with processes it forks or spawns."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SHARE = 0.8  # of the memory that is available
 
 
 def check_memory(needed: int, limit: int | None) -> None:
-    """See that decoded crops fit into memory.
+    """Check that decoded crops fit into memory.
 
     Parameters
     ----------
     needed
-        Bytes.
+        Bytes of the decoded crops.
     limit
-        Bytes that they may take; None is 80 % of what the system, or the container, has available.
+        Bytes that they may take; None is 80 % of the memory that the system, or the container, has available.
 
     Raises
     ------
     MemoryLimitError
-        If they do not; gives the numbers.
+        If they do not fit; the message gives both numbers.
     """
     available = available_memory()
     room = limit if limit is not None else None if available is None else int(_SHARE * available)
@@ -41,12 +41,12 @@ def check_memory(needed: int, limit: int | None) -> None:
 
 
 def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this process may still use: the system's, or the rest of its container or batch job; None if unknown.
+    """Return the bytes that this process may still use, limited by its container or batch job; None if unknown.
 
     Parameters
     ----------
     proc, groups
-        Where the kernel tells of itself and of control groups.
+        The folders where the kernel describes the system and the control groups.
     """
     found = []
     with suppress(OSError, ValueError, StopIteration):
@@ -64,7 +64,10 @@ def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cg
 
 
 def _left_in(top: Path, place: str, names: tuple[str, str, str]) -> Iterator[int]:
-    """Bytes that a control group and those around it may still take; cached files, which give way, count as free."""
+    """Iterate over the bytes that a control group, and each one around it, may still take.
+
+    Cached files count as free, since the kernel drops them.
+    """
     limit, used, prefix = names
     folder = top / place.strip("/")
     for group in (folder, *folder.parents):
@@ -77,20 +80,20 @@ def _left_in(top: Path, place: str, names: tuple[str, str, str]) -> Iterator[int
 
 
 class MemoryFile:
-    """Bytes that processes share, all 0 at first. Linux; pickles only to a process being spawned.
+    """Memory that processes share, all 0 at first. Linux only. Can be pickled only to a process that is being spawned.
 
-    It has no name, so nothing is left when the last of the processes ends, however it does. It does not lie in
-    /dev/shm either: that may be small (64 MB in a container), and DataLoader's workers need it for their batches.
+    The memory has no name, so it is freed when the last of the processes ends, in any way. It does not lie in
+    /dev/shm, which may be small (64 MB in a container) and which DataLoader's workers need for their batches.
 
     Parameters
     ----------
     size
-        In bytes.
+        Size in bytes.
 
     Attributes
     ----------
     map
-        The bytes.
+        The memory.
     """
 
     def __init__(self, size: int) -> None:

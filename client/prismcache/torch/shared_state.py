@@ -1,7 +1,7 @@
-"""Small things that the processes of one training share: which crops arrived, and how often each sample was drawn.
+"""State that the processes of one training share: which crops arrived, and how often each sample was drawn.
 
-They lie in memory without a name, which a process shares with those that it forks or spawns and which is gone with the
-last of them, however that ends.
+The state lies in memory without a name. A process shares it with those that it forks or spawns, and it is freed when
+the last of them ends, in any way.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any
 from prismcache.schema import Problem
 
 _SLOT_BYTES = 16_384
-_HEADER = struct.Struct("<II")  # length and CRC-32 of what follows
+_HEADER = struct.Struct("<II")  # length in bytes and CRC-32 of the text that follows
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """How a crop's fetching ended: with a path, or with a problem."""
+    """The end of a crop's fetching: `path`, or the `problem` that prevented it."""
 
     path: str = ""
     problem: Problem | None = None
 
 
 class Board:
-    """One place for each crop that is awaited, written once by the main process and read by all.
+    """One place for each awaited crop, written once by the main process and read by all.
 
-    What is read counts only if its checksum is right, so no lock is needed. Pickles only to a process being spawned.
+    A reader ignores a place whose checksum is wrong, so no lock is needed. Can be pickled only to a process that is
+    being spawned.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class Board:
         self._memory = RawArray(ctypes.c_uint8, slots * _SLOT_BYTES)
 
     def post(self, slot: int, arrival: Arrival) -> None:
-        """Tell everybody."""
+        """Write how a crop's fetching ended, for all processes."""
         problem = None if arrival.problem is None else arrival.problem.model_dump(mode="json")
         text = json.dumps({"path": arrival.path, "problem": problem}).encode()
         if len(text) > _SLOT_BYTES - _HEADER.size and arrival.problem is not None:
@@ -55,7 +56,7 @@ class Board:
         view[first : first + _HEADER.size] = _HEADER.pack(len(text), zlib.crc32(text))
 
     def look(self, slot: int) -> Arrival | None:
-        """What was posted; None if nothing yet."""
+        """Return what was posted; None if nothing was posted yet."""
         view, first = memoryview(self._memory).cast("B"), slot * _SLOT_BYTES
         length, checksum = _HEADER.unpack_from(view, first)
         if not 0 < length <= _SLOT_BYTES - _HEADER.size:
@@ -68,12 +69,14 @@ class Board:
 
 
 class Visits:
-    """How often each sample of a dataset was drawn. A copy that is pickled to elsewhere counts for itself.
+    """How often each sample of a dataset was drawn.
+
+    A copy that is pickled to a process being spawned shares the counts; any other copy counts for itself.
 
     Parameters
     ----------
     counts
-        One for each sample.
+        The count of each sample.
     """
 
     def __init__(self, counts: list[int]) -> None:
@@ -86,20 +89,20 @@ class Visits:
         self._counts = RawArray(ctypes.c_uint32, state) if isinstance(state, list) else state
 
     def peek(self, sample: int) -> int:
-        """How often it was drawn."""
+        """Return how often a sample was drawn."""
         return int(self._counts[sample])
 
     def next(self, sample: int) -> int:
-        """How often it was drawn before now."""
+        """Return how often a sample was drawn before, and count this time."""
         number = self.peek(sample)
         self._counts[sample] = (number + 1) % 2**32
         return number
 
     def set_all(self, number: int) -> None:
-        """Say of all samples that they were drawn so often."""
+        """Set the count of all samples."""
         self._counts[:] = [number] * len(self._counts)
 
 
 def is_spawning() -> bool:
-    """Whether what is pickled just now goes to a process that multiprocessing starts, so that memory can be shared."""
+    """Return whether multiprocessing is pickling for a process that it starts, with which memory can be shared."""
     return get_spawning_popen() is not None

@@ -1,4 +1,4 @@
-"""What stands between voxels and tensors: dtypes, memory that is used again, and random numbers of users' callables."""
+"""From voxels to tensors: dtypes, memory that is used again, and the random numbers of users' callables."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _KEPT = 8  # buffers
 
 
 class Buffers:
-    """Memory for tensors, used again once a tensor is gone: touching fresh pages costs more than filling them.
+    """Memory for tensors. It is used again when a tensor is deleted: touching fresh pages costs more than filling them.
 
-    At most `_KEPT` of them are kept while nobody uses them.
+    At most `_KEPT` unused buffers are kept.
     """
 
     def __init__(self) -> None:
         self._free: deque[bytearray] = deque(maxlen=_KEPT)
 
     def tensor(self, shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[torch.Tensor, Array]:
-        """A tensor with any content, and the array that fills it."""
+        """Return a tensor with undefined content, and the array that shares its memory."""
         size = math.prod(shape) * dtype.itemsize
         memory = self._take(size)
         array = np.frombuffer(memory, dtype).reshape(shape)
@@ -51,7 +51,7 @@ class Buffers:
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
-    """The dtype as numpy calls it; None where numpy has none, such as bfloat16."""
+    """Return numpy's equal of a dtype; None if numpy has none, as for bfloat16."""
     try:
         found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
     except TypeError:
@@ -60,7 +60,7 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
 
 
 def exact_to(dtype: torch.dtype) -> int:
-    """The largest integer up to which a dtype holds every one."""
+    """Return the largest n such that a dtype holds every integer from 0 to n."""
     if dtype.is_floating_point:
         return int(2 / torch.finfo(dtype).eps)
     return 1 if dtype is torch.bool else int(torch.iinfo(dtype).max)
@@ -68,7 +68,7 @@ def exact_to(dtype: torch.dtype) -> int:
 
 @contextmanager
 def seeded(seed: Sequence[int]) -> Iterator[None]:
-    """Within the block torch's (CPU), numpy's and Python's generators start from `seed`; then they are as before."""
+    """Seed the global generators of torch (CPU), numpy and Python for the block; restore their states afterwards."""
     words = np.random.SeedSequence(list(seed)).generate_state(3)
     # Users' callables, torch_em's too, draw from the global generators.
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - users' callables draw from it
@@ -84,21 +84,21 @@ def seeded(seed: Sequence[int]) -> Iterator[None]:
 
 
 def as_tensor(values: Any, dtype: torch.dtype, what: str) -> torch.Tensor:
-    """A patch as a callable left it, as a tensor (C, Z, Y, X).
+    """Return the result of a user's callable as a tensor (C, Z, Y, X).
 
     Parameters
     ----------
     values
         Array or tensor, (Z, Y, X), (C, Z, Y, X), or (1, C, Z, Y, X) as kornia leaves it.
     dtype
-        Of the tensor.
+        Dtype of the tensor.
     what
-        "raw" or "labels", for the error.
+        "raw" or "labels", for the message.
 
     Raises
     ------
     RequestError
-        If it has other axes.
+        If the result has other axes.
     """
     tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
     if tensor.ndim == 3:
@@ -114,7 +114,7 @@ def as_tensor(values: Any, dtype: torch.dtype, what: str) -> torch.Tensor:
 
 
 def as_spatial(labels: Any, dtype: np.dtype[Any]) -> Array:
-    """Labels as an array (Z, Y, X) of the dtype that they had before the augmentations, for `label_transform2`."""
+    """Return labels as an array (Z, Y, X) of the dtype that they had before the augmentations."""
     array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
