@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,10 @@ from prismcache_service.extras import require_service_extra
 
 _CHECK_S = 30.0
 _MAX_AGE = timedelta(days=1)  # of a dataset that has not changed since it was published
+
+
+_OFFLINE_S = 60.0  # an old catalog counts for so long before a bucket that was unreachable is tried again
+_log = logging.getLogger("prismcache")
 
 
 class _Remembered(BaseModel):
@@ -51,6 +56,7 @@ class CatalogService:
         self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
         self._source_thread = SourceThread(settings)
         self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
+        self._fresh: tuple[datetime, float] | None = None  # when the catalog was read, and until when it counts
         self.failure: PrismError | None = None
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
@@ -59,20 +65,41 @@ class CatalogService:
         Parameters
         ----------
         refresh
-            Ask the bucket even if it was asked today.
+            Read the bucket even if it was read today.
+
+        Without `refresh`, an older catalog is returned with a warning while the bucket cannot be reached.
 
         Raises
         ------
         SourceError, MissingExtraError
-            If the bucket has to be asked and cannot be.
+            If the bucket has to be read and cannot be.
         """
         known = await asyncio.to_thread(self._recall)
-        if known is not None and not refresh and datetime.now(UTC) - known.read_at < _MAX_AGE:
+        if known is not None and not refresh and self._is_fresh(known.read_at):
             return known.crops
         if self._reading is None:  # however many want it at once, the bucket is asked by one
             self._reading = asyncio.create_task(self._read_and_remember())
             self._reading.add_done_callback(self._has_read)
-        return await asyncio.shield(self._reading)
+        try:
+            return await asyncio.shield(self._reading)
+        except SourceUnreachableError as error:
+            if known is None or refresh:
+                raise
+            _log.warning("the catalog of %s is used, since the bucket cannot be read: %s", known.read_at.date(), error)
+            self._fresh = known.read_at, monotonic() + _OFFLINE_S
+            return known.crops
+
+    def _is_fresh(self, read_at: datetime) -> bool:
+        """Return whether a catalog that was read then need not be read again.
+
+        The wall clock judges a stamp when this process meets it, and calls one from the future stale; from then on the
+        monotonic clock does, so that a clock that is set changes nothing.
+        """
+        if self._fresh is None or self._fresh[0] != read_at:
+            age = datetime.now(UTC) - read_at
+            left = (_MAX_AGE - age).total_seconds() if age >= timedelta(0) else 0.0
+            self._fresh = read_at, monotonic() + left
+        return monotonic() < self._fresh[1]
 
     async def recall(self) -> tuple[CropInfo, ...]:
         """What was remembered, however old; empty if nothing was."""

@@ -19,6 +19,7 @@ from prismcache.config import Settings
 from prismcache.errors import SourceDeniedError, SourceUnreachableError
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropInfo, Split
+from prismcache_service.crops import catalog as catalog_module
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.pipeline.published import read_published
 from tests.support.cache_root import Lab, tiny_spec
@@ -119,6 +120,52 @@ def test_yesterdays_catalog_is_asked_anew_and_so_is_todays_on_demand(
     assert len(fault_proxy.requests) == asked
     crops(catalog, refresh=True)
     assert len(fault_proxy.requests) == 2 * asked
+
+
+def _read_at(root: Path, when: datetime) -> None:
+    document = json.loads(remembered(root).read_text())
+    remembered(root).write_text(json.dumps(document | {"read_at": when.isoformat()}))
+
+
+def test_an_old_catalog_serves_with_a_warning_while_the_bucket_is_unreachable(
+    catalog: CatalogService, fault_proxy: FaultProxy, root: Path, caplog
+) -> None:
+    found = crops(catalog)
+    _read_at(root, datetime(2020, 1, 2, tzinfo=UTC))
+    fault_proxy.add(Status(503), listing=True)
+    with caplog.at_level("WARNING", "prismcache"):
+        assert crops(catalog) == crops(catalog) == found
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "the catalog of 2020-01-02 is used, since the bucket cannot be read"
+    ]
+    with pytest.raises(SourceUnreachableError):
+        crops(catalog, refresh=True)
+
+
+def test_a_catalog_from_the_future_is_stale(catalog: CatalogService, fault_proxy: FaultProxy, root: Path) -> None:
+    crops(catalog)
+    _read_at(root, datetime.now(UTC) + timedelta(hours=1))
+    fault_proxy.clear()
+    crops(catalog)
+    assert fault_proxy.requests
+
+
+def test_a_clock_that_is_set_changes_nothing(
+    catalog: CatalogService, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops(catalog)
+    crops(catalog)
+    fault_proxy.clear()
+    for years in (-10, 10):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.now(tz) + timedelta(days=365 * years)  # noqa: B023 - used within the loop
+
+        monkeypatch.setattr(catalog_module, "datetime", Clock)
+        crops(catalog)
+    assert fault_proxy.requests == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"crops": []}', "\0" * 100])
