@@ -26,7 +26,7 @@ from prismcache.schema import (
 )
 from prismcache.wishes import Wish, Wishes
 from prismcache_service.factory import Factory
-from prismcache_service.store.base import MemoryJobStore
+from prismcache_service.store import MemoryJobStore
 
 _log = logging.getLogger("prismcache")  # the client's, whose warnings people see
 # What the service would log is here the caller's exception; nobody should read it twice.

@@ -26,9 +26,8 @@ from prismcache_service.crops.service import CropService
 from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
 from prismcache_service.engine.base import Engine
 from prismcache_service.engine.local.engine import LocalEngine
-from prismcache_service.jobs.observer import NoObserver, Observer
-from prismcache_service.jobs.service import JobLimits, JobService
-from prismcache_service.store.base import JobStore
+from prismcache_service.jobs import JobLimits, JobService, NoObserver, Observer
+from prismcache_service.store import JobStore, open_store
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
@@ -173,11 +172,7 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
     StorageError
         If the cache folder cannot be written.
     """
-    # Imported here: embedded use needs no database.
-    from prismcache_service.store.database import database_url
-    from prismcache_service.store.sql import SqlJobStore
-
-    store = await SqlJobStore.open(database_url(config))
+    store = await open_store(config)
     try:
         factory = Factory(
             config,

@@ -168,6 +168,15 @@ class JobStoreSuite:
         await add(store, a_job("old"), *(a_job(name, after=1) for name in ("b", "B", "a", "_", "é", "0")))
         assert names(await store.jobs()) == [*sorted(("b", "B", "a", "_", "é", "0"), reverse=True), "old"]
 
+    @pytest.mark.parametrize(
+        ("start", "found"),
+        [("ab", ["ab1", "ab2"]), ("ab1", ["ab1"]), ("A", ["AB1"]), ("%", ["%"]), ("_", []), ("é", ["é"]), ("\0", [])],
+    )
+    async def test_ids_by_their_start(self, store, start, found):
+        await add(store, *(a_job(name) for name in ("ab2", "ab1", "b", "AB1", "%", "é")))
+        assert await store.job_ids(start, limit=5) == found
+        assert await store.job_ids(start, limit=1) == found[:1]
+
     async def test_pages_of_jobs(self, store):
         await add(store, *(a_job(f"j{number}", after=number // 3) for number in range(10)))
         everything = await store.jobs()

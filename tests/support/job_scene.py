@@ -78,8 +78,15 @@ class Published(CatalogService):
 
     def __init__(self, crops: Collection[int] = (0, 1, 2)) -> None:
         self._crops = crops
+        self.recalled: Collection[int] = ()
+        self.reads = 0
+
+    async def recall(self) -> tuple[CropInfo, ...]:
+        return tuple(CropInfo(split=Split.INSTANCE, crop=crop) for crop in self.recalled)
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
+        self.reads += 1
+        self.recalled = self._crops
         return tuple(CropInfo(split=Split.INSTANCE, crop=crop) for crop in self._crops)
 
 

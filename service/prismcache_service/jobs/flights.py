@@ -1,4 +1,4 @@
-"""Single flight: a crop is made by one task, however many jobs want it; they share its progress."""
+"""Each crop is made by one task, however many jobs want the crop; the jobs share its progress and its outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Outcome = CropFile | Problem
 
 @dataclass(frozen=True)
 class Passenger:
-    """Who wants a crop, and is told what becomes of it."""
+    """A job that wants a crop, and the functions that are called with the crop's progress and outcome."""
 
     job_id: str
     wish: Wish
@@ -36,7 +36,7 @@ class Passenger:
 
 @dataclass
 class _Flight:
-    """One crop and everybody who wants it; `task` is None while it waits its turn."""
+    """One crop and the jobs that want it; `task` is None while the crop waits."""
 
     passengers: dict[str, Passenger] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
@@ -45,14 +45,14 @@ class _Flight:
 
 
 class Flights:
-    """Crops that wait or are being made.
+    """The crops that wait or are being made.
 
     Parameters
     ----------
     ensure
-        Who makes them.
+        Makes the crops.
     at_once
-        How many at the same time.
+        How many crops are made at the same time.
     observer
         Counts bytes and outcomes.
     """
@@ -64,12 +64,12 @@ class Flights:
         self._flights: dict[Key, _Flight] = {}
 
     def count(self) -> tuple[int, int]:
-        """(waiting, being made)."""
+        """Return how many crops wait and how many are being made."""
         running = sum(flight.task is not None for flight in self._flights.values())
         return len(self._flights) - running, running
 
     async def board(self, passenger: Passenger) -> None:
-        """Join the crop's flight, or begin one."""
+        """Join the task that makes the crop, or queue the crop."""
         wish = passenger.wish
         flight = self._flights.setdefault((wish.name, wish.strict), _Flight())
         flight.passengers[passenger.job_id] = passenger
@@ -80,7 +80,7 @@ class Flights:
             await passenger.on_started()
 
     async def leave(self, job_id: str, keys: Iterable[Key]) -> None:
-        """Want these crops no more; where nobody else does, the making is stopped, and nothing unfinished is left."""
+        """End a job's wish for these crops; cancel tasks that no other job needs, and wait until they have ended."""
         stopped: list[asyncio.Task[None]] = []
         for key in keys:
             flight = self._flights.get(key)
@@ -97,7 +97,7 @@ class Flights:
         self._start_next()
 
     async def aclose(self) -> None:
-        """Stop everything without a word to the passengers."""
+        """Cancel all tasks; passengers are not called."""
         flights, self._flights = list(self._flights.values()), {}
         tasks = [flight.task for flight in flights if flight.task is not None]
         for task in tasks:
@@ -146,7 +146,7 @@ class Flights:
         except asyncio.CancelledError:
             code = "cancelled"
             raise
-        except Exception as error:  # noqa: BLE001 - a job must end, also on what nobody foresaw
+        except Exception as error:  # noqa: BLE001 - a job must end after an unexpected error too
             code = PrismError.code
             return PrismError(f"{name.folder}: {type(error).__name__}: {error}").to_problem()
         finally:

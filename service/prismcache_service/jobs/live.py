@@ -1,4 +1,4 @@
-"""A job while it runs, in memory: what its watchers see."""
+"""A job in memory while it runs, as the clients that follow the job see it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from prismcache.schema import CropFile, CropProgress, Job, JobEvent, JobRequest,
 from prismcache_service.cache.cache import CropName
 from prismcache_service.jobs.flights import Outcome
 from prismcache_service.pipeline.progress import Progress
-from prismcache_service.store.base import JobRecord
+from prismcache_service.store import JobRecord
 
 _TICK_BITS = 20
 
 
 class LiveJob:
-    """State, progress and watchers of one job.
+    """State, progress and followers of one job.
 
-    The revision is the number of the latest recorded event, then a count of what was not recorded (progress), so that
-    it grows over restarts of the service too.
+    The revision combines the number of the latest stored event with a count of the changes since that are not stored
+    (progress), so that the revision also grows across restarts of the service.
     """
 
     def __init__(self, stored: JobRecord) -> None:
@@ -44,20 +44,20 @@ class LiveJob:
         return self.state.is_final
 
     def can_serve(self, request: JobRequest, owner: str) -> bool:
-        """True if this job does what `request` asks, and is not being stopped."""
+        """Return True if this job has the same request and owner, and is not being cancelled."""
         return (self.request, self.owner) == (request, owner) and not self.is_cancelled
 
     def name(self, crop: int) -> CropName:
-        """The file that the job wants of a crop."""
+        """Return the name of the file that the job needs for a crop."""
         channels = self.request.channels
         return CropName(self.request.split, crop, None if channels is None else tuple(sorted(set(channels))))
 
     def open_crops(self) -> list[int]:
-        """The crops that are not in a final state."""
+        """Return the numbers of the crops that are not in a final state."""
         return [crop.crop for crop in self.crops.values() if not crop.state.is_final]
 
     def snapshot(self) -> Job:
-        """The job as it is now."""
+        """Return the job as it is now."""
         return Job(
             id=self.id,
             revision=self.revision,
@@ -71,8 +71,8 @@ class LiveJob:
             created_at=self._created_at,
         )
 
-    async def newer(self, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - a long poll has no error
-        """A snapshot other than `revision` (None: than now), or the same after `timeout` seconds."""
+    async def newer(self, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - the end of a long poll is no error
+        """Wait until the revision is not `revision` (None: the present one), at most `timeout` s; return the job."""
         known = self.revision if revision is None else revision
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -82,15 +82,15 @@ class LiveJob:
         return self.snapshot()
 
     def begin(self, crop: int) -> None:
-        """A crop is being made."""
+        """Set a crop's state to running."""
         self._set(self.crops[crop].model_copy(update={"state": State.RUNNING}))
 
     def progress(self, crop: int, progress: Progress) -> None:
-        """A crop has come further."""
+        """Set a crop's progress."""
         self._set(self.crops[crop].model_copy(update={"state": State.RUNNING, **progress.__dict__}))
 
     def ended(self, crop: int, outcome: Outcome | None) -> CropProgress:
-        """What a crop is once its outcome is recorded (None: cancelled)."""
+        """Return the crop in its final state for `outcome` (None: cancelled); the job is not changed."""
         known = self.crops[crop]
         if outcome is None:
             return known.model_copy(update={"state": State.CANCELLED})
@@ -99,15 +99,15 @@ class LiveJob:
         return known.model_copy(update={"state": State.FAILED, "problem": outcome})
 
     def state_with(self, crop: CropProgress) -> State:
-        """The job's state once `crop` is recorded."""
+        """Return the state that the job has once `crop` is recorded."""
         return state_of([crop if known.crop == crop.crop else known for known in self.crops.values()], self.state)
 
     def final_state(self) -> State:
-        """The job's state once its end is recorded."""
+        """Return the state that the job has once its end is recorded."""
         return state_of(self.crops.values(), self.state)
 
     def record(self, event: JobEvent) -> None:
-        """Take over what the store has recorded."""
+        """Apply an event that the store has recorded."""
         self._event, self._ticks = event.seq, 0 if event.seq > self._event else self._ticks + 1
         self.state = event.state
         if event.crop is not None:
@@ -115,16 +115,16 @@ class LiveJob:
         self.wake()
 
     def unstored(self, kind: str, state: State, crop: CropProgress | None) -> JobEvent:
-        """An event that the store failed to record; it counts as progress does."""
+        """Return an event that the store failed to record; the revision counts the event as progress."""
         return JobEvent(seq=self._event, job=self.id, kind=kind, at=datetime.now(UTC), state=state, crop=crop)
 
     def abandon(self) -> None:
-        """Nobody works on the job any more: its watchers need not wait."""
+        """Wake the followers for the last time: this process no longer works on the job."""
         self.is_abandoned = True
         self.wake()
 
     def wake(self) -> None:
-        """Let every watcher look."""
+        """Wake everybody who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -136,12 +136,12 @@ class LiveJob:
 
 
 def job_of(stored: JobRecord) -> Job:
-    """A stored job as its watchers see it."""
+    """Return a stored job as clients see it."""
     return LiveJob(stored).snapshot()
 
 
 def state_of(crops: Iterable[CropProgress], current: State) -> State:
-    """The state of a job from those of its crops: final when all are; failed before cancelled before done."""
+    """Return a job's state: `current` until all crops are final; failed if one failed, else cancelled before done."""
     states = [crop.state for crop in crops]
     if not all(state.is_final for state in states):
         return current

@@ -1,4 +1,4 @@
-"""Who counts what the services do; the HTTP side's metrics are one, embedded use has none."""
+"""The interface for counting what the services do: `web.metrics` implements it; embedded use counts nothing."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """Hears of everything worth a figure."""
+    """Counts what the services do."""
 
     def crops_found(self, *, hits: int, misses: int) -> None:
-        """A job was accepted, and so many of its crops were cached or not."""
+        """Count the crops of an accepted job that are cached (`hits`) and that are not (`misses`)."""
 
     def bytes_fetched(self, count: int) -> None:
-        """So many more bytes came from the bucket."""
+        """Count bytes that came from the bucket."""
 
     def task_ended(self, seconds: float, code: str | None = None) -> None:
-        """A crop was made, or failed with an error code."""
+        """Count a crop that was made in `seconds`, or failed with the error `code`."""
 
     def evicted(self, files: int, size: int) -> None:
-        """Files of `size` bytes in all were deleted to make room."""
+        """Count files, `size` bytes together, that were deleted to make room."""
 
     def bound(self, **values: str) -> AbstractContextManager[None]:
-        """Add values to every line that is logged within the block."""
+        """Return a context manager that adds the values to every log line within the block."""
         ...
 
 
 class NoObserver:
-    """Counts nothing."""
+    """An `Observer` that counts nothing."""
 
     def crops_found(self, *, hits: int, misses: int) -> None:
-        """Ignored."""
+        """Do nothing."""
 
     def bytes_fetched(self, count: int) -> None:
-        """Ignored."""
+        """Do nothing."""
 
     def task_ended(self, seconds: float, code: str | None = None) -> None:
-        """Ignored."""
+        """Do nothing."""
 
     def evicted(self, files: int, size: int) -> None:
-        """Ignored."""
+        """Do nothing."""
 
-    def bound(self, **values: str) -> AbstractContextManager[None]:  # noqa: ARG002 - as the protocol has it
-        """Nothing is added."""
+    def bound(self, **values: str) -> AbstractContextManager[None]:  # noqa: ARG002 - as in the protocol
+        """Return a context manager that adds nothing."""
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Whose crop is made next. Pure."""
+"""Decide which crop is made next, without I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prismcache_service.cache.cache import CropName
 class Wish:
     """One job's wish for one crop that is not being made yet.
 
-    `open_crops` is how many crops the job still lacks; `order` grows with each wish that was ever made.
+    `open_crops` is the number of crops that the job still lacks; `order` is larger for later wishes.
     """
 
     name: CropName
@@ -24,17 +24,18 @@ class Wish:
 
 
 def choose(wishes: Iterable[Wish], being_made: Mapping[str, int]) -> Wish | None:
-    """The wish to fulfil next, None if there is none.
+    """Return the wish to fulfil next, or None if there is none.
 
-    Higher priority first; then the owner with the fewest crops in the making, so that nobody's ``all`` keeps others
-    waiting; then the job that lacks least, so that small requests pass large ones; then the oldest.
+    A higher priority goes first; then the owner with the fewest crops being made, so that a request for all crops does
+    not block other owners; then the job that lacks the fewest crops, so that small requests pass large ones; then the
+    oldest.
 
     Parameters
     ----------
     wishes
-        All that wait.
+        The wishes for crops that wait.
     being_made
-        Crops in the making, by owner.
+        How many crops are being made for each owner.
     """
 
     def rank(wish: Wish) -> tuple[int, int, int, int]:

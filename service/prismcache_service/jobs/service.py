@@ -1,4 +1,4 @@
-"""Jobs: one request for several crops. The store knows every state before anybody is told of it."""
+"""Jobs: one request for several crops. Each state is stored before any client sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownCropError, UnknownJobError
-from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
+from prismcache.schema import CropInfo, CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
@@ -24,13 +24,16 @@ from prismcache_service.jobs.flights import Flights, Outcome, Passenger
 from prismcache_service.jobs.live import LiveJob, job_of
 from prismcache_service.jobs.observer import Observer
 from prismcache_service.jobs.schedule import Wish
-from prismcache_service.store.base import JobRecord, JobStore
+from prismcache_service.store import JobRecord, JobStore
 
 _log = logging.getLogger(__name__)
 
-_RECENT = 1000  # ended jobs that are answered from memory
-_GRACE_S = 60.0
-_TICK_S = 0.1  # progress is told at most this often to a stream
+_RECENT = 1000  # ended jobs that are kept in memory
+_GRACE_S = 60.0  # crops of a job that has ended are kept for so long, until its client has a retention lease
+_TICK_S = 0.1  # a stream shows progress at most this often
+_WHOLE_ID = 32  # characters of a job's id
+_REFRESH_S = 60.0  # the bucket is asked for an unknown crop at most this often
+_REFRESH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,16 @@ class JobLimits:
 
 
 class JobService:
-    """Accepts jobs, has their crops made, and tells how they stand.
+    """Accepts jobs, has their crops made, and reports their states.
 
     Parameters
     ----------
     ensure, catalog, store, last_used
-        Who gets crops, what is published, what must survive, and who hears of use.
+        The services that make crops, know what is published, store jobs, and note that crops were used.
     at_once
-        Crops in the making at the same time.
+        How many crops are made at the same time.
     limits
-        What is accepted.
+        Bounds on the jobs that are accepted.
     observer
         Counts hits and misses.
     """
@@ -75,53 +78,55 @@ class JobService:
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
         self._accepting = asyncio.Lock()
+        self._refreshed_at = float("-inf")  # monotonic, in s
         self._orders = itertools.count()
 
     async def start(self) -> None:
-        """Go on with every unfinished job of the store."""
+        """Resume every unfinished job of the store."""
         for record in await self._store.unfinished_jobs():
             job = LiveJob(record)
             self._live[record.id] = job
             await self._record(job, "resumed", record.state)
             async with job.recording:
-                await self._end_if_complete(job)  # killed between its last crop and its end
+                await self._end_if_complete(job)  # the service was killed between the job's last crop and its end
             await self._take_up(job)
 
     async def aclose(self) -> None:
-        """Stop working; unfinished jobs stay so in the store, for the next start."""
+        """Stop working. Unfinished jobs stay unfinished in the store, and the next start resumes them."""
         await self._flights.aclose()
         for job in self._live.values():
             job.abandon()
 
     async def submit(self, request: JobRequest, owner: str = "", client: str = "") -> Job:
-        """Start the work for a request, or join the owner's active job for the same.
+        """Start a job for a request, or join the owner's active job for the same request.
 
         Parameters
         ----------
         request, owner
-            What is wanted, and whose job it is.
+            The crops and channels, and the name of the token.
         client
-            Which of the owner's clients asks: one that asks again, having had no answer, is counted once. Those that
-            give no name are one.
+            The name of the client. A client that submits again because the first response was lost counts once. All
+            clients without a name count as one.
 
         Returns
         -------
         Job
-            Final already if every crop is cached (and then only remembered for a while, not stored).
+            In a final state if every crop is cached or is known not to be published; such a job is kept in memory for
+            a while, but not stored.
 
         Raises
         ------
         UnknownCropError
-            If all crops are asked for and none is published.
+            If all crops are requested and none is published.
         RequestError
-            If there are too many crops.
+            If the request has too many crops.
         ServiceBusyError
             If there are too many unfinished jobs.
         SourceError
-            If all crops are asked for and it cannot be told which those are.
+            If all crops are requested, and the bucket that would list them cannot be read.
         """
         crops = await self._crops_of(request)
-        found = await self._ensure.find_all(request, crops)
+        found = await self._fail_unpublished(request.split, await self._ensure.find_all(request, crops))
         record = JobRecord(
             id=uuid.uuid4().hex,
             owner=owner,
@@ -151,12 +156,12 @@ class JobService:
         return job.snapshot()
 
     async def get(self, job_id: str) -> Job:
-        """A job as it is now.
+        """Return a job as it is now.
 
         Raises
         ------
         UnknownJobError
-            If there is none with that id.
+            If there is no job with that id.
         """
         known = self._known(job_id)
         if known is not None:
@@ -166,8 +171,28 @@ class JobService:
             raise UnknownJobError(f"there is no job {job_id!r}")
         return job_of(record)
 
+    async def whole_id(self, start: str) -> str:
+        """Return the id of the job whose id begins with `start`.
+
+        Raises
+        ------
+        UnknownJobError
+            If there is no such job.
+        RequestError
+            If there are several.
+        """
+        if len(start) >= _WHOLE_ID:
+            return start
+        found = {job_id for job_id in (*self._live, *self._recent) if job_id.startswith(start)}
+        found.update(await self._store.job_ids(start, limit=2))
+        if not found:
+            raise UnknownJobError(f"there is no job {start!r}")
+        if len(found) > 1:
+            raise RequestError(f"several jobs begin with {start!r}", remedy="Give more characters of the job's id.")
+        return found.pop()
+
     async def wait(self, job_id: str, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - a long poll
-        """A snapshot other than `revision` (None: than now) as soon as there is one, else the same after `timeout` s.
+        """Wait until the revision is not `revision` (None: the present one), at most `timeout` s; return the job.
 
         Raises
         ------
@@ -188,12 +213,12 @@ class JobService:
         cursor: str | None = None,
         limit: int = 50,
     ) -> JobPage:
-        """Stored jobs, newest first; `cursor` is the `next_cursor` of the page before.
+        """Return stored jobs, newest first; `cursor` is the `next_cursor` of the page before.
 
         Raises
         ------
         RequestError
-            If the cursor is none of ours.
+            If this service did not make the cursor.
         """
         before = None if cursor is None else _parse_cursor(cursor)
         found = await self._store.jobs(states=states, split=split, owner=owner, before=before, limit=limit + 1)
@@ -201,16 +226,16 @@ class JobService:
         return JobPage(jobs=jobs, next_cursor=_cursor(found[limit - 1]) if len(found) > limit else None)
 
     async def cancel(self, job_id: str, client: str | None = None) -> Job:
-        """Stop a job, or end one client's wish for it: the last of those that submitted it to do so stops it.
+        """Cancel a job, or end one client's wish for it; when no client wants the job any more, it is cancelled.
 
-        Crops that another job wants are made all the same. A job that is over stays as it is.
+        Crops that another job needs are made all the same. A job in a final state does not change.
 
         Parameters
         ----------
         job_id
             The job.
         client
-            Whose wish ends, as given to `submit`; None stops the job whoever wants it.
+            The client whose wish ends, named as in `submit`; None cancels the job for all clients.
 
         Raises
         ------
@@ -232,12 +257,12 @@ class JobService:
         return job.snapshot()
 
     async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent | Job, None]:
-        """What was recorded of a job after event `after`, then what happens, until it is over.
+        """Yield the stored events of a job after event `after`, then new ones until the job is final.
 
         Yields
         ------
         JobEvent or Job
-            Recorded events in order, each once; between them snapshots that show progress; last, the final one.
+            Stored events in order, each once; between them snapshots that show progress; last, the final snapshot.
 
         Raises
         ------
@@ -263,25 +288,28 @@ class JobService:
             await job.newer(shown, timeout=60)
 
     def count(self) -> dict[State, int]:
-        """Unfinished jobs by state."""
+        """Return how many unfinished jobs are queued and how many are running."""
         states = [job.state for job in self._live.values()]
         return {state: states.count(state) for state in (State.QUEUED, State.RUNNING)}
 
     def count_crops(self) -> tuple[int, int]:
-        """Crops (waiting, being made)."""
+        """Return how many crops wait and how many are being made."""
         return self._flights.count()
 
     def making(self) -> set[tuple[Split, int]]:
-        """Crops that unfinished jobs lack."""
+        """Return the crops that unfinished jobs still lack."""
         return {(job.request.split, crop) for job in self._live.values() for crop in job.open_crops()}
 
     def protected(self) -> set[tuple[Split, int]]:
-        """Crops of unfinished jobs, and of those just ended, whose clients have had no time to take a lease."""
+        """Return the crops that must not be evicted: of unfinished jobs, and of jobs that ended less than a minute ago.
+
+        The clients of the latter have had no time yet to create a retention lease.
+        """
         fresh = [job for job in self._recent.values() if monotonic() - job.ended_at < _GRACE_S]
         return {(job.request.split, crop) for job in (*self._live.values(), *fresh) for crop in job.crops}
 
     async def forget(self, older_than: timedelta) -> int:
-        """Forget jobs that ended so long ago; answers how many."""
+        """Delete jobs that ended longer than `older_than` ago; return how many."""
         return await self._store.forget_jobs(datetime.now(UTC) - older_than)
 
     async def _crops_of(self, request: JobRequest) -> Sequence[int]:
@@ -295,15 +323,45 @@ class JobService:
             raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")
         return crops
 
+    async def _fail_unpublished(self, split: Split, found: Sequence[CropProgress]) -> list[CropProgress]:
+        """Mark crops as failed that are neither cached nor published, as far as the catalog is known."""
+        missing = {crop.crop for crop in found if not crop.state.is_final}
+        catalog = await self._catalog.recall() if missing else ()
+        if catalog and missing - _of_split(catalog, split) and monotonic() - self._refreshed_at > _REFRESH_S:
+            self._refreshed_at = monotonic()
+            try:
+                async with asyncio.timeout(_REFRESH_TIMEOUT_S):
+                    catalog = await self._catalog.crops(refresh=True)
+            except (PrismError, TimeoutError):
+                catalog = ()  # the crop may have been published since; the job will find out
+        published = _of_split(catalog, split)
+        if not catalog or not missing - published:
+            return list(found)
+        there = f"there are crops {', '.join(map(str, sorted(published)))}" if published else "it has no crop"
+        return [
+            crop.model_copy(
+                update={
+                    "state": State.FAILED,
+                    "problem": UnknownCropError(
+                        f"crop {crop.crop} of split {split.value!r} is not published: {there}",
+                        remedy="`prismcache ls --refresh` or GET /v1/crops?refresh=true lists what is published.",
+                    ).to_problem(),
+                }
+            )
+            if crop.crop in missing - published
+            else crop
+            for crop in found
+        ]
+
     def _refuse_excess(self, owner: str) -> None:
         mine = sum(job.owner == owner for job in self._live.values())
         if len(self._live) >= self._limits.jobs or mine >= self._limits.jobs_per_owner:
             raise ServiceBusyError(f"there are {len(self._live)} unfinished jobs, {mine} of them yours")
 
     async def _take_up(self, job: LiveJob) -> None:
-        """Board a flight for every crop that is still open."""
+        """Queue every crop of a job that is not final."""
         for crop in job.open_crops():
-            if not job.is_cancelled:  # which may happen while another of its crops boards
+            if not job.is_cancelled:  # the job may be cancelled while another of its crops is queued
                 await self._flights.board(self._passenger(job, crop))
 
     def _passenger(self, job: LiveJob, crop: int) -> Passenger:
@@ -318,7 +376,7 @@ class JobService:
 
         async def started() -> None:
             job.begin(crop)
-            async with job.recording:  # others of the job's crops may begin, or end, at the same time
+            async with job.recording:  # other crops of the job may start or end at the same time
                 if job.state is State.QUEUED:
                     await self._record(job, "started", State.RUNNING)
 
@@ -328,7 +386,7 @@ class JobService:
         return Passenger(job.id, wish, lambda progress: job.progress(crop, progress), started, ended)
 
     async def _record_crop(self, job: LiveJob, crop: int, outcome: Outcome | None) -> None:
-        """Store what became of a crop (None: cancelled), then tell; the last crop ends the job."""
+        """Store a crop's outcome (None: cancelled), then show it; the last crop ends the job."""
         async with job.recording:
             if crop not in job.open_crops():
                 return
@@ -346,8 +404,8 @@ class JobService:
     async def _record(self, job: LiveJob, kind: str, state: State, crop: CropProgress | None = None) -> None:
         try:
             event = await self._store.update_job(job.id, kind, state, crop)
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            # Who waits must not hang on a broken store. The next start finds the job unfinished, and the crop cached.
+        except Exception as error:  # noqa: BLE001 - clients must not wait forever, whatever failed
+            # The next start finds the job unfinished and the crop cached.
             _log.error("job %s: %s could not be stored: %s", job.id, kind, error)
             event = job.unstored(kind, state, crop)
         job.record(event)
@@ -355,8 +413,8 @@ class JobService:
     async def _store_submitters(self, job: LiveJob) -> None:
         try:
             await self._store.set_submitters(job.id, job.submitters)
-        except PrismError as error:  # matters only after a restart, when one client may then stop the job for another
-            _log.warning("job %s: who wants it could not be stored: %s", job.id, error)
+        except PrismError as error:  # only matters after a restart: one client could then cancel the job for another
+            _log.warning("job %s: its clients could not be stored: %s", job.id, error)
 
     def _remember(self, job: LiveJob) -> Job:
         job.ended_at = monotonic()
@@ -367,6 +425,10 @@ class JobService:
 
     def _known(self, job_id: str) -> LiveJob | None:
         return self._live.get(job_id) or self._recent.get(job_id)
+
+
+def _of_split(catalog: Sequence[CropInfo], split: Split) -> set[int]:
+    return {info.crop for info in catalog if info.split is split}
 
 
 def _cursor(record: JobRecord) -> str:
@@ -380,4 +442,4 @@ def _parse_cursor(cursor: str) -> tuple[datetime, str]:
         when = datetime.fromisoformat(created_at)
         if when.tzinfo is not None and isinstance(job_id, str):
             return when, job_id
-    raise RequestError("the cursor is not one that this service gave", remedy="Start again without a cursor.")
+    raise RequestError("this service did not make the cursor", remedy="Start again without a cursor.")

@@ -1,7 +1,7 @@
-"""The interface of a job store: what must survive the service, and one that does not (embedded use).
+"""The interface of a job store, which keeps what must survive the service, and a store in memory for embedded use.
 
-Times are UTC. Every method is atomic. The memory of the running service is ahead of the store by nothing but progress
-in bytes; states, results and events are recorded before they are told to anybody.
+Times are UTC. Every method is atomic. States, results and events are stored before clients see them; only progress is
+not stored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as stored. `crops` are in the order asked, each once; `last_event` is the `seq` of its latest event.
+    """A job as stored. `crops` are in the order of the request, each once; `last_event` is the latest event's `seq`.
 
-    `submitters` are the clients that want it, each once, in any order; "" stands for those that give no name.
+    `submitters` are the clients that want the job, each once, in any order; "" stands for all clients without a name.
     """
 
     id: str
@@ -33,7 +33,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """A lease on crops of one split, valid until `expires_at`."""
+    """A retention lease on crops of one split, valid until `expires_at`."""
 
     id: str
     owner: str
@@ -43,33 +43,37 @@ class LeaseRecord:
 
 
 class JobStore(ABC):
-    """Jobs with their crops and events, leases, pins, and when crops were last used."""
+    """Stores jobs with their crops and events, retention leases, pins, and when crops were last used."""
 
     @abstractmethod
     async def add_job(self, job: JobRecord) -> JobEvent:
-        """Store a new job, with its event ``submitted``."""
+        """Store a new job with its event ``submitted``; return the event."""
 
     @abstractmethod
     async def update_job(self, job_id: str, kind: str, state: State, crop: CropProgress | None = None) -> JobEvent:
-        """Set a job's state, and one of its crops if given, and record the event, all or nothing.
+        """Set a job's state, replace `crop` if given, and store and return the event, all in one transaction.
 
         Raises
         ------
         KeyError
-            If there is no such job, or it has no such crop.
+            If there is no such job, or the job has no such crop.
         """
 
     @abstractmethod
     async def set_submitters(self, job_id: str, submitters: Collection[str]) -> None:
-        """Store who wants a job; nothing happens if there is no such job."""
+        """Store which clients want a job; do nothing if there is no such job."""
 
     @abstractmethod
     async def job(self, job_id: str) -> JobRecord | None:
-        """One job, or None."""
+        """Return one job, or None."""
+
+    @abstractmethod
+    async def job_ids(self, start: str, limit: int) -> list[str]:
+        """Return at most `limit` ids of jobs that begin with `start`, in order."""
 
     @abstractmethod
     async def unfinished_jobs(self) -> list[JobRecord]:
-        """Jobs in a state that is not final, oldest first."""
+        """Return the jobs in a state that is not final, oldest first."""
 
     @abstractmethod
     async def jobs(
@@ -81,31 +85,31 @@ class JobStore(ABC):
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list[JobRecord]:
-        """Jobs newest first (by creation, then id); `before` is the (created_at, id) of the last of the page before."""
+        """Return jobs newest first (by creation, then id), after the job whose (created_at, id) is `before`."""
 
     @abstractmethod
     async def events(self, job_id: str, after: int = 0, limit: int = 1000) -> list[JobEvent]:
-        """Events of a job with `seq` above `after`, in order."""
+        """Return the events of a job with `seq` above `after`, in order."""
 
     @abstractmethod
     async def forget_jobs(self, ended_before: datetime) -> int:
-        """Delete final jobs whose last event is older, with their events; answers how many."""
+        """Delete final jobs whose last event is older, with their events; return how many."""
 
     @abstractmethod
     async def put_lease(self, lease: LeaseRecord) -> None:
-        """Store a lease, or replace the one with its id."""
+        """Store a retention lease, or replace the one with the same id."""
 
     @abstractmethod
     async def lease(self, lease_id: str) -> LeaseRecord | None:
-        """One lease, expired or not, or None."""
+        """Return one retention lease, expired or not, or None."""
 
     @abstractmethod
     async def leases(self, now: datetime) -> list[LeaseRecord]:
-        """Leases that are valid at `now`; others may be deleted on the way."""
+        """Return the retention leases that are valid at `now`; expired ones may be deleted."""
 
     @abstractmethod
     async def drop_lease(self, lease_id: str) -> bool:
-        """Delete a lease; False if there was none."""
+        """Delete a retention lease; return False if there was none."""
 
     @abstractmethod
     async def pin(self, split: Split, crop: int, owner: str) -> None:
@@ -113,31 +117,31 @@ class JobStore(ABC):
 
     @abstractmethod
     async def unpin(self, split: Split, crop: int) -> bool:
-        """Unpin a crop; False if it was not pinned."""
+        """Unpin a crop; return False if it was not pinned."""
 
     @abstractmethod
     async def pins(self) -> set[tuple[Split, int]]:
-        """All pinned crops."""
+        """Return all pinned crops."""
 
     @abstractmethod
     async def touch(self, crops: Iterable[tuple[Split, int]], at: datetime) -> None:
-        """Remember that crops were used."""
+        """Store that crops were used at `at`."""
 
     @abstractmethod
     async def last_used(self) -> Mapping[tuple[Split, int], datetime]:
-        """When each crop was last used, as far as known."""
+        """Return when each crop was last used, as far as known."""
 
     @abstractmethod
     async def check(self) -> None:
-        """See that the store answers; raises `StorageError` if not."""
+        """Raise `StorageError` if the store cannot be read."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Release connections; everything recorded is durable already."""
+        """Release connections. Everything is durable before."""
 
 
 class MemoryJobStore(JobStore):
-    """A store that forgets with its process."""
+    """A store in memory, which ends with its process."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, JobRecord] = {}
@@ -175,6 +179,9 @@ class MemoryJobStore(JobStore):
 
     async def job(self, job_id: str) -> JobRecord | None:
         return self._jobs.get(job_id)
+
+    async def job_ids(self, start: str, limit: int) -> list[str]:
+        return sorted(job_id for job_id in self._jobs if job_id.startswith(start))[:limit]
 
     async def unfinished_jobs(self) -> list[JobRecord]:
         return sorted((j for j in self._jobs.values() if not j.state.is_final), key=_age)

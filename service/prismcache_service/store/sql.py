@@ -149,6 +149,13 @@ class SqlJobStore(JobStore):
         return found[0] if found else None
 
     @_whole
+    async def job_ids(self, start: str, limit: int) -> list[str]:
+        key = _text(start)
+        found = select(jobs.c.id).where(func.substr(jobs.c.id, 1, len(key)) == key)  # SQLite's LIKE ignores case
+        async with self._reading() as connection:
+            return list((await connection.execute(found.order_by(jobs.c.id).limit(limit))).scalars())
+
+    @_whole
     async def unfinished_jobs(self) -> list[JobRecord]:
         return await self._jobs(select(jobs.c.id).where(jobs.c.state.not_in(_FINAL)))
 

@@ -19,7 +19,7 @@ from prismcache.schema import JobEvent
 from prismcache_service import factory as factories
 from prismcache_service.config import ServiceConfig
 from prismcache_service.factory import Factory
-from prismcache_service.jobs.observer import Observer
+from prismcache_service.jobs import Observer
 from prismcache_service.web import dashboard, metrics, problems
 from prismcache_service.web.gate import Gate
 from prismcache_service.web.handlers import crops, docs, files, jobs, operation, overview, previews, zarr

@@ -52,6 +52,39 @@ def test_what_is_cached_is_answered_at_once_and_stored_nowhere() -> None:
     play(story, lambda: Scene(maker=Maker([0, 1])))
 
 
+def test_a_crop_that_is_neither_cached_nor_published_fails_at_once_and_the_others_are_made() -> None:
+    async def story(scene: Scene) -> None:
+        scene.published.recalled = (0, 1)
+        alone = await scene.submit(77, 78)
+        assert (alone.state, states(alone)) == (State.FAILED, ["failed", "failed"])
+        assert (
+            alone.crops[0].problem
+            == UnknownCropError(
+                "crop 77 of split 'instance' is not published: there are crops 0, 1, 2",
+                remedy="`prismcache ls --refresh` or GET /v1/crops?refresh=true lists what is published.",
+            ).to_problem()
+        )
+        assert states(await scene.submit(0, 77, 9)) == ["queued", "failed", "done"]
+        assert states(await scene.submit(2)) == ["queued"]  # published since the catalog was remembered
+        assert (scene.maker.begun, scene.published.reads) == ([0, 2], 1)  # the bucket is not asked for each mistake
+
+    play(story, lambda: Scene(maker=Maker([9])))
+
+
+def test_the_start_of_an_id_names_a_job_if_no_other_begins_so() -> None:
+    async def story(scene: Scene) -> None:
+        ids = [(await scene.submit(crop)).id for crop in (0, 1, 9)]  # the last is cached, and so not stored
+        for job_id in ids:
+            assert await scene.jobs.whole_id(job_id) == job_id
+            assert await scene.jobs.whole_id(job_id[:31]) == job_id
+        with pytest.raises(RequestError, match="several jobs begin with ''"):
+            await scene.jobs.whole_id("")
+        with pytest.raises(UnknownJobError, match="no job 'x'"):
+            await scene.jobs.whole_id("x")
+
+    play(story, lambda: Scene(maker=Maker([9])))
+
+
 def test_a_cached_crop_that_strict_refuses_fails_at_once() -> None:
     async def story(scene: Scene) -> None:
         scene.maker.refused[0] = MissingChunksError("3 are absent")

@@ -15,7 +15,7 @@ from prismcache_service.crops.faces import FaceService
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService
 from prismcache_service.factory import Factory
-from prismcache_service.jobs.service import JobService
+from prismcache_service.jobs import JobService
 from prismcache_service.web.tokens import Caller, Role
 
 _DECIMAL = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
