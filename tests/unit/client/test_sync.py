@@ -65,7 +65,7 @@ def test_nothing_starts_before_it_is_needed():
         with pytest.raises(kind):
             client.ensure(wrong, 0)
     with pytest.raises(RequestError):
-        client.ensure("instance", "all")
+        client.ensure("instance", "some")
     assert our_threads() == before
     client.close()
 
