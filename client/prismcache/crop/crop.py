@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LabelValues = Literal["consecutive", "original"]
 Units = Literal["voxels", "nm"]
 
+_ALL = (slice(None),) * 3
 _FOREIGN = "Fetch the crop with `prismcache ensure`: files that other programs wrote lack it."
 
 
@@ -108,13 +109,10 @@ class Crop:
         from html import escape
 
         try:
-            shown = self._shown()
+            shown = {"file": str(self.path)} | self._shown()
         except PrismError as error:
-            shown = {"error": str(error)}
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in ({"file": str(self.path)} | shown).items()
-        )
+            shown = {"file": str(self.path), "error": str(error)}
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in shown.items())
         return f"<table>{rows}</table>"
 
     def _shown(self) -> dict[str, str]:
@@ -388,9 +386,6 @@ class Crop:
     def _numbers(self, name: str, dataset: str = LABELS) -> Shape3:
         z, y, x = (int(value) for value in self._attribute(name, dataset))
         return z, y, x
-
-
-_ALL = (slice(None),) * 3
 
 
 def manifest_of(path: Path) -> Manifest | None:

@@ -19,7 +19,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -49,12 +48,11 @@ from prismcache.torch.patches import (
     Channels,
     Context,
     Grid,
+    check_option,
     check_patch_shape,
-    interleave,
     parse_wanted,
-    patches_to_cover,
     random_box,
-    share,
+    samples_of,
 )
 from prismcache.torch.shared_state import Visits
 from prismcache.torch.tensors import as_spatial, as_tensor, exact_to, numpy_dtype, seeded
@@ -195,11 +193,11 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         generator: torch.Generator | None = None,
         progress: Progress = None,
     ) -> None:
-        _check_option("context_padding", context_padding, ("none", "zeros", "reflect"))
-        _check_option("label_values", label_values, (None, "consecutive", "original"))
-        _check_option("sampling", sampling, ("random", "grid"))
-        _check_option("cache", cache, ("none", "ram", "mmap"))
-        _check_option("start", start, ("first", "all"))
+        check_option("context_padding", context_padding, ("none", "zeros", "reflect"))
+        check_option("label_values", label_values, (None, "consecutive", "original"))
+        check_option("sampling", sampling, ("random", "grid"))
+        check_option("cache", cache, ("none", "ram", "mmap"))
+        check_option("start", start, ("first", "all"))
         if sampling == "grid" and (sampler is not None or n_samples is not None):
             raise RequestError("a grid has every patch once: sampler and n_samples need sampling='random'")
         channels = parse_wanted(channels)
@@ -236,19 +234,13 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._grids = None
         if sampling == "grid":
             self._grids = [Grid(self._set.drawable(slot), self.patch_shape) for slot in range(len(self.crops))]
-        self._slots = self._share_out(shapes, n_samples)
+        if self._grids is None:
+            self._slots = samples_of(n_samples, shapes, self.patch_shape)
+        else:
+            self._slots = np.repeat(np.arange(len(self._grids), dtype=np.int32), [len(grid) for grid in self._grids])
         self._visits = Visits([0] * len(self._slots))
         self._here: _Here | None = None
         self._set.ready()
-
-    def _share_out(self, shapes: Sequence[tuple[int, int, int]], n_samples: int | None) -> Array:
-        if self._grids is not None:
-            return np.repeat(np.arange(len(self._grids), dtype=np.int32), [len(grid) for grid in self._grids])
-        if n_samples is None:
-            return interleave([patches_to_cover(shape, self.patch_shape) for shape in shapes])
-        if n_samples < 1:
-            raise RequestError(f"n_samples must be positive, not {n_samples}")
-        return interleave(share(n_samples, len(shapes)))
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -277,10 +269,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
 
         Semantic crop 0 is the tissue of instance crop 2, so a training on one and a validation on the other leak.
         """
-        return not self._tissues().isdisjoint(other._tissues())
-
-    def _tissues(self) -> set[tuple[str, int]]:
-        return {tissue_of(self.split, crop) for crop in self.crops}
+        ours, theirs = ({tissue_of(each.split, crop) for crop in each.crops} for each in (self, other))
+        return not ours.isdisjoint(theirs)
 
     @property
     def ready_crops(self) -> list[int]:
@@ -375,9 +365,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
 
     def _process(self) -> _Here:
         if self._here is None or self._here.pid != os.getpid():
-            patches = PatchReader(
-                self._set, self.patch_shape, self._context, self._raw_out, self._labels_out, self._threads
-            )
+            outs = self._raw_out, self._labels_out
+            patches = PatchReader(self._set, self.patch_shape, self._context, *outs, self._threads)
             self._here = _Here(os.getpid(), patches)
         return self._here
 
@@ -409,14 +398,4 @@ class _Here:
     pid: int
     patches: PatchReader
     ahead: dict[tuple[int, int], Future[_Patch]] = field(default_factory=dict)
-
-    @cached_property
-    def thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="prismcache-prefetch")
-
-
-def _check_option(name: str, value: object, known: Sequence[object]) -> None:
-    if value not in known:
-        raise RequestError(
-            f"{name} must be {', '.join(repr(each) for each in known[:-1])} or {known[-1]!r}, not {value!r}"
-        )
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "prismcache-prefetch"))

@@ -20,6 +20,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Channels = Numbers | Literal["all", "common"]
 
 
+def check_option(name: str, value: object, known: Sequence[object]) -> None:
+    """Raise `RequestError` if `value` is not among `known`; the message lists these."""
+    if value not in known:
+        others = ", ".join(repr(each) for each in known[:-1])
+        raise RequestError(f"{name} must be {others} or {known[-1]!r}, not {value!r}")
+
+
 def check_patch_shape(patch_shape: Sequence[int]) -> Shape3:
     """Return a patch's shape, (Z, Y, X) in voxels.
 
@@ -223,6 +230,30 @@ def interleave(counts: Sequence[int]) -> NDArray[np.int32]:
     crops = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count] or [np.empty(0)])
     return crops[np.argsort(places, kind="stable")]
+
+
+def samples_of(n_samples: int | None, shapes: Sequence[Shape3], patch_shape: Shape3) -> NDArray[np.int32]:
+    """Return the crop of each sample of a dataset of random patches.
+
+    Parameters
+    ----------
+    n_samples
+        Number of samples, shared evenly among the crops; None is as many as cover all crops once.
+    shapes
+        (Z, Y, X) of each crop, in voxels.
+    patch_shape
+        (Z, Y, X) of a patch, in voxels.
+
+    Raises
+    ------
+    RequestError
+        If `n_samples` is less than 1.
+    """
+    if n_samples is None:
+        return interleave([patches_to_cover(shape, patch_shape) for shape in shapes])
+    if n_samples < 1:
+        raise RequestError(f"n_samples must be positive, not {n_samples}")
+    return interleave(share(n_samples, len(shapes)))
 
 
 def random_box(random: np.random.Generator, within: Slices3, patch_shape: Shape3) -> Slices3:
