@@ -26,12 +26,13 @@ from prismcache.errors import (
     UnknownChannelError,
     UnknownCropError,
     WorkerError,
+    error_from_problem,
 )
 from prismcache.layout import STATE_FOLDER
-from prismcache.schema import CropFile, Split
+from prismcache.schema import CropFile, Problem, Split
 from prismcache_service.cache.cache import CropCache, CropName
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
-from prismcache_service.pipeline.progress import Progress
+from prismcache_service.pipeline.progress import Progress, Report
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
 from tests.support.faults import FaultProxy, Rule, Stall, Status
 from tests.support.labs import running_lab
@@ -47,6 +48,14 @@ LATE = object_key(SPEC, "raw/5.1.1.1")
 
 def ignore(progress: Progress) -> None:
     """Nobody watches."""
+
+
+async def make(engine: Engine, task: CropTask, report: Report) -> CropFile:
+    """Run a task; a problem is raised as the error that it stands for."""
+    outcome = await engine.run(task, report)
+    if isinstance(outcome, Problem):
+        raise error_from_problem(outcome)
+    return outcome
 
 
 class EngineConformance(ABC):
@@ -87,7 +96,7 @@ class EngineConformance(ABC):
 
         async def main() -> CropFile:
             async with self.open(lab) as engine:
-                return await engine.run(task(0), seen.append)
+                return await make(engine, task(0), seen.append)
 
         file = asyncio.run(main())
         assert file.path == str(lab.cached(SPEC))
@@ -107,7 +116,7 @@ class EngineConformance(ABC):
             lab.proxy.add(stall, key=LATE)
             seen = Watch()
             async with self.open(lab) as engine:
-                making = asyncio.create_task(engine.run(task(0), seen))
+                making = asyncio.create_task(make(engine, task(0), seen))
                 await seen.until(lambda progress: progress.objects_done > 0)
                 assert not making.done()
                 stall.release()
@@ -118,7 +127,7 @@ class EngineConformance(ABC):
     def test_a_subset_of_channels_is_a_file_of_its_own(self, lab: Lab) -> None:
         async def main() -> CropFile:
             async with self.open(lab) as engine:
-                return await engine.run(task(0, (4, 1)), ignore)
+                return await make(engine, task(0, (4, 1)), ignore)
 
         file = asyncio.run(main())
         assert (file.path, file.channels) == (str(lab.cached(SPEC, "01_04")), (1, 4))
@@ -128,7 +137,7 @@ class EngineConformance(ABC):
     def test_one_engine_makes_crop_after_crop(self, lab: Lab) -> None:
         async def main() -> list[CropFile]:
             async with self.open(lab) as engine:
-                return [await engine.run(task(crop), ignore) for crop in (0, 1, 2)]
+                return [await make(engine, task(crop), ignore) for crop in (0, 1, 2)]
 
         files = asyncio.run(main())
         for spec, file in zip(SPECS, files, strict=True):
@@ -148,9 +157,9 @@ class EngineConformance(ABC):
         async def main() -> None:
             async with self.open(lab) as engine:
                 with pytest.raises(error, match=named):
-                    await engine.run(CropTask(wanted, uuid4().hex), ignore)
+                    await make(engine, CropTask(wanted, uuid4().hex), ignore)
                 assert files_below(lab.root) == []
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
 
         asyncio.run(main())
 
@@ -159,10 +168,10 @@ class EngineConformance(ABC):
             lab.proxy.add(Status(403), key=LATE)
             async with self.open(lab) as engine:
                 with pytest.raises(SourceDeniedError, match=r"raw/5\.1\.1\.1") as caught:
-                    await engine.run(task(0), ignore)
+                    await make(engine, task(0), ignore)
                 assert caught.value.remedy
                 assert files_below(lab.root) == []
-                await engine.run(task(1), ignore)
+                await make(engine, task(1), ignore)
 
         asyncio.run(main())
 
@@ -170,8 +179,8 @@ class EngineConformance(ABC):
         async def main() -> None:
             async with self.open(lab) as engine:
                 with pytest.raises(MissingChunksError, match="1 chunks are absent"):
-                    await engine.run(dataclasses.replace(task(3), strict=True), ignore)
-                assert (await engine.run(task(3), ignore)).missing_chunks == 1
+                    await make(engine, dataclasses.replace(task(3), strict=True), ignore)
+                assert (await make(engine, task(3), ignore)).missing_chunks == 1
 
         asyncio.run(main())
 
@@ -182,14 +191,14 @@ class EngineConformance(ABC):
             stall = Stall()
             lab.proxy.add(stall, key=LATE)
             async with self.open(lab) as engine:
-                making = asyncio.create_task(engine.run(task(0), ignore))
+                making = asyncio.create_task(make(engine, task(0), ignore))
                 await requested(lab.proxy, LATE)
                 making.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await making
                 assert files_below(lab.root) == []
                 stall.release()
-                file = await engine.run(task(0), ignore)
+                file = await make(engine, task(0), ignore)
                 assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
 
         asyncio.run(main())
@@ -198,7 +207,7 @@ class EngineConformance(ABC):
     def test_cancelling_at_the_very_beginning_leaves_no_process(self, lab: Lab, turns: int) -> None:
         async def main() -> None:
             async with self.open(lab) as engine:
-                making = asyncio.create_task(engine.run(task(0), ignore))
+                making = asyncio.create_task(make(engine, task(0), ignore))
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 making.cancel()
@@ -217,10 +226,10 @@ class EngineConformance(ABC):
             stall = Stall()
             lab.proxy.add(stall, key=RAW)
             async with self.open(lab) as engine:
-                making = [asyncio.create_task(engine.run(task(crop), ignore)) for crop in range(self.workers)]
+                making = [asyncio.create_task(make(engine, task(crop), ignore)) for crop in range(self.workers)]
                 for crop in range(self.workers):
                     await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
-                waiting = asyncio.create_task(engine.run(task(2), ignore))
+                waiting = asyncio.create_task(make(engine, task(2), ignore))
                 await asyncio.sleep(0)
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -240,17 +249,17 @@ class EngineConformance(ABC):
         async def main() -> None:
             async with self.open(lab) as engine:
 
-                async def make(crop: int) -> None:
+                async def make_one(crop: int) -> None:
                     def report(progress: Progress) -> None:
                         active.add(crop)
                         most.append(len(active))
 
-                    await engine.run(task(crop), report)
+                    await make(engine, task(crop), report)
                     active.discard(crop)
 
                 stall = Stall()
                 lab.proxy.add(stall, key=RAW)
-                making = [asyncio.create_task(make(crop)) for crop in range(3)]
+                making = [asyncio.create_task(make_one(crop)) for crop in range(3)]
                 for crop in range(self.workers):
                     await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
                 assert len(self.running()) <= self.workers
@@ -266,7 +275,7 @@ class EngineConformance(ABC):
         async def main() -> CropFile:
             rule = lab.proxy.add(Stall(), key=LATE, times=1)
             async with self.open(lab) as engine:
-                making = asyncio.create_task(engine.run(task(0), ignore))
+                making = asyncio.create_task(make(engine, task(0), ignore))
                 await hit(lab.proxy, rule, 1)
                 self.kill_all()
                 return await making
@@ -280,14 +289,14 @@ class EngineConformance(ABC):
         async def main() -> None:
             rule = lab.proxy.add(Stall(), key=LATE)
             async with self.open(lab) as engine:
-                making = asyncio.create_task(engine.run(task(0), ignore))
+                making = asyncio.create_task(make(engine, task(0), ignore))
                 for strike in range(1, MAX_STRIKES + 1):
                     await hit(lab.proxy, rule, strike)
                     self.kill_all()
                 with pytest.raises(WorkerError, match=rf"instance/crop_0\.zarr.*{MAX_STRIKES} worker.*SIGKILL"):
                     await making
                 assert files_below(lab.root) == []
-                file = await engine.run(task(1), ignore)
+                file = await make(engine, task(1), ignore)
                 assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
 
         asyncio.run(main())
@@ -297,7 +306,7 @@ class EngineConformance(ABC):
         async def main() -> CropFile:
             rule = lab.proxy.add(Stall(), key=LATE, times=1)
             async with self.open(lab, silence=10.0) as engine:
-                making = asyncio.create_task(engine.run(task(0), ignore))
+                making = asyncio.create_task(make(engine, task(0), ignore))
                 await hit(lab.proxy, rule, 1)
                 stopped = self.running()
                 for process in stopped:
@@ -312,9 +321,9 @@ class EngineConformance(ABC):
     def test_an_idle_worker_that_died_costs_nothing_but_a_new_one(self, lab: Lab) -> None:
         async def main() -> None:
             async with self.open(lab) as engine:
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
                 self.kill_all()
-                file = await engine.run(task(1), ignore)
+                file = await make(engine, task(1), ignore)
                 assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
 
         asyncio.run(main())
@@ -324,7 +333,7 @@ class EngineConformance(ABC):
     def test_closing_ends_every_worker(self, lab: Lab) -> None:
         async def main() -> None:
             async with self.open(lab) as engine:
-                await asyncio.gather(*(engine.run(task(crop), ignore) for crop in (0, 1)))
+                await asyncio.gather(*(make(engine, task(crop), ignore) for crop in (0, 1)))
                 await engine.aclose()
                 assert self.running() == []
                 await engine.aclose()

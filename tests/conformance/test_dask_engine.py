@@ -15,7 +15,7 @@ from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, SourceDeniedError
 from prismcache_service.engine.base import Engine
 from prismcache_service.engine.dask.engine import DaskEngine
-from tests.conformance.engine import LATE, SPEC, EngineConformance, ignore, requested, task
+from tests.conformance.engine import LATE, SPEC, EngineConformance, ignore, make, requested, task
 from tests.support.cache_root import Lab, files_below
 from tests.support.dask_cluster import DaskCluster
 from tests.support.faults import Stall, Status
@@ -30,7 +30,7 @@ class TestDaskEngine(EngineConformance):
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _cluster(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        with DaskCluster(tmp_path_factory.mktemp("dask"), {"SCHEDULER__ALLOWED_FAILURES": "0"}) as cls.cluster:
+        with DaskCluster(tmp_path_factory.mktemp("dask"), {"SCHEDULER__ALLOWED_FAILURES": "2"}) as cls.cluster:
             for _ in range(cls.workers):
                 cls.cluster.start_worker()
             yield
@@ -51,10 +51,10 @@ class TestDaskEngine(EngineConformance):
             stall = Stall()
             lab.proxy.add(stall, key=LATE)
             async with self.open(lab) as one, self.open(lab) as other:
-                first = asyncio.create_task(one.run(task(0), ignore))
+                first = asyncio.create_task(make(one, task(0), ignore))
                 await requested(lab.proxy, LATE)
                 seen = asyncio.Event()
-                second = asyncio.create_task(other.run(task(0), lambda _: seen.set()))
+                second = asyncio.create_task(make(other, task(0), lambda _: seen.set()))
                 await until_two_want_it(one)
                 stall.release()
                 assert (await first) == (await second)
@@ -68,9 +68,9 @@ class TestDaskEngine(EngineConformance):
             stall = Stall()
             lab.proxy.add(stall, key=LATE)
             async with self.open(lab) as one, self.open(lab) as other:
-                first = asyncio.create_task(one.run(task(0), ignore))
+                first = asyncio.create_task(make(one, task(0), ignore))
                 await requested(lab.proxy, LATE)
-                second = asyncio.create_task(other.run(task(0), ignore))
+                second = asyncio.create_task(make(other, task(0), ignore))
                 await until_two_want_it(one)
                 second.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -87,17 +87,17 @@ class TestDaskEngine(EngineConformance):
             async with self.open(lab) as engine:
                 for tries in (1, 2):
                     with pytest.raises(SourceDeniedError):
-                        await engine.run(task(0), ignore)
+                        await make(engine, task(0), ignore)
                     assert rule.hits == tries
                 lab.proxy.clear()
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
 
         asyncio.run(main())
 
 
 async def until_two_want_it(engine: DaskEngine) -> None:
     """Wait until the one task that the scheduler knows is wanted by two clients."""
-    client = engine._cluster.fit()[0].client
+    client = await engine._cluster.client()
     while await client.run_on_scheduler(
         lambda dask_scheduler: [len(state.who_wants) for state in dask_scheduler.tasks.values()]
     ) != [2]:
@@ -109,7 +109,7 @@ def test_no_scheduler_is_an_error_that_says_so(tmp_path: Path) -> None:
         engine = DaskEngine(Settings.load({}, root=tmp_path), address, timeout=0.2)
         try:
             with pytest.raises(EngineUnavailableError, match=rf"for 0\.2 s, the Dask scheduler at {address}") as caught:
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
             assert caught.value.remedy
         finally:
             await engine.aclose()
@@ -132,7 +132,7 @@ def test_a_worker_that_would_make_other_files_or_elsewhere_gets_no_crops(tmp_pat
         try:
             while True:
                 with pytest.raises(EngineUnavailableError) as caught:
-                    await engine.run(task(0), ignore)
+                    await make(engine, task(0), ignore)
                 if str(caught.value).count(host) == 2:
                     with pytest.raises(EngineUnavailableError, match="no worker that may be given crops"):
                         await engine.check()

@@ -17,7 +17,7 @@ from prismcache.errors import MemoryLimitError, WorkerError
 from prismcache_service.engine.base import Engine
 from prismcache_service.engine.local import engine as local
 from prismcache_service.engine.local.engine import LocalEngine
-from tests.conformance.engine import EngineConformance, ignore, task
+from tests.conformance.engine import EngineConformance, ignore, make, task
 from tests.support.cache_root import Lab
 from tests.support.processes import Watched, environment, eventually, workers_of
 
@@ -41,9 +41,9 @@ class TestLocalEngine(EngineConformance):
     def test_a_worker_is_used_again(self, lab: Lab) -> None:
         async def main() -> None:
             async with self.open(lab) as engine:
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
                 first = self.running()
-                await engine.run(task(1), ignore)
+                await make(engine, task(1), ignore)
                 assert self.running() == first
                 assert len(first) == 1
 
@@ -52,7 +52,7 @@ class TestLocalEngine(EngineConformance):
     def test_closing_does_not_wait_for_an_idle_worker_that_is_stopped(self, lab: Lab) -> None:
         async def main() -> None:
             async with self.open(lab) as engine:
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
                 [worker] = self.running()
                 os.kill(worker.pid, signal.SIGSTOP)
                 async with asyncio.timeout(10):
@@ -88,7 +88,7 @@ class TestLocalEngine(EngineConformance):
         async def main() -> None:
             async with self.open(lab) as engine:
                 with pytest.raises(WorkerError, match=rf"crop_0\.zarr ended 3 worker processes.*{named}"):
-                    await engine.run(task(0), ignore)
+                    await make(engine, task(0), ignore)
 
         asyncio.run(main())
 
@@ -115,11 +115,11 @@ class TestLocalEngine(EngineConformance):
             async with self.open(lab) as engine:
                 if not fits:
                     with pytest.raises(MemoryLimitError):
-                        await engine.run(task(0), ignore)
+                        await make(engine, task(0), ignore)
                     return
-                await engine.run(task(0), ignore)
+                await make(engine, task(0), ignore)
                 first = self.running()
-                await engine.run(task(1), ignore)
+                await make(engine, task(1), ignore)
                 assert len(self.running()) == 1
                 assert self.running() != first
 
@@ -130,10 +130,10 @@ class TestLocalEngine(EngineConformance):
             "import asyncio, sys\n"
             "from prismcache.config import Settings\n"
             "from prismcache_service.engine.local.engine import LocalEngine\n"
-            "from tests.conformance.engine import ignore, task\n"
+            "from tests.conformance.engine import ignore, make, task\n"
             "async def main():\n"
             "    engine = LocalEngine(Settings.load())\n"
-            "    await engine.run(task(0), ignore)\n"
+            "    await make(engine, task(0), ignore)\n"
             "    print('made', flush=True)\n"
             "    await asyncio.sleep(60)\n"
             "asyncio.run(main())\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +21,9 @@ from tests.support.service_jobs import Desk, are_right
 
 SPECS = [tiny_spec(crop) for crop in range(20)]
 LATE = "raw/0.0.0.0"
-HUNG_S = 4
-# The real service, but for how long a worker may send no heartbeats: twenty seconds would be long for a test.
-IMPATIENT = f"""
-from prismcache_service.engine.dask.engine import DaskEngine
-DaskEngine.__init__.__kwdefaults__["hung_after"] = {HUNG_S}
-from prismcache_service.web.server import main
-main()
-"""
+HUNG_S = 5
+"""Without a heartbeat; of so few workers, Dask waits no less."""
+SETTINGS = {"SCHEDULER__ALLOWED_FAILURES": "2", "SCHEDULER__WORKER_TTL": f"{HUNG_S}s"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +41,7 @@ def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def module_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    with DaskCluster(tmp_path_factory.mktemp("dask"), {"SCHEDULER__ALLOWED_FAILURES": "0"}) as running:
+    with DaskCluster(tmp_path_factory.mktemp("dask"), SETTINGS) as running:
         yield running
 
 
@@ -62,7 +56,7 @@ def cluster(module_cluster: DaskCluster) -> DaskCluster:
 def service(lab: Lab, cluster: DaskCluster, tmp_path: Path) -> Iterator[Service]:
     dask = {"engine": "dask", "dask_scheduler": str(cluster.scheduler_file)}
     config = service_config(lab.settings(workers=2), tmp_path / "state", min_free_bytes=0, **dask)
-    with Service(config, command=(sys.executable, "-c", IMPATIENT)) as running:
+    with Service(config) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from prismcache.errors import MissingChunksError, PrismError
 from prismcache.schema import CropFile, CropProgress, JobRequest, State
 from prismcache_service.cache.cache import CropCache, CropName
 from prismcache_service.cache.making_lock import Watch, acquire
-from prismcache_service.engine.base import CropTask, Engine
+from prismcache_service.engine.base import CropTask, Engine, Outcome
 from prismcache_service.pipeline.progress import Report
 
 Room = Callable[[CropName], AbstractAsyncContextManager[None]]
@@ -35,8 +35,8 @@ class EnsureService:
         self._engine = engine
         self._room: Room = room or (lambda _: contextlib.nullcontext())
 
-    async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> CropFile:
-        """A right file with the crop's channels, from the cache or made now.
+    async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> Outcome:
+        """A right file with the crop's channels, from the cache or made now; or the problem of who was to make it.
 
         Parameters
         ----------
@@ -94,14 +94,17 @@ class EnsureService:
             raise MissingChunksError(f"{found.path} was made with {found.missing_chunks} absent chunks")
         return found
 
-    async def _make(self, task: CropTask, report: Report) -> CropFile:
+    async def _make(self, task: CropTask, report: Report) -> Outcome:
         async with self._cache.leases.held(task.name.lease, task.token):
             await asyncio.to_thread(self._cache.sweep)
             # Somebody may have published between our look and our lease.
             found = await self.find(task.name, strict=task.strict)
-            if found is None:
+            outcome: Outcome | None = found
+            if outcome is None:
                 name = task.name
                 await asyncio.to_thread(self._cache.set_aside_wrong, name.split, name.crop, name.channels)
                 async with self._room(name):
-                    found = self._cache.shown(await self._engine.run(task, report))
-            return found
+                    outcome = await self._engine.run(task, report)
+                if isinstance(outcome, CropFile):
+                    outcome = self._cache.shown(outcome)
+            return outcome

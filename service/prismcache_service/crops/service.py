@@ -258,11 +258,13 @@ class CropService:
     async def _repair(self, name: CropName, result: VerifyResult) -> VerifyResult:
         try:
             await asyncio.to_thread(self._cache.set_aside, name)
-            await self._ensure.ensure(name, _ignore)
+            outcome = await self._ensure.ensure(name, _ignore)
         except PrismError as error:  # the others are still to be looked at
-            reason = f"{result.reason}; not made again: error[{error.code}]: {error}"
-            return result.model_copy(update={"reason": reason})
-        return result.model_copy(update={"verdict": Verdict.REPAIRED})
+            outcome = error.to_problem()
+        if isinstance(outcome, CropFile):
+            return result.model_copy(update={"verdict": Verdict.REPAIRED})
+        reason = f"{result.reason}; not made again: error[{outcome.code}]: {outcome.detail}"
+        return result.model_copy(update={"reason": reason})
 
     def _remove(self, names: Iterable[CropName]) -> list[CropFile]:
         removed = []

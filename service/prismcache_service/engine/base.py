@@ -1,22 +1,25 @@
-"""The interface of an engine: something that makes one crop at a time, somewhere, and survives what it runs."""
+"""The interface of an engine: something that makes crops somewhere, and survives the death of its workers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
-from prismcache.schema import CropFile
+from prismcache.schema import CropFile, Problem
 from prismcache_service.cache.cache import CropName
 from prismcache_service.pipeline.progress import Report
 
 MAX_STRIKES = 3
 """How many workers a crop may kill before it fails, alone."""
 
+Outcome: TypeAlias = CropFile | Problem
+"""The published file, or why there is none."""
+
 
 @dataclass(frozen=True)
 class CropTask:
-    """Make and publish one file. `token` is that of the caller's lease; it marks everything unfinished."""
+    """Make and publish one file. `token` is that of the caller's making lock; it marks every unfinished file."""
 
     name: CropName
     token: str
@@ -24,25 +27,32 @@ class CropTask:
 
 
 class Engine(ABC):
-    """Runs tasks, as many at once as it has workers; further ones wait their turn."""
+    """Runs tasks, as many at the same time as it has workers; further tasks wait."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    async def run(self, task: CropTask, report: Report) -> CropFile:
-        """Make the crop and publish it; `report` hears of progress on the event loop, at most ten times a second.
+    async def run(self, task: CropTask, report: Report) -> Outcome:
+        """Make the crop and publish it.
 
         Cancelling stops the work and removes what is unfinished.
 
-        Raises
-        ------
-        PrismError
-            Why the crop cannot be made; `WorkerError` if it killed `MAX_STRIKES` workers.
+        Parameters
+        ----------
+        task
+            What to make.
+        report
+            Called with the progress on the event loop, at most ten times a second.
+
+        Returns
+        -------
+        Outcome
+            The file, or a `Problem`; ``worker_failed`` if the crop killed `MAX_STRIKES` workers.
         """
 
     @abstractmethod
     async def check(self) -> None:
-        """See that tasks can be run; raises `PrismError` if not."""
+        """Raise `PrismError` if no task can be run now."""
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from prismcache.errors import PrismError
-from prismcache.schema import CropFile, Problem
+from prismcache.schema import CropFile
 from prismcache_service.cache.cache import CropName
 from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.engine.base import Outcome
 from prismcache_service.jobs.observer import Observer
 from prismcache_service.jobs.schedule import Wish, choose
 from prismcache_service.pipeline.progress import Progress, Report
@@ -20,7 +21,6 @@ from prismcache_service.pipeline.progress import Progress, Report
 _log = logging.getLogger(__name__)
 
 Key = tuple[CropName, bool]
-Outcome = CropFile | Problem
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ class Flights:
                 passenger.on_progress(progress)
 
         try:
-            return await self._ensure.ensure(name, report, strict=strict)
+            outcome = await self._ensure.ensure(name, report, strict=strict)
+            code = None if isinstance(outcome, CropFile) else outcome.code
+            return outcome
         except PrismError as error:
             code = error.code
             return error.to_problem()

@@ -1,4 +1,4 @@
-"""What the Dask engine decides without a cluster: who gets a crop, under which key, with whose settings."""
+"""What the Dask engine decides without a cluster: a crop's key, and whose settings count."""
 
 from __future__ import annotations
 
@@ -15,34 +15,17 @@ from prismcache_service import factory
 from prismcache_service.cache.cache import CropName
 from prismcache_service.config import ServiceConfig
 from prismcache_service.engine.base import CropTask
-from prismcache_service.engine.dask.cluster import Member, choose
 from prismcache_service.engine.dask.engine import DaskEngine
-from prismcache_service.engine.dask.fitness import differences, versions
-from prismcache_service.engine.dask.messages import settings_json, task_key
+from prismcache_service.engine.dask.messages import (
+    differences,
+    settings_json,
+    task_key,
+    versions,
+)
 from prismcache_service.engine.dask.worker import own_settings
 from prismcache_service.engine.local.engine import LocalEngine
 
 TASK = CropTask(CropName(Split.INSTANCE, 3, (0, 2)), "token")
-
-
-def member(address: str, threads: int, making: int = 0, trouble: str | None = "") -> Member:
-    return Member(address, "host", threads, client=None, trouble=trouble, making=making)
-
-
-@pytest.mark.parametrize(
-    ("members", "chosen"),
-    [
-        ([], None),
-        ([member("a", 1, trouble=None), member("b", 1, trouble="wrong mount")], None),
-        ([member("a", 1, making=1), member("b", 2, making=2)], None),
-        ([member("a", 1, making=1), member("b", 1)], "b"),
-        ([member("a", 1), member("b", 4, making=1)], "b"),
-        ([member("a", 2), member("b", 8, trouble="old")], "a"),
-    ],
-)
-def test_the_fit_worker_with_most_free_threads_is_chosen(members: list[Member], chosen: str | None) -> None:
-    found = choose(members)
-    assert (found and found.address) == chosen
 
 
 def test_versions_name_all_that_decides_about_bytes() -> None:

@@ -1,42 +1,49 @@
-"""The engine on a Dask cluster: each crop is one task on one worker, which makes it in a child process of its own.
+"""The engine on a Dask cluster: each crop is one Dask task, which a worker carries out in a child process of its own.
 
-The service keeps the queue and knows who wants what; Dask carries a crop to a worker and the answer back. Whatever
-happens to workers, scheduler and connection, a crop is begun again elsewhere. If a worker only seemed lost, two tries
-overlap: each has a temporary name of its own, and both would publish right files.
+Dask chooses the worker, and begins a crop again elsewhere when a worker dies or sends no heartbeats. The service keeps
+the queue, counts how often a crop was begun, and submits it again when the scheduler was lost. If a worker only seemed
+lost, two attempts overlap: each has temporary files of its own, and both would publish a right file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError as DaskCancelledError
-from typing import Any
+from dataclasses import dataclass
 from uuid import uuid4
 
-from distributed import KilledWorker
+from distributed import Client, KilledWorker
 
 from prismcache.config import Settings
-from prismcache.errors import EngineUnavailableError, WorkerError, error_from_problem
+from prismcache.errors import EngineUnavailableError, WorkerError
 from prismcache.schema import CropFile
 from prismcache_service.cache.cache import CropCache
-from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
-from prismcache_service.engine.dask.cluster import Cluster, Member
-from prismcache_service.engine.dask.messages import DaskAnswer, DaskOrder, DaskProgress, settings_json, task_key
-from prismcache_service.engine.dask.worker import make_crop, rest, stop_crop
-from prismcache_service.engine.local.messages import Failed, Made, WorkOrder
+from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
+from prismcache_service.engine.dask.cluster import Cluster
+from prismcache_service.engine.dask.messages import (
+    DaskNews,
+    DaskOrder,
+    resource_name,
+    settings_json,
+    task_key,
+)
+from prismcache_service.engine.dask.worker import end_idle, make_crop, stop_crop
+from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.progress import Report
 
-_HUNG_S = 20.0
 _SILENCE_S = 60.0
 _STOP_S = 5.0
-_REST_S = 2.0
-_MAX_BREAKS = 10
+_END_IDLE_S = 2.0
+_MAX_TRIES = 10
 
 
-class LostError(Exception):
-    """The worker, or the way to it, went away before it answered."""
+@dataclass(eq=False)
+class _Run:
+    """One call of `DaskEngine.run`: its task's key, who hears of progress, and how often a worker began the task."""
+
+    key: str
+    report: Report
+    begun: int = 0
 
 
 class DaskEngine(Engine):
@@ -45,142 +52,107 @@ class DaskEngine(Engine):
     Parameters
     ----------
     settings
-        Everything that a worker needs; no more than `settings.workers` crops are made at once, however many there are.
+        Everything that a worker needs; at most `settings.workers` crops are made at the same time.
     scheduler
         The scheduler's address (``tcp://…``, ``tls://…``), or the path of its scheduler file.
     timeout
         Seconds that a crop waits while no worker may be given it.
     silence
-        Seconds without a sign of life after which a worker's child process counts as hung.
-    hung_after
-        Seconds without a heartbeat after which a worker itself does.
+        Seconds without a line from a worker's child process after which the child counts as hung.
     """
 
     name = "dask"
 
     def __init__(
-        self,
-        settings: Settings,
-        scheduler: str,
-        *,
-        timeout: float = 300.0,
-        silence: float = _SILENCE_S,
-        hung_after: float = _HUNG_S,
+        self, settings: Settings, scheduler: str, *, timeout: float = 300.0, silence: float = _SILENCE_S
     ) -> None:
         self._settings = settings
+        self._timeout = timeout
         self._silence = silence
         self._cache = CropCache(settings.root)
         self._free = asyncio.Semaphore(settings.workers)
-        self._reports: defaultdict[str, list[Report]] = defaultdict(list)
-        self._cluster = Cluster(scheduler, settings, timeout=timeout, hung_after=hung_after, on_event=self._hear)
+        self._runs: set[_Run] = set()
+        self._cluster = Cluster(scheduler, settings, self._hear)
 
-    async def run(self, task: CropTask, report: Report) -> CropFile:
-        key = task_key(task, self._settings)
-        self._reports[key].append(report)
+    async def run(self, task: CropTask, report: Report) -> Outcome:
+        run = _Run(task_key(task, self._settings), report)
+        self._runs.add(run)
         try:
             async with self._free:
-                return await self._make(task, key)
+                making = asyncio.create_task(self._make(task, run))
+                waiting = asyncio.create_task(self._cluster.none_fit(self._timeout))
+                try:
+                    await asyncio.wait({making, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                    if making.done():
+                        return making.result()
+                    text = f"for {self._timeout:g} s, {self._cluster.trouble()}"
+                    return EngineUnavailableError(text).to_problem()
+                finally:
+                    for each in (making, waiting):
+                        each.cancel()
+                    await asyncio.shield(asyncio.wait({making, waiting}))
         finally:
-            self._reports[key].remove(report)
-            if not self._reports[key]:
-                del self._reports[key]
-            # What a lost worker left, also one that still writes: without its file it can publish nothing.
+            self._runs.remove(run)
+            # Unfinished files of lost workers, also of one that still writes: without its file it publishes nothing.
             await asyncio.shield(asyncio.to_thread(self._cache.discard, task.token))
 
     async def check(self) -> None:
         await self._cluster.check()
 
     async def aclose(self) -> None:
-        await self._tell(self._cluster.fit(), _REST_S, rest, settings_json(self._settings))
+        await self._cluster.call_all(_END_IDLE_S, end_idle, settings_json(self._settings))
         await self._cluster.aclose()
 
-    async def _make(self, task: CropTask, key: str) -> CropFile:
-        strikes = breaks = 0
-        while True:
-            # Below the lease's token, so that its sweeps spare and its end removes what the attempt writes.
-            token = f"{task.token}.{uuid4().hex}"
-            async with self._cluster.seat() as seat:
-                try:
-                    answer = await self._make_at(seat, task, key, token)
-                except LostError as error:
-                    strikes, breaks = strikes + seat.died, breaks + (not seat.died)
-                    _require_hope(task, strikes, breaks, error)
-                    continue
-            if isinstance(answer.event, Made):
-                return self._cache.shown(answer.event.file)
-            # A task of this key that somebody else had under way failed, or was stopped, for reasons of its own.
-            if answer.token == token and isinstance(answer.event, Failed):
-                raise error_from_problem(answer.event.problem)
-            breaks += 1
-            _require_hope(task, strikes, breaks, LostError(f"{seat} stopped it"))
+    async def _make(self, task: CropTask, run: _Run) -> Outcome:
+        folder = task.name.folder
+        for _ in range(_MAX_TRIES):
+            client = await self._cluster.client()
+            try:
+                outcome = await self._submit(client, task, run)
+            except KilledWorker as error:
+                if run.begun >= MAX_STRIKES:
+                    text = f"making {folder} ended {run.begun} Dask workers: {error}"
+                    return WorkerError(text).to_problem()
+                continue  # it waited behind a crop that killed its worker, or Dask is told to try only once
+            except (DaskCancelledError, OSError):
+                self._cluster.doubt(client)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever Dask raises
+                return WorkerError(f"making {folder} on the Dask cluster: {type(error).__name__}: {error}").to_problem()
+            if outcome is not None:
+                return self._cache.shown(outcome) if isinstance(outcome, CropFile) else outcome
+        text = f"making {folder} was broken off {_MAX_TRIES} times; see the log of the Dask scheduler"
+        return EngineUnavailableError(text).to_problem()
 
-    async def _make_at(self, seat: Member, task: CropTask, key: str, token: str) -> DaskAnswer:
-        """One attempt on one worker.
-
-        Raises
-        ------
-        LostError
-            If the worker or the connection went away.
-        """
-        answering = asyncio.create_task(self._answer(seat, task, key, token))
-        losing = asyncio.create_task(seat.lost.wait())
+    async def _submit(self, client: Client, task: CropTask, run: _Run) -> Outcome | None:
+        """Have the crop made once; return None if another service stopped the task that both shared."""
+        name = task.name
+        # Below the making lock's token, so that sweeps spare what is written, and its end removes it.
+        token = f"{task.token}.{uuid4().hex}"
+        work = WorkOrder(split=name.split, crop=name.crop, channels=name.channels, strict=task.strict, token=token)
+        order = DaskOrder(key=run.key, work=work, settings=settings_json(self._settings), silence=self._silence)
+        future = client.submit(
+            make_crop,
+            order.model_dump_json(),
+            key=run.key,
+            resources={resource_name(self._settings): 1},
+            pure=False,
+        )
         try:
-            await asyncio.wait({answering, losing}, return_when=asyncio.FIRST_COMPLETED)
+            return News.model_validate_json(await future).outcome
         except asyncio.CancelledError:
-            answering.cancel()
-            await asyncio.shield(self._tell([seat], _STOP_S, stop_crop, token))
+            await asyncio.shield(self._cluster.call_all(_STOP_S, stop_crop, token))
             raise
         finally:
-            losing.cancel()
-            answering.cancel()
-            await asyncio.wait({answering, losing})
-        if answering.cancelled():
-            raise LostError(f"{seat} is gone, or sends no heartbeats")
-        return answering.result()
-
-    async def _answer(self, seat: Member, task: CropTask, key: str, token: str) -> DaskAnswer:
-        name = task.name
-        work = WorkOrder(split=name.split, crop=name.crop, channels=name.channels, strict=task.strict, token=token)
-        order = DaskOrder(key=key, work=work, settings=settings_json(self._settings), silence=self._silence)
-        try:
-            future = seat.client.submit(make_crop, order.model_dump_json(), key=key, workers=[seat.address], pure=False)
-            try:
-                return DaskAnswer.model_validate_json(await future)
-            finally:
-                # Dask then forgets the task, at its loop's next turn: the next of this key runs anew. (Cancelling would
-                # be announced to all under the key, and so hit the next one.)
-                future.release()
-                await asyncio.sleep(0)
-        except KilledWorker as error:
-            self._cluster.lose(seat)
-            raise LostError(f"{seat} died") from error
-        except (DaskCancelledError, OSError) as error:
-            self._cluster.doubt(seat)
-            raise LostError(f"the connection to the scheduler broke: {error}") from error
-        except Exception as error:
-            raise WorkerError(f"making {name.folder} on {seat}: {type(error).__name__}: {error}") from error
-
-    @staticmethod
-    async def _tell(members: Iterable[Member], seconds: float, call: Callable[..., Any], *arguments: str) -> None:
-        """Call a function on workers, as far as they can be reached in time."""
-
-        async def tell(member: Member) -> None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(seconds):
-                    await member.client.run(call, *arguments, workers=[member.address], on_error="ignore")
-
-        await asyncio.gather(*map(tell, members))
+            # Dask then forgets the task, at its loop's next turn: the next of this key runs anew. (Cancelling would
+            # be announced to all under the key, and so hit the next one.)
+            future.release()
+            await asyncio.sleep(0)
 
     def _hear(self, event: str) -> None:
-        told = DaskProgress.model_validate_json(event)
-        for report in self._reports.get(told.key, ()):
-            report(told.progress)
-
-
-def _require_hope(task: CropTask, strikes: int, breaks: int, last: LostError) -> None:
-    """Raise when a crop was begun often enough."""
-    name = task.name.folder
-    if strikes == MAX_STRIKES:
-        raise WorkerError(f"making {name} ended {strikes} Dask workers; of the last: {last}") from last
-    if breaks == _MAX_BREAKS:
-        raise EngineUnavailableError(f"making {name} was broken off {breaks} times, at last since {last}") from last
+        told = DaskNews.model_validate_json(event)
+        for run in list(self._runs):
+            if run.key == told.key and told.news.progress is not None:
+                run.report(told.news.progress)
+            elif run.key == told.key:
+                run.begun += 1

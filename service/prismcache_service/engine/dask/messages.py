@@ -1,23 +1,25 @@
-"""What the service and the workers of a Dask cluster say to each other, as JSON: Dask itself carries only strings."""
+"""What the service and the workers of a Dask cluster send to each other: JSON, since Dask carries only strings."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from prismcache.config import Settings
+from prismcache.layout import FORMAT_VERSION
 from prismcache_service.engine.base import CropTask
-from prismcache_service.engine.dask.fitness import versions
-from prismcache_service.engine.local.messages import Failed, Made, WorkOrder
+from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.codec.encode import RECIPE
-from prismcache_service.pipeline.progress import Progress
 
 TOPIC = "prismcache"
-"""Under which workers tell of progress."""
+"""Dask's topic under which workers send `DaskNews`."""
 
+_PACKAGES = ("prismcache", "distributed", "aiobotocore", "h5py", "isal", "numcodecs", "numpy", "obstore", "zarr")
 _PLACE = ("root", "s3_endpoint_url", "s3_bucket", "s3_prefix")
 
 
@@ -27,13 +29,13 @@ class DaskOrder(BaseModel):
     Attributes
     ----------
     key
-        The task's.
+        The Dask task's key.
     work
-        The order as any worker gets it; its token is this attempt's own, below that of the service's lease.
+        The order as any worker process gets it; its token is this run's own.
     settings
         The service's, as JSON.
     silence
-        Seconds without a sign of life after which the worker's own child counts as hung.
+        Seconds without a line from the worker's own child process after which the child counts as hung.
     """
 
     key: str
@@ -42,28 +44,15 @@ class DaskOrder(BaseModel):
     silence: float
 
 
-class Stopped(BaseModel):
-    """Worker to service: somebody stopped it, and nothing of it is left."""
-
-    kind: Literal["stopped"] = "stopped"
-
-
-class DaskAnswer(BaseModel):
-    """Worker to service: what became of the order with this token."""
-
-    token: str
-    event: Made | Failed | Stopped = Field(discriminator="kind")
-
-
-class DaskProgress(BaseModel):
-    """Worker to service, as an event of `TOPIC`: how far a task is."""
+class DaskNews(BaseModel):
+    """Worker to service, under `TOPIC`: the task has begun (no progress yet), or its progress."""
 
     key: str
-    progress: Progress
+    news: News
 
 
 class Inspection(BaseModel):
-    """Worker to service: what it works with, and what is wrong with its view of the storage ("" if nothing is)."""
+    """Worker to service: what it makes crops with, and what is wrong with its view of the storage ("" if nothing)."""
 
     host: str
     versions: dict[str, str]
@@ -71,15 +60,45 @@ class Inspection(BaseModel):
 
 
 def settings_json(settings: Settings) -> str:
-    """What a worker needs of the service's settings."""
+    """Return what a worker needs of the service's settings."""
     return settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"})
 
 
-def task_key(task: CropTask, settings: Settings) -> str:
-    """The same for the same file made the same way, whoever asks, and for nothing else.
+def resource_name(settings: Settings) -> str:
+    """Return the name of the Dask resource that only workers have that may make crops for these settings."""
+    return f"prismcache-{_digest(versions(), _place(settings))}"
 
-    A task that ended is known to Dask no more once its future is released, so a later one of this key runs anew.
+
+def task_key(task: CropTask, settings: Settings) -> str:
+    """Return the Dask key of a task: equal for the same file made in the same way, whichever service asks.
+
+    Dask forgets a task that ended once its future is released, so a later one with this key runs anew.
     """
-    place = [str(getattr(settings, name)) for name in _PLACE]
-    text = json.dumps([task.name.lease, task.strict, RECIPE, versions(), place])
-    return f"prismcache-{task.name.lease}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    lock = task.name.lease
+    return f"prismcache-{lock}-{_digest(lock, task.strict, RECIPE, versions(), _place(settings))}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything in this process that decides about a file's bytes."""
+    major, minor, _ = platform.python_version_tuple()
+    found = {"python": f"{major}.{minor}", "file format": str(FORMAT_VERSION)}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """Return what differs, as ``isal 1.7.2 (service: 1.8.0)``; "" if nothing does."""
+    wrong = [name for name, own in ours.items() if theirs.get(name) != own]
+    return ", ".join(f"{name} {theirs.get(name, 'unknown')} (service: {ours[name]})" for name in wrong)
+
+
+def _place(settings: Settings) -> list[str]:
+    return [str(getattr(settings, name)) for name in _PLACE]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Self
 
 from prismcache.config import Settings
-from prismcache.errors import MemoryLimitError, WorkerError, error_from_problem
-from prismcache.schema import CropFile
+from prismcache.errors import MemoryLimitError, MissingExtraError, StorageError, WorkerError
+from prismcache.schema import Problem
 from prismcache_service.cache.cache import CropCache
-from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
-from prismcache_service.engine.local.messages import EVENT, Alive, Failed, Made, Progressed, WorkOrder
+from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
+from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.engine.local.stagger import Stagger
 from prismcache_service.extras import require_service_extra
 from prismcache_service.pipeline.progress import Report
@@ -27,6 +28,8 @@ _SILENCE_S = 60.0
 _GRACE_S = 2.0  # for an idle worker to end by itself; a service has 5 s in all to shut down
 _LAST_WORDS = 20  # lines of standard error that an error message may quote
 _MAX_LINE = 1 << 20
+_log = logging.getLogger(__name__)
+
 WORKER_ENVIRONMENT = {
     # One thread a library is plenty inside a worker.
     "OMP_NUM_THREADS": "1",
@@ -43,7 +46,7 @@ WORKER_ENVIRONMENT = {
 
 
 class WorkerDiedError(Exception):
-    """A worker ended, or went silent, before it answered."""
+    """A worker ended, or sent nothing for too long, before its order was carried out."""
 
 
 class LocalEngine(Engine):
@@ -54,9 +57,9 @@ class LocalEngine(Engine):
     settings
         How many workers, and everything that a worker needs.
     silence
-        Seconds without a sign of life after which a worker counts as hung.
+        Seconds without a line from a worker after which it counts as hung.
     niceness
-        Added to this process's own for workers, so that it goes first where both want a core.
+        Added to this process's own for workers, so that this process goes first where both want a core.
     """
 
     name = "local"
@@ -70,17 +73,22 @@ class LocalEngine(Engine):
         self._stagger = Stagger(settings.workers)
         self._idle: list[_WorkerProcess] = []
 
-    async def run(self, task: CropTask, report: Report) -> CropFile:
-        require_service_extra()
+    async def run(self, task: CropTask, report: Report) -> Outcome:
+        try:
+            await self.check()
+        except MissingExtraError as error:
+            return error.to_problem()
+        cause = ""
         async with self._free, self._stagger.begin(report) as hear:
-            for strike in range(1, MAX_STRIKES + 1):
+            for _ in range(MAX_STRIKES):
                 try:
                     return await self._run_once(task, hear)
                 except WorkerDiedError as error:
-                    if strike == MAX_STRIKES:
-                        text = f"making {task.name.folder} ended {strike} worker processes, the last by {error}"
-                        raise WorkerError(text) from error
-        raise AssertionError("the loop above returns or raises")
+                    cause = str(error)
+                except OSError as error:  # too many processes or open files, say
+                    return WorkerError(f"no worker process can be started: {error}").to_problem()
+        text = f"making {task.name.folder} ended {MAX_STRIKES} worker processes, the last by {cause}"
+        return WorkerError(text).to_problem()
 
     async def check(self) -> None:
         require_service_extra()
@@ -89,46 +97,47 @@ class LocalEngine(Engine):
         idle, self._idle = self._idle, []
         await asyncio.gather(*(worker.stop() for worker in idle))
 
-    async def _run_once(self, task: CropTask, report: Report) -> CropFile:
+    async def _run_once(self, task: CropTask, report: Report) -> Outcome:
         used = self._idle.pop() if self._idle else None
-        answer = await self._work(used or await self._start(), task, report)
-        if used is not None and _is_for_want_of_memory(answer):
-            answer = await self._work(await self._start(), task, report)
-        if isinstance(answer, Made):
-            return answer.file
-        raise error_from_problem(answer.problem)
+        outcome = await self._work(used or await self._start(), task, report)
+        if used is not None and _lacks_memory(outcome):
+            outcome = await self._work(await self._start(), task, report)
+        return outcome
 
-    async def _work(self, worker: _WorkerProcess, task: CropTask, report: Report) -> Made | Failed:
+    async def _work(self, worker: _WorkerProcess, task: CropTask, report: Report) -> Outcome:
         try:
-            answer = await worker.work(task, report)
-            if _is_for_want_of_memory(answer):
+            outcome = await worker.work(task, report)
+            if _lacks_memory(outcome):
                 await worker.stop()  # what earlier crops left in it counts against the limit
             else:
                 self._idle.append(worker)
         except BaseException:
-            await asyncio.shield(self._put_down(worker, task.token))
+            await asyncio.shield(self._kill(worker, task.token))
             raise
-        return answer
+        return outcome
 
     async def _start(self) -> _WorkerProcess:
         return await _WorkerProcess.start(self._settings, self._silence, self._niceness)
 
-    async def _put_down(self, worker: _WorkerProcess, token: str) -> None:
-        """End a worker in the middle of its work; what it leaves goes too, so that the next may use the same token."""
+    async def _kill(self, worker: _WorkerProcess, token: str) -> None:
+        """Kill a worker in the middle of its work; its unfinished files go too, so that the next may use the token."""
         await worker.kill()
-        await asyncio.to_thread(self._cache.discard, token)
+        try:
+            await asyncio.to_thread(self._cache.discard, token)
+        except (OSError, StorageError) as error:  # the next sweep tries again
+            _log.warning("unfinished files of a killed worker stay for now: %s", error)
 
 
-def _give_way(pid: int, niceness: int) -> None:
-    """Let others have the cores first, before the process has threads, which take over what it has."""
-    with contextlib.suppress(OSError):  # it has ended already, which its first event tells
+def _lower_priority(pid: int, niceness: int) -> None:
+    """Let others have the cores first, before the process starts threads, which inherit its niceness."""
+    with contextlib.suppress(OSError):  # the process has ended already, which its pipe tells
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
     with contextlib.suppress(OSError):  # where sessions share cores out (autogroup), each has a niceness of its own
         Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
-def _is_for_want_of_memory(answer: Made | Failed) -> bool:
-    return isinstance(answer, Failed) and answer.problem.code == MemoryLimitError.code
+def _lacks_memory(outcome: Outcome) -> bool:
+    return isinstance(outcome, Problem) and outcome.code == MemoryLimitError.code
 
 
 class _WorkerProcess:
@@ -153,50 +162,47 @@ class _WorkerProcess:
             env=os.environ | WORKER_ENVIRONMENT,
             limit=_MAX_LINE,
             # A Ctrl-C in the terminal is for the caller, who then ends the worker. And where Linux shares cores out
-            # between sessions (autogroup), this one's answers must not wait for what its workers have used.
+            # between sessions (autogroup), this process must not wait for what its workers have used.
             start_new_session=True,
         )
         worker = cls(process, silence)
-        _give_way(process.pid, niceness)
-        await worker._say(settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"}))
+        _lower_priority(process.pid, niceness)
+        await worker._send(settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"}))
         return worker
 
-    async def work(self, task: CropTask, report: Report) -> Made | Failed:
-        """Send an order and wait for its answer.
+    async def work(self, task: CropTask, report: Report) -> Outcome:
+        """Send an order and wait for its outcome.
 
         Raises
         ------
         WorkerDiedError
-            If the process ends or goes silent before.
+            If the process ends first, or sends nothing for too long.
         """
         name = task.name
         order = WorkOrder(
             split=name.split, crop=name.crop, channels=name.channels, strict=task.strict, token=task.token
         )
-        await self._say(order.model_dump_json())
+        await self._send(order.model_dump_json())
         while True:
-            event = await self._next_event()
-            if isinstance(event, Progressed):
-                report(event.progress)
-            elif not isinstance(event, Alive):
-                return event
+            try:
+                async with asyncio.timeout(self._silence):
+                    line = await self._stdout.readline()
+            except TimeoutError:
+                raise WorkerDiedError(f"no sign of life for {self._silence:.0f} s") from None
+            if not line:
+                raise WorkerDiedError(await self._cause_of_death())
+            news = News.model_validate_json(line)
+            if news.outcome is not None:
+                return news.outcome
+            if news.progress is not None:
+                report(news.progress)
 
-    async def _say(self, line: str) -> None:
-        with contextlib.suppress(ConnectionError):  # a worker that is gone shows in the next event
+    async def _send(self, line: str) -> None:
+        with contextlib.suppress(ConnectionError):  # a worker that is gone shows when its pipe is read
             self._stdin.write(line.encode() + b"\n")
             await self._stdin.drain()
 
-    async def _next_event(self) -> Alive | Progressed | Made | Failed:
-        try:
-            async with asyncio.timeout(self._silence):
-                line = await self._stdout.readline()
-        except TimeoutError:
-            raise WorkerDiedError(f"no sign of life for {self._silence:.0f} s") from None
-        if not line:
-            raise WorkerDiedError(await self._obituary())
-        return EVENT.validate_json(line)
-
-    async def _obituary(self) -> str:
+    async def _cause_of_death(self) -> str:
         code = await self._process.wait()
         await self._listening
         cause = f"exit code {code}"
@@ -217,7 +223,7 @@ class _WorkerProcess:
         await self._listening
 
     async def stop(self) -> None:
-        """End an idle process: it ends with its input, or is killed where it does not, being stopped or hung."""
+        """End an idle process by closing its input; kill it if it is stopped or hung."""
         self._stdin.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GRACE_S):

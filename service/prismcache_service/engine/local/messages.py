@@ -1,10 +1,8 @@
-"""What an engine and a worker process say to each other: one JSON document a line."""
+"""What an engine and a worker process send to each other: one JSON document a line."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel
 
 from prismcache.schema import CropFile, Problem, Split
 from prismcache_service.pipeline.progress import Progress
@@ -20,32 +18,8 @@ class WorkOrder(BaseModel):
     token: str
 
 
-class Alive(BaseModel):
-    """Worker to engine, every second or so: not hung."""
+class News(BaseModel):
+    """Worker to engine, at least once a second: a sign of life, with the progress or the outcome if there is any."""
 
-    kind: Literal["alive"] = "alive"
-
-
-class Progressed(BaseModel):
-    """Worker to engine: how far the crop is."""
-
-    kind: Literal["progressed"] = "progressed"
-    progress: Progress
-
-
-class Made(BaseModel):
-    """Worker to engine: published."""
-
-    kind: Literal["made"] = "made"
-    file: CropFile
-
-
-class Failed(BaseModel):
-    """Worker to engine: the crop cannot be made, and why."""
-
-    kind: Literal["failed"] = "failed"
-    problem: Problem
-
-
-Event = Annotated[Alive | Progressed | Made | Failed, Field(discriminator="kind")]
-EVENT: TypeAdapter[Alive | Progressed | Made | Failed] = TypeAdapter(Event)
+    progress: Progress | None = None
+    outcome: CropFile | Problem | None = None

@@ -1,9 +1,9 @@
 """A worker process: makes the crops that an engine sends on standard input, one at a time.
 
 Run by `prismcache_service.engine.local.engine` as ``python -m prismcache_service.engine``. The first line of standard
-input is the settings, every further line a `WorkOrder`; each answer is one line of `Event`. The process ends when its
-input does, so it never outlives the engine, whatever ended that. It is a process of its own so that neither a crash
-in a C library, nor a full disk, nor the memory limit touches the program that asked for the crop.
+input holds the settings, every further line a `WorkOrder`; each line of the output is a `News`. The process ends when
+its input does, so it never outlives the engine, however the engine ended. It is a process of its own so that neither a
+crash in a C library, nor a full disk, nor the memory limit touches the program that asked for the crop.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from importlib.metadata import version
 from typing import BinaryIO
 
 import h5py
-from pydantic import BaseModel
 
 from prismcache.config import Settings
 from prismcache.errors import PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
-from prismcache.schema import CropFile
+from prismcache.schema import CropFile, Problem
 from prismcache_service.cache.cache import FILE_MODE, CropCache, CropName
-from prismcache_service.engine.local.messages import Alive, Failed, Made, Progressed, WorkOrder
+from prismcache_service.cache.errors import storage_error
+from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
 from prismcache_service.pipeline.progress import Progress
@@ -47,17 +47,17 @@ class Outbox:
         self._stream = stream
         self._lock = threading.Lock()
 
-    def send(self, event: BaseModel) -> None:
-        """Send an event; an engine that is gone ends this process elsewhere."""
+    def send(self, news: News) -> None:
+        """Send a line. If the engine is gone, the thread that reads its orders ends this process."""
         with self._lock, contextlib.suppress(BrokenPipeError):
-            self._stream.write(event.model_dump_json().encode() + b"\n")
+            self._stream.write(news.model_dump_json(exclude_none=True).encode() + b"\n")
             self._stream.flush()
 
 
 class _Reporter:
-    """Tells of a crop's progress: its beginning and end at once, what is between ten times a second at most.
+    """Sends a crop's progress: beginning and end at once, everything between at most ten times a second.
 
-    The last news of a while is told too, so that a crop whose next object is late shows how far it is.
+    The latest progress is sent even when no further object comes, so that a crop that waits shows how far it is.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -77,10 +77,10 @@ class _Reporter:
     def _send(self) -> None:
         self.close()
         self._next_at = self._loop.time() + _REPORT_S
-        self._outbox.send(Progressed(progress=self._latest))
+        self._outbox.send(News(progress=self._latest))
 
     def close(self) -> None:
-        """Tell no more: what comes after the answer would count for the next crop."""
+        """Send no more: progress sent after the outcome would count for the next crop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -95,18 +95,19 @@ class Worker:
         self._materializer = materializer
 
     async def work(self, order: WorkOrder) -> None:
-        """Carry out an order and answer it."""
+        """Carry out an order and send its outcome."""
         try:
-            answer: Made | Failed = Made(file=await self._make(order))
+            outcome: CropFile | Problem = await self._make(order)
         except PrismError as error:
-            answer = Failed(problem=error.to_problem())
+            outcome = error.to_problem()
+        except OSError as error:
+            outcome = storage_error(error, error.filename or self._cache.root).to_problem()
         except MemoryError:
             os._exit(os.EX_OSERR)  # the engine counts it as a killed worker and tries again in a fresh one
-        except Exception as error:  # noqa: BLE001 - the border of the process: everything becomes an answer
-            text = "".join(traceback.format_exception(error))
-            sys.stderr.write(text)
-            answer = Failed(problem=WorkerError(f"{type(error).__name__}: {error}").to_problem())
-        self._outbox.send(answer)
+        except Exception as error:  # noqa: BLE001 - the border of the process: everything becomes a problem
+            sys.stderr.write("".join(traceback.format_exception(error)))
+            outcome = WorkerError(f"{type(error).__name__}: {error}").to_problem()
+        self._outbox.send(News(outcome=outcome))
         self._materializer.tidy()  # what this crop left would count against the limit of the next
 
     async def _make(self, order: WorkOrder) -> CropFile:
@@ -121,7 +122,8 @@ class Worker:
             return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, order.token)
         finally:
             report.close()
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # neither hides the first error nor fails a published crop
+                temporary.unlink(missing_ok=True)
 
 
 def _manifest(name: CropName, made: MadeCrop) -> Manifest:
@@ -164,7 +166,7 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
 
 
 def _read_lines(stdin: BinaryIO, loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes]) -> None:
-    """Hand each line to the loop. The end of the input ends the process at once: what it leaves is swept later."""
+    """Hand each line to the loop. At its end the process exits at once; a later sweep removes its files."""
     for line in stdin:
         loop.call_soon_threadsafe(lines.put_nowait, line)
     os._exit(0)
@@ -172,7 +174,7 @@ def _read_lines(stdin: BinaryIO, loop: asyncio.AbstractEventLoop, lines: asyncio
 
 async def _say_alive(outbox: Outbox) -> None:
     while True:
-        outbox.send(Alive())
+        outbox.send(News())
         await asyncio.sleep(ALIVE_S)
 
 
@@ -182,10 +184,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle
     gc.freeze()  # a collection that walks all modules takes 10 ms, and a crop makes a hundred
     gc.set_threshold(20_000)
-    # Whatever a library prints must not reach the engine as an event.
+    # What a library prints must not reach the engine as a line of ours.
     outbox = Outbox(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     try:
         asyncio.run(_serve(sys.stdin.buffer, outbox))
     except PrismError as error:
-        outbox.send(Failed(problem=error.to_problem()))
+        outbox.send(News(outcome=error.to_problem()))
