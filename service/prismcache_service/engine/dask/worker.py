@@ -159,6 +159,8 @@ class CropMaker(WorkerPlugin):
             if found is not None and not (work.strict and found.missing_chunks):
                 return found
             wanted = order.settings, order.silence
+            if wanted not in self._engines:
+                await self.end_idle()  # of a service that ended, or was started again with other settings
             engine = self._engines.setdefault(wanted, LocalEngine(settings, silence=order.silence))
             return await engine.run(task, lambda progress: self._tell(order, News(progress=progress)))
         except PrismError as error:
