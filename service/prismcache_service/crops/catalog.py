@@ -1,4 +1,4 @@
-"""What the bucket publishes, remembered in the cache folder so that it is asked rarely."""
+"""The crops that the bucket publishes, stored in the cache folder so that the bucket is read once a day."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CatalogService:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._path = settings.root / STATE_FOLDER / "catalog.json"
-        self._answered_at = float("-inf")
+        self._responded_at = float("-inf")
         self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
         self._source_thread = SourceThread(settings)
         self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
@@ -60,7 +60,7 @@ class CatalogService:
         self.failure: PrismError | None = None
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
-        """Every published crop, ordered by split and id.
+        """Return every published crop, ordered by split and id.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class CatalogService:
         known = await asyncio.to_thread(self._recall)
         if known is not None and not refresh and self._is_fresh(known.read_at):
             return known.crops
-        if self._reading is None:  # however many want it at once, the bucket is asked by one
+        if self._reading is None:  # many callers at once share one reading
             self._reading = asyncio.create_task(self._read_and_remember())
             self._reading.add_done_callback(self._has_read)
         try:
@@ -102,17 +102,17 @@ class CatalogService:
         return monotonic() < self._fresh[1]
 
     async def recall(self) -> tuple[CropInfo, ...]:
-        """What was remembered, however old; empty if nothing was."""
+        """Return the stored catalog, however old; empty if there is none."""
         known = await asyncio.to_thread(self._recall)
         return () if known is None else known.crops
 
     async def file_bytes_bound(self, split: Split, crop: int, channels: Collection[int] | None) -> int:
-        """More bytes than the crop's file can take; 0 for a crop that is not published, which cannot be made either.
+        """Return an upper bound of the file's bytes; 0 for a crop that is not published.
 
         Raises
         ------
         SourceError
-            If it cannot be told which crops are published.
+            If the bucket has to be read and cannot be.
         """
         for refresh in (False, True):
             for info in await self.crops(refresh=refresh):
@@ -122,24 +122,24 @@ class CatalogService:
         return 0
 
     async def check(self) -> None:
-        """Ask the source for its crops' names, at most every half minute.
+        """List the split's folders in the source, at most every half minute.
 
         Raises
         ------
         SourceError
-            If it does not answer.
+            If the source does not respond.
         """
-        if monotonic() - self._answered_at > _CHECK_S:
+        if monotonic() - self._responded_at > _CHECK_S:
             await self._source_thread.ask(lambda source: source.list_folders(Split.INSTANCE.value))
-            self._answered_at = monotonic()
+            self._responded_at = monotonic()
 
     async def prepare(self) -> None:
-        """Open the source before anybody waits for it; what keeps it from being opened is for `check` to say."""
+        """Open the source before a caller waits for it; errors are left to `check`."""
         with contextlib.suppress(PrismError):
             await self._source_thread.ask(_nothing)
 
     async def aclose(self) -> None:
-        """Stop asking, and close the source."""
+        """Cancel the reading, and close the source."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -167,7 +167,7 @@ class CatalogService:
             self.failure = error
             raise
         self.failure = None
-        # An outage says nothing about a crop that is worth remembering.
+        # An outage is no property of a crop: such a catalog is not stored.
         if not any(crop.problem and crop.problem.code == SourceUnreachableError.code for crop in crops):
             await asyncio.to_thread(self._remember, crops)
         return crops
@@ -175,15 +175,15 @@ class CatalogService:
     def _has_read(self, reading: asyncio.Task[tuple[CropInfo, ...]]) -> None:
         self._reading = None
         if not reading.cancelled():
-            reading.exception()  # who waited knows it; if nobody does any more, it is nobody's
+            reading.exception()  # retrieved, so that asyncio does not warn when each waiter was cancelled
 
     async def _read(self) -> tuple[CropInfo, ...]:
         require_service_extra()
-        # Imported here: the bucket is asked once a day, a warm `ensure` many times.
+        # Imported here: the bucket is read once a day, a warm `ensure` runs many times.
         published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
         crops: tuple[CropInfo, ...] = await self._source_thread.ask(published.read_published)
         return crops
 
 
 async def _nothing(_: object) -> None:
-    """Ask nothing of a source that only has to be open."""
+    """Do nothing with a source that only has to be open."""

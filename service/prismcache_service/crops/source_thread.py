@@ -1,7 +1,7 @@
-"""The bucket, asked from a thread of its own with its own event loop, so that the service's loop is never held up.
+"""The bucket, read in a thread of its own with its own event loop, so that the service's loop never waits.
 
-Importing the SDK takes half a second, opening a client a tenth (botocore reads its models of S3), and an answer that
-lists a thousand objects some 30 ms to parse.
+Importing the SDK takes half a second, opening a client a tenth (botocore reads its models of S3), and parsing
+a listing of a thousand objects some 30 ms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class SourceThread:
-    """One source, opened when it is first asked and kept until `aclose`; a further call would open another.
+    """One source, opened by the first `ask` and kept until `aclose`; a later `ask` opens another.
 
     Parameters
     ----------
@@ -41,14 +41,16 @@ class SourceThread:
         self._opening = asyncio.Lock()  # of the thread's loop
 
     async def ask(self, question: Callable[[Source], Awaitable[T]]) -> T:
-        """What `question` answers; cancelling this cancels it. A daemon thread, so that no exit waits for a bucket.
+        """Return what `question` returns; cancelling this cancels it.
+
+        The thread is a daemon, so that no exit waits for a bucket.
 
         Raises
         ------
         MissingExtraError, ConfigError
             If the source cannot be opened.
         SourceError
-            Whatever the question raises.
+            If `question` raises it.
         """
         require_service_extra()
         if self._loop is None:
@@ -71,7 +73,7 @@ class SourceThread:
         return source
 
     async def aclose(self) -> None:
-        """Cancel what is being asked, close the source and end the thread."""
+        """Cancel all questions, close the source and end the thread."""
         loop, self._loop = self._loop, None
         if loop is None or self._thread is None:
             return

@@ -1,4 +1,4 @@
-"""Reading what a bucket publishes: which crops, how large, where in the world. No chunk is fetched."""
+"""Read which crops a bucket publishes, their sizes and their place in the world. No chunk is fetched."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _AT_ONCE = 8
 
 
 async def read_published(source: Source) -> tuple[CropInfo, ...]:
-    """Every crop that a source publishes, ordered by split and id.
+    """Return every crop that a source publishes, ordered by split and id.
 
     Raises
     ------
     SourceError
-        If the source cannot be listed. A crop that cannot be read is no error: its `problem` says what is wrong.
+        If the source cannot be listed. A crop that cannot be read raises nothing and has its `problem` set.
     """
     at_once = asyncio.Semaphore(_AT_ONCE)
 
@@ -36,7 +36,7 @@ async def read_published(source: Source) -> tuple[CropInfo, ...]:
 
 
 async def describe_published(source: Source, split: Split, crop: int) -> CropInfo:
-    """One published crop: sizes from its listing, shapes and place from its metadata."""
+    """Return one published crop: sizes from its listing, shapes and place from its metadata."""
     folder = CropName(split, crop).folder
     objects = await source.list_objects(folder)
     listed = CropInfo(

@@ -43,7 +43,7 @@ class RedirectRefusedError(aiohttp.ClientError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What is known of a request that brought no usable response.
+    """A request without a usable response.
 
     Attributes
     ----------
@@ -175,7 +175,7 @@ def decide(failure: Failure, what: str, endpoint: str, *, listing: bool) -> Verd
     Parameters
     ----------
     failure
-        What came back.
+        The response, or why there is none.
     what, endpoint
         What was requested, and from which server; both begin the message.
     listing

@@ -14,7 +14,7 @@ _PLAIN_MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Source(ABC):
-    """Crops' objects, by folder. All methods raise `prismcache.errors.SourceError` classes only."""
+    """Crops' objects, by folder. All methods raise only subclasses of `prismcache.errors.SourceError`."""
 
     @property
     @abstractmethod
@@ -24,28 +24,28 @@ class Source(ABC):
     @property
     @abstractmethod
     def endpoint(self) -> str:
-        """The server asked, for messages and manifests."""
+        """The server's URL or name, for messages and manifests."""
 
     @abstractmethod
     async def list_objects(self, folder: str) -> dict[str, SourceObject]:
-        """Every object below `folder`, by key relative to it; empty for a folder that does not exist."""
+        """Return every object below `folder`, by key relative to `folder`; empty if the folder does not exist."""
 
     @abstractmethod
     async def list_folders(self, folder: str) -> list[str]:
-        """Names of the folders directly below `folder`."""
+        """Return the names of the folders directly below `folder`."""
 
     @abstractmethod
     async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
-        """The whole of one listed object, verified, as a view of the first `item.size` bytes of `into`.
+        """Read one listed object, verify it and return it as a view of the first `item.size` bytes of `into`.
 
         Raises
         ------
         SourceCorruptError
-            If the object that was listed cannot be had with that length and digest.
+            If the object cannot be read with the listed length and digest.
         """
 
     async def read_document(self, folder: str, item: SourceObject) -> bytes:
-        """The whole of one small listed object, verified; raises as `read` does."""
+        """Read one small listed object, verify it and return it; raises as `read` does."""
         into = memoryview(bytearray(item.size))
         return bytes(await self.read(folder, item, into))
 
@@ -87,7 +87,7 @@ def check_digest(item: SourceObject, data: memoryview) -> None:
 
 
 def fingerprint(objects: Iterable[SourceObject]) -> str:
-    """SHA-256 (hex) over keys, sizes and ETags: equal for equal content of a crop's folder."""
+    """Return the SHA-256 (hex) of keys, sizes and ETags, which is equal for equal content of a crop's folder."""
     digest = hashlib.sha256()
     for item in sorted(objects, key=lambda item: item.key):
         digest.update(f"{item.key}\0{item.size}\0{item.etag}\n".encode())

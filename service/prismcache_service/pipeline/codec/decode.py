@@ -39,11 +39,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 numcodecs.blosc.use_threads = False  # our own threads decode; Blosc's would multiply them
 
-_ABSENT = 2**64 - 1  # a shard's index says so of an inner chunk that is not stored
+_ABSENT = 2**64 - 1  # an inner chunk that is not stored, in a shard's index
 
 
 class DecodeError(ValueError):
-    """A chunk whose bytes do not decode to what the metadata says."""
+    """A chunk whose bytes do not decode to the shape and dtype of its metadata."""
 
 
 class ScratchPad(threading.local):
@@ -53,7 +53,7 @@ class ScratchPad(threading.local):
         self._buffers: dict[str, bytearray] = {}
 
     def take(self, purpose: str, size: int) -> memoryview:
-        """`size` bytes of unspecified content, valid until this thread takes the same purpose again."""
+        """Return `size` bytes of any content, valid until this thread takes the same purpose again."""
         held = self._buffers.get(purpose)
         if held is None or len(held) < size:
             held = self._buffers[purpose] = bytearray(size)
@@ -99,7 +99,7 @@ class ChunkCodec:
     def pieces(self, data: Bytes, shape: Shape) -> Iterator[tuple[Shape, Array | None]]:
         """Decode an object of `shape` into (origin within the object, array) pairs that tile it.
 
-        An array is valid until the next pair is asked for; None stands for an inner chunk that a shard does not hold.
+        An array is valid until the next pair is taken; None stands for an inner chunk that a shard does not hold.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class ChunkCodec:
             yield origin, None if inner is None else self.decode(inner, self.sharding.inner)
 
     def decode(self, data: Bytes, shape: Shape) -> Array:
-        """One (inner) chunk as an array of `shape`, in memory that this thread's next decode reuses."""
+        """Return one (inner) chunk as an array of `shape`, in memory that this thread's next decode reuses."""
         size = math.prod(shape) * self.dtype.itemsize
         raw: Bytes = data
         for position, name in enumerate(reversed(self.compressors)):
@@ -156,7 +156,7 @@ class Expected:
     most: int
 
     def check(self, length: int) -> None:
-        """Refuse a length that a chunk's own header claims, before anything of that length is allocated."""
+        """Raise `DecodeError` for a length out of bounds, before anything of that length is allocated."""
         if not self.least <= length <= self.most:
             raise DecodeError(f"claims to decode to {length} bytes, the metadata says {self.most}")
 
@@ -261,7 +261,7 @@ def _unfilter(filter_: Any, data: Bytes) -> Bytes:
 
 
 def codec_of(where: str, array: Any, dtype: np.dtype[Any]) -> ChunkCodec:
-    """The codec of a `zarr.Array`; `where` begins every message.
+    """Return the codec of a `zarr.Array`; `where` begins every message.
 
     Raises
     ------

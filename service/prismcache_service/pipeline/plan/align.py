@@ -30,15 +30,15 @@ class Alignment:
 
 
 def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
-    """Find the box of raw that the labels cover; `where` begins every message.
+    """Return the box of raw that the labels cover; `where` begins every message.
 
     Raises
     ------
     MisalignedError
-        If the shift is not whole, the box leaves raw, the resolutions differ, or an offset is missing though the
-        shapes differ.
+        If the shift is no whole number of voxels, the box leaves raw on any side, the resolutions differ, or an offset
+        is missing though the shapes differ; the message gives the numbers.
     InvalidSourceError
-        If offset or resolution are no whole nm.
+        If the offset or the resolution is not in whole nm.
     """
     resolution = _common_resolution(where, raw, labels)
     if raw.offset is None or labels.offset is None:

@@ -1,4 +1,4 @@
-"""What a crop's zarr metadata says, read through zarr (v2 and v3), as plain frozen values.
+"""A crop's zarr metadata (v2 and v3), read through zarr, as plain frozen values.
 
 Sources: the zarr v2 and v3 core specifications; for the place in the world, see `conventions`.
 """
@@ -52,7 +52,7 @@ class ArraySource:
     has_fill: bool = True
 
     def key(self, index: Shape) -> str:
-        """Key of a chunk, below the crop's folder."""
+        """Return the key of a chunk, below the crop's folder."""
         return f"{self.name}/{self.key_prefix}{self.separator.join(map(str, index))}"
 
     @property
@@ -85,11 +85,11 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
     InvalidSourceError
         If an array is absent or cannot be a PRISM crop's; names crop, array and numbers.
     SourceCorruptError
-        If a listed metadata object cannot be had.
+        If a listed metadata object cannot be read.
     """
     keys = [f"{name}/{scale}{key}" for name in ("raw", "labels") for scale in ("", "s0/") for key in _DOCUMENTS]
     items = [objects[key] for key in keys if key in objects]
-    # All at once, each of them to its end: one after the other, they would cost four times the bucket's latency.
+    # All at once, each to its end: one after the other would take four times the bucket's latency.
     reading = (_read_document(source, folder, item) for item in items)
     documents: dict[str, bytes] = {}
     for item, document in zip(items, await asyncio.gather(*reading, return_exceptions=True), strict=True):
