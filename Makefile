@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser test-compose bench bench-crop bench-service bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose bench bench-crop bench-service bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -55,6 +55,9 @@ test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environmen
 
 test-browser: $(READY) ## Run the tests of the dashboard in a real browser (Debian: sh .ci/install-chromium)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+screenshots: $(READY) ## Take the pictures in README anew, from the real pages
+	PRISM_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screenshots.py
 
 test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real engine
 	$(BIN)/python -m pytest tests/compose $(ARGS)
