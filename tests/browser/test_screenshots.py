@@ -1,4 +1,4 @@
-"""The pictures in README: taken from the real pages, by ``make screenshots``; this test takes them and keeps nothing."""
+"""The pictures in README, taken from the real pages; only ``make screenshots`` keeps them."""
 
 from __future__ import annotations
 
