@@ -22,7 +22,7 @@ from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, raw_dataset
 from prismcache_service.cache.errors import storage_error
 from prismcache_service.pipeline.codec.encode import EncodedChunk
 from prismcache_service.pipeline.libc import call_if_there
-from prismcache_service.pipeline.plan.plan import ArrayPlan, CropPlan
+from prismcache_service.pipeline.plan.plan import CropPlan
 
 _SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
 _WRITE_BYTES = 1 << 20
@@ -129,22 +129,25 @@ def start_writeback(fd: int, start: int) -> None:
     call_if_there("sync_file_range", fd, ctypes.c_int64(start), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
-class CropWriter:
-    """A crop's file while it is made; used from one thread at a time.
+class SafeFile:
+    """An HDF5 file while it is made; used from one thread at a time. Leave it through ``with``.
 
     Parameters
     ----------
     path
         A file that does not exist yet.
-    plan
-        Which datasets the file gets.
     attributes
         The file's attributes.
     mode
         Permissions of the file.
+
+    Raises
+    ------
+    StorageError
+        From every method, if the disk refused this or an earlier write (`NoSpaceError` when it is full).
     """
 
-    def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
+    def __init__(self, path: Path, attributes: Mapping[str, Any], mode: int) -> None:
         try:
             self._sink = Sink(path, mode)
         except OSError as error:
@@ -153,17 +156,10 @@ class CropWriter:
         self._file = h5py.File(self._buffered, "w", libver="earliest")
         self._datasets: dict[str, h5py.Dataset] = {}
         try:
-            self._create_all(plan, attributes)
+            self._file.attrs.update(attributes)
         except BaseException:
-            self.__exit__(None, None, None)  # HDF5 crashes the process at its end if a file is left open
+            self.__exit__(None, None, None)
             raise
-
-    def _create_all(self, plan: CropPlan, attributes: Mapping[str, Any]) -> None:
-        self._file.attrs.update(attributes)
-        for channel in plan.channels:
-            self._create(raw_dataset(channel), plan.raw, np.uint8, plan.raw_offset, plan.alignment.resolution)
-        self._create(LABELS, plan.labels, np.uint32, plan.alignment.offset, plan.alignment.resolution)
-        self._sink.raise_error()
 
     def __enter__(self) -> Self:
         return self
@@ -171,19 +167,22 @@ class CropWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._file.close()  # HDF5 crashes the process at its end if a file is left open
         self._buffered.close()
 
-    def _create(
-        self, name: str, array: ArrayPlan, dtype: Any, offset: Sequence[int], resolution: Sequence[int]
+    def create(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: Any,
+        *,
+        chunk: Sequence[int],
+        offset: Sequence[int],
+        resolution: Sequence[int],
     ) -> None:
+        """Create a dataset in gzip chunks; shape and chunk are (Z, Y, X) in voxels, offset and resolution in nm."""
         dataset = self._file.create_dataset(
-            name,
-            shape=array.region.shape[1:],
-            dtype=dtype,
-            chunks=array.chunk,
-            compression="gzip",
-            track_times=False,
+            name, shape=shape, dtype=dtype, chunks=tuple(chunk), compression="gzip", track_times=False
         )
         dataset.attrs["offset"] = np.array(offset, np.int64)
         dataset.attrs["resolution"] = np.array(resolution, np.int64)
@@ -192,22 +191,15 @@ class CropWriter:
         dataset.attrs["units"] = list(UNITS)
         self._datasets[name] = dataset
 
-    def write(self, name: str, chunks: Sequence[EncodedChunk]) -> None:
-        """Write deflated chunks of one dataset.
+    def chunk(self, name: str) -> tuple[int, ...]:
+        """Return the shape (Z, Y, X) of a dataset's chunks, in voxels."""
+        return tuple(self._datasets[name].chunks)
 
-        Raises
-        ------
-        StorageError
-            If the disk refused this or an earlier write (`NoSpaceError` when it is full).
-        """
+    def write(self, name: str, chunks: Sequence[EncodedChunk]) -> None:
+        """Write deflated chunks of one dataset."""
         dataset = self._datasets[name]
         for chunk in chunks:
             dataset.id.write_direct_chunk(chunk.origin, chunk.data)
-        self._sink.raise_error()
-
-    def write_ids(self, labels_ids: np.ndarray[Any, Any]) -> None:
-        """Write the table of original ids, (n+1,) uint64; errors as in `write`."""
-        self._file.create_dataset(LABELS_IDS, data=labels_ids, track_times=False)
         self._sink.raise_error()
 
     def close_file(self) -> int:
@@ -220,6 +212,36 @@ class CropWriter:
     def sync(self) -> None:
         """Put everything on the disk."""
         self._sink.sync()
+
+
+class CropWriter(SafeFile):
+    """A crop's file while it is made, with the datasets that a plan says.
+
+    Parameters
+    ----------
+    path, attributes, mode
+        As those of `SafeFile`.
+    plan
+        Which datasets the file gets.
+    """
+
+    def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
+        super().__init__(path, attributes, mode)
+        place = plan.alignment
+        arrays = [(raw_dataset(channel), plan.raw, np.uint8, plan.raw_offset) for channel in plan.channels]
+        try:
+            for name, array, dtype, offset in [*arrays, (LABELS, plan.labels, np.uint32, place.offset)]:
+                shape = array.region.shape[1:]
+                self.create(name, shape, dtype, chunk=array.chunk, offset=offset, resolution=place.resolution)
+            self._sink.raise_error()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def write_ids(self, labels_ids: np.ndarray[Any, Any]) -> None:
+        """Write the table of original ids, (n+1,) uint64; errors as in `write`."""
+        self._file.create_dataset(LABELS_IDS, data=labels_ids, track_times=False)
+        self._sink.raise_error()
 
 
 def check_file(path: Path, plan: CropPlan) -> None:
