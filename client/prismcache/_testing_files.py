@@ -1,4 +1,4 @@
-"""Small crop files in the published format, for tests of users' code. h5py and numpy are imported with the first."""
+"""Small crop files in the published format, to test users' code. The first file imports h5py and numpy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHAPE = (3, 8, 24, 24)
-"""(C, Z, Y, X) of a crop that is made up."""
+"""(C, Z, Y, X) of a made-up crop."""
 
 VOXEL_SIZE = (400, 168, 168)
 SOURCE = "memory"
@@ -49,12 +49,12 @@ class CropArrays:
 
 
 def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
-    """The arrays of a crop.
+    """Return the arrays of a crop.
 
     Parameters
     ----------
     split, crop
-        Decide what is made up.
+        Decide the made-up arrays.
     given
         A mapping with ``raw`` and ``labels``, or None or ... for small made-up arrays, always the same.
 

@@ -24,18 +24,18 @@ class Settings(BaseModel):
     Attributes
     ----------
     url, token
-        The lab's service and this user's token; without a URL the pipeline runs embedded.
+        The lab's service and this user's token; without a URL the pipeline runs in this process (embedded).
     root
-        The cache folder; with a service, this machine's mount of the service's root. Default: the user's cache folder,
-        which is no mount: files of a service are then downloaded.
+        The cache folder; with a service, this machine's mount of the service's root. Without it, files of a service are
+        downloaded. Default: the user's cache folder.
     downloads
-        Where files of a service go that the mount does not show; also notes of which files were found right.
+        The folder for files of a service that the mount does not show, and for notes on files that were found right.
     decoded
-        Where `prismcache.torch` keeps decoded voxels to map into memory (``cache="mmap"``); on a local disk.
+        The folder for decoded voxels that `prismcache.torch` maps into memory (``cache="mmap"``); on a local disk.
     s3_endpoint_url, s3_bucket, s3_prefix, s3_region
-        Where the crops are published; no endpoint means AWS itself.
+        The place of the published crops; without an endpoint, AWS itself.
     s3_anonymous
-        Unsigned requests; false takes credentials from the usual AWS chain.
+        Send unsigned requests; false takes credentials from the usual AWS chain.
     s3_etag_is_md5
         Whether ETags of 32 hex digits are the objects' MD5: "yes", "no" (some gateways; only lengths are checked then)
         or "auto" ("yes" unless the server says that it encrypts with KMS).
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     workers
         Crops made at the same time, each in a process of its own.
     keep_quarantine_days
-        How long files that were found wrong are kept aside; where there is a quota they go before, when room is needed.
+        Days that damaged files are kept in the quarantine; with a quota they are deleted earlier when room is needed.
     decode_threads
         Threads that decode and encode, for one crop; 0 takes one per core.
     """
@@ -80,7 +80,7 @@ class Settings(BaseModel):
 
     @property
     def mount(self) -> Path | None:
-        """This machine's view of a service's root: `root` where it was given, else nothing."""
+        """This machine's mount of the service's root: `root` if it was given, else None."""
         return self.root if "root" in self.model_fields_set else None
 
     @field_validator("root", "downloads", "decoded", mode="after")
@@ -102,12 +102,12 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Self:
-        """Settings from `arguments` that are not None, else the environment, else defaults.
+        """Return settings from `arguments` that are not None, else the environment, else defaults.
 
         Raises
         ------
         ConfigError
-            If a value cannot be used; names the setting and the reason.
+            If a value cannot be used; the message names the setting and the reason.
         """
         values: dict[str, Any] = {}
         for key, value in (os.environ if environ is None else environ).items():

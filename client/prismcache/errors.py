@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree with a stable ``code`` for each kind.
+"""All errors of prismcache, as one tree with a stable ``code`` for each kind.
 
 ::
 
@@ -37,8 +37,8 @@
         ├── UnauthorizedError       unauthorized          no token, or not a valid one
         └── ForbiddenError          forbidden             the token's role does not allow it
 
-``str(error)`` is one sentence that names the thing and the value; ``error.remedy`` says what to do. An error
-crosses process and HTTP borders as a `Problem` and comes back as the same class.
+``str(error)`` is one sentence that names the thing and the value; ``error.remedy`` says what to do. Between processes
+and over HTTP an error travels as a `Problem` and becomes the same class again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PrismError(Exception):
     message
         One sentence that names the thing and the value.
     remedy
-        What the reader can do about it; defaults to the class's own advice.
+        What the reader can do about the error; defaults to the class's own advice.
     """
 
     code: ClassVar[str] = "error"
@@ -72,7 +72,7 @@ class PrismError(Exception):
         return _rebuild, (type(self), str(self), self.remedy)
 
     def to_problem(self) -> Problem:
-        """This error as an RFC 9457 problem."""
+        """Return this error as an RFC 9457 problem."""
         return Problem(
             type=f"urn:prismcache:error:{self.code}",
             title=self.title,
@@ -133,7 +133,7 @@ class SourceDeniedError(SourceError):
 
 class SourceCorruptError(SourceError):
     code, title = "source_corrupt", "An object of the source is absent, short or altered"
-    default_remedy = "Try again; if it stays, the bucket or something between it and you damages data."
+    default_remedy = "Try again; if the error stays, the bucket or the network damages data."
 
 
 class SourceChangedError(SourceError):
@@ -143,7 +143,7 @@ class SourceChangedError(SourceError):
 
 class InvalidSourceError(SourceError):
     code, title = "invalid_source", "The source is not a PRISM crop that can be read"
-    default_remedy = "This is wrong in the bucket; report it to the data's owner."
+    default_remedy = "The data in the bucket are wrong; report this to their owner."
 
 
 class MisalignedError(InvalidSourceError):
@@ -201,12 +201,12 @@ class WorkerError(PrismError):
 
 class EngineUnavailableError(PrismError):
     code, status, title = "engine_unavailable", 503, "No worker machine can be given the crop"
-    default_remedy = "See to the Dask scheduler and its workers; the service's /readyz says what is wrong with them."
+    default_remedy = "Check the Dask scheduler and its workers; the service's /readyz says what is wrong with them."
 
 
 class EnsureTimeoutError(PrismError):
     code, status, title = "timeout", 504, "The time given ran out"
-    default_remedy = "Call again with more time: crops that are cached by then count."
+    default_remedy = "Call again with a longer timeout; crops that are cached by then are used."
 
 
 class JobCancelledError(PrismError):
@@ -215,7 +215,7 @@ class JobCancelledError(PrismError):
 
 class UnknownJobError(PrismError):
     code, status, title = "unknown_job", 404, "No such job"
-    default_remedy = "Submit the request again: crops that are cached count."
+    default_remedy = "Submit the request again; cached crops are used."
 
 
 class UnknownLeaseError(PrismError):
@@ -239,7 +239,7 @@ class ServiceBusyError(ServiceError):
 
 class UnauthorizedError(ServiceError):
     code, status, title = "unauthorized", 401, "The prismcache service refuses the token"
-    default_remedy = "Set PRISMCACHE_TOKEN to a token that your service's keeper made with `prismcache token create`."
+    default_remedy = "Set PRISMCACHE_TOKEN to a token that your service's operator made with `prismcache token create`."
 
 
 class MissingChunksWarning(UserWarning):
@@ -252,11 +252,11 @@ class ClassNumbersWarning(UserWarning):
 
 class ForbiddenError(ServiceError):
     code, status, title = "forbidden", 403, "The token's role does not allow this"
-    default_remedy = "Ask your service's keeper for a token with a role that may."
+    default_remedy = "Ask your service's operator for a token with a role that allows it."
 
 
 def error_classes() -> dict[str, type[PrismError]]:
-    """Every error class by its code."""
+    """Return every error class by its code."""
     found: dict[str, type[PrismError]] = {}
     pending: list[type[PrismError]] = [PrismError]
     while pending:
@@ -267,6 +267,6 @@ def error_classes() -> dict[str, type[PrismError]]:
 
 
 def error_from_problem(problem: Problem) -> PrismError:
-    """The error that `problem` describes, as its own class (`PrismError` for a code this version does not know)."""
+    """Return the error of a problem, as its own class (`PrismError` for a code that this version does not know)."""
     cls = error_classes().get(problem.code, PrismError)
     return cls(problem.detail, remedy=problem.remedy)

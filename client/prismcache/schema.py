@@ -184,7 +184,7 @@ def _received(crop: CropProgress) -> str:
 
 
 class JobPage(_Response):
-    """Jobs, newest first; `next_cursor` asks for those before them, None at the end."""
+    """Jobs, newest first; `next_cursor` is the cursor of the next page, None at the end."""
 
     jobs: tuple[Job, ...]
     next_cursor: str | None = None

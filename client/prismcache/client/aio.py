@@ -1,4 +1,4 @@
-"""The asynchronous client; `prismcache.client` runs it in a thread for everybody else."""
+"""The asynchronous client; `prismcache.client.sync` runs it in a thread for programs without an event loop."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from prismcache.schema import Catalog, CropFile, CropInfo, Split, VerifyResult
 class AsyncPrismClient:
     """PRISM crops as local files, for programs that run an event loop.
 
-    Everything is as in `prismcache.PrismClient`, awaited. Nothing is opened before the first call; leaving the
-    context (or `aclose`) cancels what runs and frees everything, after which a further call opens anew.
+    The methods are those of `prismcache.PrismClient`, awaited. Nothing is opened before the first call. Leaving the
+    context (or `aclose`) cancels running jobs and frees all resources; a further call opens the client again.
 
     Parameters
     ----------
     root, url, token, **overrides
         Settings by name, before the environment; see `prismcache.Settings`.
     settings
-        Take these instead of the environment; the other arguments override them.
+        Settings instead of the environment; the other arguments override them.
     backend
-        Use this one. It remains yours: it is not closed here.
+        A backend to use; it is not closed here.
 
     Raises
     ------
@@ -78,13 +78,13 @@ class AsyncPrismClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancel what runs for this client and free everything; a given backend is left alone."""
+        """Cancel the jobs of this client and free its resources; a given backend is not closed."""
         backend, self._backend = self._backend, self._given
         if backend is not None and backend is not self._given:
             await backend.aclose()
 
     async def drop(self) -> None:
-        """As `aclose`, for an owner that was forgotten, not closed: crops stay leased while the process lives."""
+        """Close a client that was garbage collected: as `aclose`, but crops stay leased while the process lives."""
         backend: object = self._backend
         if isinstance(backend, HoldsLeases):
             backend.hand_over()
@@ -100,7 +100,7 @@ class AsyncPrismClient:
         timeout: float | None = None,  # noqa: ASYNC109 - part of the request; it also leaves the job running
         progress: Progress = None,
     ) -> list[str]:
-        """Paths of complete files, one for each crop asked for; see `PrismClient.ensure`."""
+        """Return the paths of complete files, one for each crop asked for; see `PrismClient.ensure`."""
         files = await self.ensure_files(
             split, crops, channels=channels, strict=strict, timeout=timeout, progress=progress
         )
@@ -116,7 +116,7 @@ class AsyncPrismClient:
         timeout: float | None = None,  # noqa: ASYNC109 - see ensure
         progress: Progress = None,
     ) -> list[CropFile]:
-        """What `ensure` finds, with channels, size and digest; see `PrismClient.ensure_files`."""
+        """Return the files that `ensure` finds, with channels, size and digest; see `PrismClient.ensure_files`."""
         plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
         found: dict[int, CropFile] = {}
         async with aclosing(self._files(plan, progress)) as files:
@@ -134,10 +134,10 @@ class AsyncPrismClient:
         timeout: float | None = None,  # noqa: ASYNC109 - see ensure
         progress: Progress = None,
     ) -> AsyncGenerator[str, None]:
-        """Each path as soon as its crop is ready; see `PrismClient.iter_ensure`.
+        """Yield each path as soon as its crop is ready; see `PrismClient.iter_ensure`.
 
-        Use `contextlib.aclosing` where you may leave the loop early: only a closed iterator cancels what remains at
-        once, an abandoned one when it is garbage collected.
+        Use `contextlib.aclosing` where you may leave the loop early: a closed iterator cancels the remaining crops at
+        once, an abandoned iterator only when it is garbage collected.
         """
         plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
         async with aclosing(self._files(plan, progress)) as files:
@@ -150,7 +150,7 @@ class AsyncPrismClient:
         return Catalog(await self._open().catalog(None if split is None else as_split(split), refresh=refresh))
 
     async def describe(self, split: str | Split, crop: int) -> CropInfo:
-        """One crop in full; see `PrismClient.describe`."""
+        """Return one crop in full; see `PrismClient.describe`."""
         return await self._open().describe(as_split(split), one_crop(crop))
 
     async def verify(
@@ -158,16 +158,16 @@ class AsyncPrismClient:
     ) -> list[VerifyResult]:
         """Re-read cached files; see `PrismClient.verify`."""
         if split is None and crops is not None:
-            raise RequestError("crops are named without the split that they belong to")
+            raise RequestError("crops are named without their split", remedy="Name the split, too.")
         chosen = None if split is None else as_split(split)
         return await self._open().verify(chosen, as_crops(crops), repair=repair)
 
     async def remove(self, split: str | Split, crops: Numbers | None) -> list[CropFile]:
-        """Delete cached files; see `PrismClient.remove`."""
+        """Delete cached files and return them; see `PrismClient.remove`."""
         return await self._open().remove(as_split(split), as_crops(crops))
 
     def steps(self, plan: EnsurePlan) -> AsyncGenerator[Step, None]:
-        """Snapshots and files of one ensure; to be called on the loop of this client; for `PrismClient`."""
+        """Yield snapshots and files of one ensure; called by `PrismClient` on the loop of this client."""
         return drive(self._open(), plan)
 
     async def _files(self, plan: EnsurePlan, progress: Progress) -> AsyncGenerator[CropFile, None]:
@@ -187,14 +187,14 @@ class AsyncPrismClient:
 
 
 def merge_settings(settings: Settings | None, **arguments: Any) -> Settings:
-    """The settings that a client's arguments mean.
+    """Return the settings for a client's arguments.
 
     Parameters
     ----------
     settings
-        The base; None takes the environment.
+        The base; None for the environment.
     **arguments
-        Settings by name; None is "not given".
+        Settings by name; None means not given.
     """
     if settings is None:
         return Settings.load(**arguments)
@@ -205,14 +205,14 @@ def merge_settings(settings: Settings | None, **arguments: Any) -> Settings:
 
 
 def one_crop(crop: int) -> int:
-    """A single crop's number.
+    """Return the number of a single crop.
 
     Raises
     ------
     RequestError
-        If it is not exactly one number of a crop.
+        If `crop` is not exactly one crop number.
     """
     crops = as_crops(crop) or ()
     if len(crops) != 1:
-        raise RequestError(f"one crop must be named, not {crop!r}")
+        raise RequestError(f"name exactly one crop, not {crop!r}")
     return crops[0]

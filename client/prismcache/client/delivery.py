@@ -1,4 +1,4 @@
-"""What the caller's own thread does with the events of an ensure: show progress, warn of absent chunks."""
+"""Handle the events of an ensure in the caller's own thread: show progress, warn of absent chunks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGE_FOLDER = str(Path(__file__).parents[1]) + os.sep
 
 
 class Delivery:
-    """Shared by both clients, so that neither repeats it; a context manager that ends the progress display."""
+    """Handles events for both clients; a context manager that ends the progress display."""
 
     def __init__(self, progress: Progress, *, is_remote: bool) -> None:
         self._reporter = make_reporter(progress, is_remote=is_remote)
@@ -32,7 +32,7 @@ class Delivery:
         self._reporter.close()
 
     def take(self, event: Event) -> CropFile | None:
-        """The file, if the event is one; a snapshot is shown."""
+        """Return the event if it is a file; show it if it is a snapshot."""
         if not isinstance(event, CropFile):
             self._reporter.update(event)
             return None
@@ -42,7 +42,7 @@ class Delivery:
 
 
 def warn_of_missing_chunks(file: CropFile) -> None:
-    """Warn, in the name of the line that called prismcache, that a crop holds fill values for absent chunks."""
+    """Warn that a crop holds fill values for absent chunks; the warning names the line that called prismcache."""
     chunks = "1 chunk is" if file.missing_chunks == 1 else f"{file.missing_chunks} chunks are"
     warnings.warn(
         f"crop {file.split.value}/{file.crop}: {chunks} absent from the bucket and hold the fill value",
@@ -52,7 +52,7 @@ def warn_of_missing_chunks(file: CropFile) -> None:
 
 
 def frames_inside() -> int:
-    """How many frames up the first one outside of this package is, for a `warnings.warn` in the calling one."""
+    """Return the `stacklevel` for a `warnings.warn` in the calling function to name a line outside this package."""
     frame: FrameType | None = inspect.currentframe()
     count = 0
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):

@@ -1,4 +1,4 @@
-"""Drive the ensure flow over a backend: all the waiting that `prismcache.client.flow` does not do itself."""
+"""Drive the ensure flow over a backend: the I/O and the waiting for the decisions of `prismcache.client.flow`."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from prismcache.schema import CropDownload, CropFile, Job, State
 Clock: TypeAlias = Callable[[], float]
 Event: TypeAlias = Job | CropFile
 Step: TypeAlias = tuple[Event, ...]
-"""What is known at once, and told at once: from one thread to another costs more than a look at a file."""
+"""Events that are handed over together, since a change of threads costs more than a look at a file."""
 
 T = TypeVar("T")
 
 OVERRUN = 5.0
-"""Seconds that a backend's call may outlast the caller's deadline before it is cut off. Calls that heed their own
-deadline never need it; with ``timeout=0`` it is the time to find out what is cached."""
+"""Seconds that a backend's call may outlast the caller's deadline before it is cancelled. Calls with their own deadline
+never need these seconds; with ``timeout=0`` they are the time to find out what is cached."""
 
 TICK = 0.1
 """Seconds between snapshots of a download."""
 
 CANCEL_GRACE = 10.0
-"""Seconds for the backend to take in a cancellation, while the caller is kept waiting."""
+"""Seconds for the backend to take a cancellation, while the caller waits."""
 
 
 async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotonic) -> AsyncGenerator[Step, None]:
     """Carry out `plan`, yielding every snapshot of the job and every file as it becomes ready.
 
-    While a file is downloaded, the snapshots show its crop as a `CropDownload`. The files carry their path on this
-    machine. Leaving early (an exception, a cancellation, `aclose`) cancels the job; a deadline that passes does not,
-    since a second call may pick up what the first one started.
+    While a file is downloaded, the snapshots show its crop as a `CropDownload`. The files have their path on this
+    machine. Leaving early (an exception, a cancellation, `aclose`) cancels the job. A deadline that passes does not,
+    since a second call may continue the job of the first one.
 
     Raises
     ------
     PrismError
-        What the backend raised, or what became of the crops, after every other crop has ended.
+        The backend's error, or the first crop's error after every other crop has ended.
     """
     state = begin(plan, clock())
     job: Job | None = None
@@ -90,14 +90,14 @@ async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotoni
 
 
 async def _look(backend: Backend, files: Sequence[CropFile]) -> tuple[list[CropFile], list[CropFile]]:
-    """The files that are on this machine already, with their paths here, and the others."""
+    """Return the files that are on this machine already, with their paths here, and the other files."""
     paths = await backend.paths_here(files) if files else {}
     here = [_at(file, paths[file.crop]) for file in files if file.crop in paths]
     return here, [file for file in files if file.crop not in paths]
 
 
 class _Arrival:
-    """One file on its way to a path on this machine, which it carries in the end, unless there is an `error`."""
+    """One file on its way to this machine; in the end `file` has its path here, unless there is an `error`."""
 
     def __init__(self, file: CropFile) -> None:
         self.file = file
@@ -105,7 +105,7 @@ class _Arrival:
         self._received: int | None = None
 
     async def watch(self, backend: Backend, state: EnsureState, clock: Clock) -> AsyncGenerator[CropDownload, None]:
-        """Have the file come, yielding how far it is if that means a download."""
+        """Get the file to this machine; yield the progress if it has to be downloaded."""
         import asyncio  # here, since it takes a tenth of a second that importing prismcache should not
 
         coming = asyncio.ensure_future(_bounded(backend.local_path(self.file, self._report), state, clock))
@@ -147,19 +147,19 @@ def _at(file: CropFile, path: str) -> CropFile:
 
 
 def _with(job: Job, download: CropDownload) -> Job:
-    """The snapshot with one crop shown as being downloaded."""
+    """Return the snapshot with one crop shown as being downloaded."""
     return job.model_copy(
         update={"crops": tuple(download if crop.crop == download.crop else crop for crop in job.crops)}
     )
 
 
 async def _bounded(call: Awaitable[T], state: EnsureState, clock: Clock) -> T:
-    """Await `call`, but not beyond the deadline.
+    """Await `call` until the deadline and `OVERRUN` seconds more.
 
     Raises
     ------
     EnsureTimeoutError
-        If it was cut off.
+        If the call was cancelled.
     """
     with anyio.move_on_after(max(0.0, state.deadline - clock()) + OVERRUN):
         return await call
@@ -167,6 +167,6 @@ async def _bounded(call: Awaitable[T], state: EnsureState, clock: Clock) -> T:
 
 
 async def _cancel(backend: Backend, job: Job) -> None:
-    """Cancel `job`, although the task itself may be under cancellation."""
+    """Cancel `job`, also while the calling task is being cancelled."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(CANCEL_GRACE):
         await backend.cancel(job)

@@ -1,4 +1,4 @@
-"""The ensure flow, without I/O: what is newly ready, and whether to wait, finish or raise.
+"""The ensure flow, without I/O: which crops are newly ready, and whether to wait, finish or raise.
 
 Driven by `prismcache.client.drive`::
 
@@ -6,8 +6,8 @@ Driven by `prismcache.client.drive`::
     state, ready = advance(state, job, now)      # with each snapshot of the job
     match decide(state, now): ...                # Wait | Finish | Fail
 
-A crop that fails does not stop the others: the job goes on, what is ready stays cached, and the error is raised at
-the end, with a note for each further crop that failed. Time is passed in, in seconds of any steady clock.
+A crop that fails does not stop the others: the job goes on, ready crops stay cached, and the error is raised at the
+end, with a note for each further crop that failed. `now` is in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_WAIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class EnsurePlan:
-    """What the caller asked for: `crops` with order and duplicates, None for all; `timeout` in seconds."""
+    """A checked call of ensure: `crops` with order and duplicates, None for all; `timeout` in seconds."""
 
     request: JobRequest
     crops: tuple[int, ...] | None
@@ -45,21 +45,21 @@ class EnsurePlan:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is asked for, so there is nothing to do."""
+        """Whether no crop is asked for."""
         return self.crops == ()
 
     def arrange(self, files: Mapping[int, CropFile]) -> list[CropFile]:
-        """`files` (by crop) in the order asked, duplicates kept; all crops come in ascending order."""
+        """Return `files` (by crop) in the order asked, duplicates kept; all crops are in ascending order."""
         return [files[crop] for crop in (sorted(files) if self.crops is None else self.crops)]
 
     def times_asked(self, crop: int) -> int:
-        """How many times the caller wants this crop's path."""
+        """Return how many times the caller asked for this crop."""
         return 1 if self.crops is None else self.crops.count(crop)
 
 
 @dataclass(frozen=True, slots=True)
 class EnsureState:
-    """Where an ensure stands: the last snapshot, when it was seen, and what became of each crop."""
+    """The state of an ensure: the last snapshot, when it was seen, and the outcome of each crop."""
 
     plan: EnsurePlan
     deadline: float
@@ -70,7 +70,7 @@ class EnsureState:
 
     @property
     def wanted(self) -> tuple[int, ...]:
-        """Every crop that matters, each once; unknown (empty) before the first snapshot of a job for all."""
+        """Every crop asked for, each once; empty before the first snapshot of a job for all crops."""
         if self.plan.request.crops is not None:
             return self.plan.request.crops
         return () if self.job is None else tuple(crop.crop for crop in self.job.crops)
@@ -83,14 +83,14 @@ class EnsureState:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Ask for a newer snapshot, for at most `timeout` seconds."""
+    """Wait for a newer snapshot, for at most `timeout` seconds."""
 
     timeout: float
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """All that was asked for is ready."""
+    """Every crop asked for is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +111,12 @@ def plan_ensure(
     strict: bool = False,
     timeout: float | None = None,
 ) -> EnsurePlan:
-    """Check what the caller asks for.
+    """Return the plan for a call of ensure, after checking its arguments.
 
     Raises
     ------
     RequestError
-        If an argument cannot be meant; see `prismcache.arguments`.
+        If an argument is invalid; see `prismcache.arguments`.
     """
     if timeout is not None and not timeout >= 0:  # also refuses NaN
         raise RequestError(f"timeout must be 0 or more seconds, not {timeout!r}")
@@ -125,12 +125,12 @@ def plan_ensure(
 
 
 def begin(plan: EnsurePlan, now: float) -> EnsureState:
-    """The state before anything was sent."""
+    """Return the state before the job is submitted."""
     return EnsureState(plan, deadline=math.inf if plan.timeout is None else now + plan.timeout)
 
 
 def advance(state: EnsureState, job: Job, now: float) -> tuple[EnsureState, tuple[CropFile, ...]]:
-    """Take in a snapshot: the next state, and the files that it newly reports as ready."""
+    """Return the state after a snapshot, and the files that the snapshot newly reports as ready."""
     state = replace(state, job=job, seen_at=now)
     progress = {crop.crop: crop for crop in job.crops}
     outcomes = {crop: _outcome(job, crop, progress.get(crop)) for crop in state.open}
@@ -141,16 +141,16 @@ def advance(state: EnsureState, job: Job, now: float) -> tuple[EnsureState, tupl
 
 
 def reject(state: EnsureState, crop: int, error: PrismError) -> EnsureState:
-    """Count a crop that was reported as ready as failed, since its file cannot be had here."""
+    """Return the state in which a crop failed although the job reported it as ready: its file cannot be used here."""
     ready = {number: file for number, file in state.ready.items() if number != crop}
     return replace(state, ready=ready, failed={**state.failed, crop: error})
 
 
 def decide(state: EnsureState, now: float) -> Decision:
-    """What to do next.
+    """Return what to do next.
 
-    The deadline counts against the time of the last snapshot, not against `now`: a caller who took long between two
-    steps is told what is ready by then before the time is declared over.
+    The deadline is compared with the time of the last snapshot, not with `now`: a caller who took long between two
+    steps gets the crops that are ready by then before the timeout is raised.
     """
     over = state.job is not None and state.job.state.is_final
     if over or (state.plan.request.crops is not None and not state.open):
@@ -161,7 +161,7 @@ def decide(state: EnsureState, now: float) -> Decision:
 
 
 def timeout_error(state: EnsureState) -> EnsureTimeoutError:
-    """The error for a deadline that passed: how many crops are ready, and which are not."""
+    """Return the error for a deadline that passed; it says how many crops are ready, and names the others."""
     split, seconds = state.plan.request.split.value, state.plan.timeout or 0.0
     if not state.wanted:
         return EnsureTimeoutError(f"the {split} crops were not known within {seconds:g} s")
@@ -173,7 +173,7 @@ def timeout_error(state: EnsureState) -> EnsureTimeoutError:
 
 
 def _outcome(job: Job, crop: int, progress: CropProgress | None) -> CropFile | PrismError | None:
-    """What became of one crop; None while it is open."""
+    """Return the outcome of one crop; None while it is open."""
     if progress is not None:
         if progress.state is State.DONE and progress.file is not None:
             return progress.file
@@ -188,7 +188,7 @@ def _outcome(job: Job, crop: int, progress: CropProgress | None) -> CropFile | P
 
 
 def _first_of(state: EnsureState) -> PrismError:
-    """The first error in the order asked; what was merely cancelled explains nothing and comes last."""
+    """Return the first error in the order asked; cancelled crops come last, since they explain nothing."""
     failures = [(crop, state.failed[crop]) for crop in state.wanted if crop in state.failed]
     failures.sort(key=lambda failure: isinstance(failure[1], JobCancelledError))
     return _with_notes(failures[0][1], state.plan.request.split.value, failures[1:])

@@ -30,21 +30,22 @@ T = TypeVar("T")
 class PrismClient:
     """PRISM crops as local files: complete, verified, aligned, training-ready HDF5.
 
-    With `url` (or ``PRISMCACHE_URL``) the lab's service makes them, else the pipeline runs embedded in this process.
+    With `url` (or ``PRISMCACHE_URL``) the lab's service makes the files, else the pipeline in this process (embedded).
 
-    The first call starts an event loop in a thread of its own, so that the client also works where a loop runs already
-    (Jupyter) and importing starts nothing. `close`, leaving the context, or the end of the process stops it and cancels
-    what still runs; a further call starts anew. So does the first call in a forked process (a DataLoader worker),
-    since threads do not survive a fork. The client pickles as its settings. It may be shared between threads.
+    The first call starts an event loop in a thread of its own, so the client also works where a loop runs already
+    (Jupyter), and importing starts nothing. `close`, leaving the context, or the end of the process stops the thread
+    and cancels running jobs; a further call starts another thread. The first call in a forked process (a DataLoader
+    worker) does the same, since threads do not survive a fork. The client pickles as its settings. Threads may share
+    one client.
 
     Parameters
     ----------
     root, url, token, **overrides
         Settings by name, before the environment; see `prismcache.Settings`.
     settings
-        Take these instead of the environment; the other arguments override them.
+        Settings instead of the environment; the other arguments override them.
     backend
-        Use this one. It remains yours: it is not closed here, not pickled, and not usable after a fork.
+        A backend to use; it is not closed here, not pickled, and not usable after a fork.
 
     Raises
     ------
@@ -95,7 +96,7 @@ class PrismClient:
         self.close()
 
     def close(self) -> None:
-        """Cancel what runs for this client and free everything; a given backend is left alone."""
+        """Cancel the jobs of this client and free its resources; a given backend is not closed."""
         self._owner.close()
 
     def ensure(
@@ -108,29 +109,31 @@ class PrismClient:
         timeout: float | None = None,
         progress: Progress = None,
     ) -> list[str]:
-        """Paths of complete files, one for each crop asked for, fetched where they are not cached.
+        """Return the paths of complete files, one for each crop asked for; fetch the files that are not cached.
 
-        A crop that fails does not stop the others: they become ready and stay cached, then the first error is raised,
-        with a note for each further one. An interruption cancels the work.
+        A crop that fails does not stop the others: they become ready and stay cached. Then the first error is raised,
+        with a note for each further error. An interruption (Ctrl-C) cancels the job.
 
         Parameters
         ----------
         split
             "instance" or "semantic".
         crops
-            One crop number or several, in any order, also twice; None is every published crop, ascending.
+            One crop number or several, in any order, also twice, or text such as ``"0-4,7"``; None is every published
+            crop, ascending.
         channels
-            One channel number or several, None for all. A fuller file that is cached serves too.
+            One channel number or several, or text such as ``"0-2"``; None for all. A cached file with more channels
+            is used, too.
         strict
-            Refuse a crop with chunks that are absent from the bucket, which else hold the fill value and are warned of
-            (`MissingChunksWarning`).
+            Refuse a crop with chunks that are absent from the bucket. Else these chunks hold the fill value, with a
+            `MissingChunksWarning`.
         timeout
-            Seconds after which to give up; the work then goes on while the client is open, for a later call to find.
-            0 finds only what is cached.
+            Seconds after which to give up; the job then goes on while the client is open, and a later call finds its
+            crops. 0 finds only cached crops.
         progress
-            None shows bars if stderr is a terminal, else lines; True bars in any case; False nothing; a callable is
-            given each `Job` snapshot, in this thread. A crop that a service has, but no mount shows, is in it as a
-            `prismcache.schema.CropDownload` while its file comes.
+            None shows bars if stderr is a terminal, else lines; True shows bars in any case, False nothing. A callable
+            is called with each `Job` snapshot, in this thread; while a crop's file is downloaded from a service, the
+            snapshot has a `prismcache.schema.CropDownload` for it.
 
         Returns
         -------
@@ -140,11 +143,11 @@ class PrismClient:
         Raises
         ------
         RequestError
-            If an argument cannot be meant, or names a crop or channel that does not exist.
+            If an argument is invalid, or names a crop or channel that does not exist.
         EnsureTimeoutError
-            If `timeout` passed; says which crops are not ready.
+            If `timeout` passed; the message names the crops that are not ready.
         PrismError
-            Whatever kept a crop from being made; see `prismcache.errors`.
+            If a crop cannot be made; see `prismcache.errors`.
 
         Examples
         --------
@@ -166,7 +169,7 @@ class PrismClient:
         timeout: float | None = None,
         progress: Progress = None,
     ) -> list[CropFile]:
-        """What `ensure` finds, with channels, size, digest and the count of absent chunks.
+        """Return the files that `ensure` finds, with channels, size, digest and the count of absent chunks.
 
         Parameters, order and errors are those of `ensure`; each `CropFile.path` is one of its paths.
 
@@ -190,11 +193,11 @@ class PrismClient:
         timeout: float | None = None,
         progress: Progress = None,
     ) -> Generator[str, None, None]:
-        """Each path as soon as its crop is ready, in whatever order that is.
+        """Yield each path as soon as its crop is ready, in the order of readiness.
 
-        Yields the same paths as `ensure` returns, as many times, and raises the same errors, after every good path.
-        Closing the iterator early cancels what remains. While your loop's body runs, crops are made but nothing is
-        shown. Arguments are checked with the first step.
+        The paths are those that `ensure` returns, as many times; the errors are the same, raised after every good path.
+        Closing the iterator early cancels the remaining crops. While your loop's body runs, crops are made but no
+        progress is shown. Arguments are checked with the first step.
 
         Examples
         --------
@@ -211,20 +214,20 @@ class PrismClient:
                     yield file.path
 
     def catalog(self, split: str | Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        """Every published crop, by split and number, with what is cached of it.
+        """Return every published crop, by split and number, with its cached files.
 
         Parameters
         ----------
         split
             Only this split.
         refresh
-            Read the bucket's listing again, instead of the last one known. Where it cannot be read, the last one known
-            serves all the same; that is logged as a warning.
+            Read the bucket's listing again instead of using the last known one. Where the bucket cannot be read, the
+            last known listing is used, with a warning in the log.
 
         Raises
         ------
         SourceError
-            If the bucket cannot be read and nothing is known or cached.
+            If the bucket cannot be read and no crop is known or cached.
 
         Examples
         --------
@@ -235,7 +238,7 @@ class PrismClient:
         return self._call(lambda client: client.catalog(split, refresh=refresh))
 
     def describe(self, split: str | Split, crop: int) -> CropInfo:
-        """One crop in full: shapes in voxels, voxel size and offset in nm (Z,Y,X), size in the bucket, cached files.
+        """Return one crop in full: shapes in voxels, voxel size and offset in nm (Z,Y,X), bucket size, cached files.
 
         Raises
         ------
@@ -258,9 +261,9 @@ class PrismClient:
         Parameters
         ----------
         split, crops
-            Only these; None is everything that is cached.
+            Only these; None is every cached file.
         repair
-            Set bad files aside and fetch them again.
+            Set damaged files aside and fetch them again.
 
         Returns
         -------
@@ -278,12 +281,12 @@ class PrismClient:
         return self._call(lambda client: client.verify(split, crops, repair=repair))
 
     def remove(self, split: str | Split, crops: Numbers | None) -> list[CropFile]:
-        """Delete cached files: every one (all channels, subsets) of these crops; None is the whole split.
+        """Delete every cached file (all channels and subsets) of these crops; None is the whole split.
 
         Returns
         -------
         list of CropFile
-            What was deleted; a crop that is not cached is no error.
+            The deleted files; a crop that is not cached is no error.
 
         Examples
         --------

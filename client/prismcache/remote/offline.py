@@ -1,4 +1,4 @@
-"""What a visible mount says to be cached, for when there is no service to ask: its manifests are the record."""
+"""Find cached crops on a mount by their manifests, for when the service does not respond."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from prismcache.layout import FORMAT_VERSION, Manifest, crop_path, manifest_path
 from prismcache.schema import CropFile, CropProgress, Job, JobRequest, Split, State
 
 ID = "known"
-"""Id of the job that stands for an answer without a service."""
+"""Id of a job that was put together without the service."""
 
 
 def known_job(request: JobRequest, mount: Path | None) -> Job | None:
-    """A final job for `request`, if the mount has a manifest that serves each of its crops; else None.
+    """Return a final job for `request`, if the mount has a manifest for each of its crops; else None.
 
-    Which crops are published is the service's to say, so a request for all is never known.
+    A request for all crops is never known, since only the service knows which crops are published.
     """
     if mount is None or request.crops is None:
         return None

@@ -304,7 +304,7 @@ def test_what_else_a_backend_offers():
         for wrong in ([0, 1], [], -1, True, "0,1"):
             with pytest.raises(RequestError):
                 await prism.describe("instance", wrong)
-        with pytest.raises(RequestError, match="without the split"):
+        with pytest.raises(RequestError, match="without their split"):
             await prism.verify(None, [0])
 
     asyncio.run(main())
