@@ -91,7 +91,7 @@ def test_grey_goes_from_black_to_white_and_labels_are_told_apart() -> None:
 
 
 async def test_a_file_that_is_no_hdf5_is_a_typed_error(cache: CropCache) -> None:
-    with pytest.raises(CropCorruptError, match=r"crop_0\.h5 cannot be opened as HDF5"):
+    with pytest.raises(CropCorruptError, match=r"crop_0\.h5 cannot be read as HDF5"):
         await ask(service(cache))
 
 
