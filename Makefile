@@ -1,12 +1,13 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose bench bench-crop bench-service bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-service bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
 ADAPTERS_VENV ?= .venv-adapters
+FLOORS_VENV ?= .venv-floors
 # More for pytest, e.g. make test ARGS="-k publish".
 ARGS ?=
 
@@ -14,6 +15,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 TORCH_READY = $(TORCH_VENV)/.ready
 ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
+FLOORS_READY = $(FLOORS_VENV)/.ready
 BENCH_READY = $(VENV)/.bench-ready
 # -qq: errors only.
 PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install -qq
@@ -61,6 +63,9 @@ screenshots: $(READY) ## Take the pictures in README anew, from the real pages
 
 test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real engine
 	$(BIN)/python -m pytest tests/compose $(ARGS)
+
+test-floors: $(READY) $(FLOORS_READY) ## Run the product on the lowest versions that pyproject.toml allows, on Python 3.11
+	FLOORS_PYTHON=$(FLOORS_VENV)/bin/python $(BIN)/python -m pytest tests/floors $(ARGS)
 
 test-adapters: $(READY) $(ADAPTERS_READY) ## Run the tests with gunpowder, funlib, MONAI, napari and zarr 2, in an environment of their own
 	PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
@@ -120,4 +125,11 @@ $(ADAPTERS_READY): pyproject.toml
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) -e . gunpowder==1.4.4 funlib.persistence==0.6.0 monai==1.6.1 napari==0.9.2 \
 		ome-zarr-models==0.1.10 pydantic-zarr==0.7.0 zarr==2.18.7 pytest==9.2.0 pytest-timeout==2.4.0
+	@touch $@
+
+$(FLOORS_READY): pyproject.toml .ci/floors.py
+	@python=$$(sh .ci/find-python 3.11) && sh .ci/venv "$$python" $(FLOORS_VENV)
+	@echo 'installing prismcache and the lowest versions that it allows into $(FLOORS_VENV)'
+	@$(FLOORS_VENV)/bin/python .ci/floors.py service dask >$(FLOORS_VENV)/floors.txt
+	@$(FLOORS_VENV)/bin/$(PIP_INSTALL) -e '.[service,dask]' -c $(FLOORS_VENV)/floors.txt
 	@touch $@
