@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-service bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-service bench-viewer bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -81,6 +81,9 @@ bench-patches: $(TORCH_READY) ## Count training patches a second: ours, torch_em
 
 bench-service: $(READY) ## Measure the service while two crops are made: latency, warm ensure
 	@$(BIN)/python -m tests.bench.service
+
+bench-viewer: $(READY) ## Time the viewer of a full-size crop in a real browser
+	@$(BIN)/python -m tests.bench.viewer
 
 bench-cluster: $(READY) ## Measure one and two Dask workers, and model up to 64
 	@$(BIN)/python -m tests.bench.cluster

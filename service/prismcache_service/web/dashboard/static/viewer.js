@@ -47,6 +47,7 @@ async function draw() {
   const pixels = compose(raw, view.gain, labels.plane, view.opacity, width * height);
   canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
   canvas.dataset.at = `${AXES[view.axis]}${view.at}`; // which slice the canvas shows
+  if (!shown) performance.mark("first slice");
   shown = labels;
   prefetch();
 }

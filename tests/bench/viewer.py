@@ -1,0 +1,64 @@
+"""``python -m tests.bench.viewer``: the dashboard's viewer on a full-size crop, timed in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from prismcache import PrismClient
+from prismcache.config import Settings
+from tests.support.bucket import make_bucket
+from tests.support.crops import full_size_spec
+from tests.support.s3 import S3Server
+from tests.support.service import Service, service_config
+
+_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+_LOADS = 5
+_SLICES = 100
+# Resolves when the canvas shows the slice; a frame is awaited so that the pixels are on the screen.
+_SCROLL = """async (count) => {
+  const canvas = document.getElementById("slice");
+  const slider = document.getElementById("at");
+  const first = Number(slider.value);
+  const start = performance.now();
+  for (let i = 1; i <= count; i += 1) {
+    slider.value = first + i;
+    slider.dispatchEvent(new Event("input"));
+    while (canvas.dataset.at !== `z${first + i}`) await new Promise(requestAnimationFrame);
+  }
+  return (performance.now() - start) / count;
+}"""
+_FIRST = "() => performance.getEntriesByName('first slice')[0]?.startTime"
+
+
+def main() -> None:
+    """Print the time to the first slice and the slices a second."""
+    bucket = make_bucket(Path("build/bench/viewer"), [full_size_spec()])
+    with tempfile.TemporaryDirectory() as folder, S3Server(bucket) as server:
+        settings = Settings.load({}, root=Path(folder, "root"), s3_endpoint_url=server.endpoint)
+        with Service(service_config(settings, Path(folder, "state"), min_free_bytes=0)) as service:
+            with PrismClient(url=service.url, downloads=Path(folder, "downloads"), root=settings.root) as client:
+                client.ensure("instance", 0, progress=False)
+            with sync_playwright() as driver:
+                browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+                loads = [_first_slice(browser.new_page(), service.url) for _ in range(_LOADS)]
+                page = browser.new_page()
+                _first_slice(page, service.url)
+                each = page.evaluate(_SCROLL, _SLICES)
+                browser.close()
+    print(f"first slice after the page began to load: {statistics.median(loads):.0f} ms (median of {_LOADS})")
+    print(f"scrolling through {_SLICES} slices, three channels and labels: {1000 / each:.1f} slices/s")
+
+
+def _first_slice(page: Page, url: str) -> float:
+    page.goto(f"{url}/view?split=instance&crop=0&axis=z&at=20")
+    page.locator("#slice[data-at]").wait_for()
+    return float(page.evaluate(_FIRST))
+
+
+if __name__ == "__main__":
+    main()
