@@ -6,17 +6,19 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
 from pydantic import BaseModel
 
+from prismcache.cli.errors import show_error
 from prismcache.config import Settings
+from prismcache.errors import error_from_problem
 from prismcache.layout import format_channels
-from prismcache.progress.reporter import SILENCE_SECONDS
+from prismcache.progress.reporter import SILENCE_SECONDS, Reporter
 from prismcache.remote.retry import Patience
-from prismcache.schema import CropFile, CropInfo, Verdict, VerifyResult
+from prismcache.schema import CropFile, CropInfo, Job, JobEvent, ServiceStatus, State, Verdict, VerifyResult
 from prismcache.units import format_bytes
 
 
@@ -69,6 +71,55 @@ def print_verdicts(results: Sequence[VerifyResult]) -> None:
     counts = {verdict: sum(1 for result in results if result.verdict is verdict) for verdict in Verdict}
     summary = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
     typer.echo(f"{files_text(len(results))} checked{': ' if summary else ''}{summary}", err=True)
+
+
+def print_jobs(jobs: Sequence[Job]) -> None:
+    """Print a row for each job; ids are cut to what tells these jobs apart, which `watch` and `cancel` take."""
+    length = next(size for size in range(6, 64) if len({job.id[:size] for job in jobs}) == len(jobs))
+    rows = (_job_row(job, length) for job in jobs)
+    print_table(("job", "state", "split", "crops", "channels", "owner", "since"), rows)
+
+
+def show_event(reporter: Reporter, *, as_json: bool) -> Callable[[Job | JobEvent], None]:
+    """Return the function that shows each message of a job, as a line of JSON or as progress."""
+
+    def as_line(message: Job | JobEvent) -> None:
+        name = "job" if isinstance(message, Job) else message.kind
+        typer.echo(json.dumps({"event": name, "data": message.model_dump(mode="json")}))
+
+    def as_progress(message: Job | JobEvent) -> None:
+        if isinstance(message, Job):
+            reporter.update(message)
+
+    return as_line if as_json else as_progress
+
+
+def end_of_job(job: Job) -> bool:
+    """Print on stderr how a job ended; return whether all its crops are ready."""
+    typer.echo(f"{job.id}: {job.state.value}, {_crops_done(job)} crops", err=True)
+    for crop in job.crops:
+        if crop.problem is not None:
+            show_error(error_from_problem(crop.problem))
+    return job.state is State.DONE
+
+
+def print_status(status: ServiceStatus) -> None:
+    """Print everything that is known of the service."""
+    usage = status.usage
+    bound = "no bound" if usage.max_bytes is None else f"of {format_bytes(usage.max_bytes)}"
+    lines = {
+        "version": status.version,
+        "engine": f"{status.engine}, {status.workers} workers",
+        "jobs": f"{status.jobs_running} running, {status.jobs_queued} queued",
+        "crops": f"{status.crops_running} running, {status.crops_queued} queued",
+        "cache": f"{usage.files} files, {format_bytes(usage.used_bytes)}, {bound}",
+        "reserved": format_bytes(usage.reserved_bytes),
+        "quarantine": f"{usage.quarantine_files} files, {format_bytes(usage.quarantine_bytes)}",
+        "disk": f"{format_bytes(usage.free_bytes)} free of {format_bytes(usage.total_bytes)}, "
+        f"of which {format_bytes(usage.min_free_bytes)} stay free",
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:<12}{value}")
 
 
 def files_text(count: int) -> str:
@@ -138,3 +189,13 @@ def _channels(info: CropInfo, file: CropFile) -> str:
     if info.raw_shape is not None and len(file.channels) == info.raw_shape[0]:
         return "all"
     return f"ch {format_channels(file.channels).replace('_', ',')}"
+
+
+def _job_row(job: Job, length: int) -> tuple[str, ...]:
+    since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+    channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
+    return job.id[:length], job.state.value, job.split.value, _crops_done(job), channels, job.owner or "-", since
+
+
+def _crops_done(job: Job) -> str:
+    return f"{sum(1 for crop in job.crops if crop.state is State.DONE)} of {len(job.crops)}"

@@ -67,8 +67,7 @@ def jobs(
 ) -> None:
     """List the service's jobs, newest first."""
     from prismcache.arguments import as_split
-    from prismcache.cli.output import print_json
-    from prismcache.cli.service_output import print_jobs
+    from prismcache.cli.output import print_jobs, print_json
     from prismcache.schema import State
 
     if state is not None and state not in list(State):
@@ -93,7 +92,7 @@ def jobs(
 @with_service
 def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: JsonOption = False) -> None:
     """Show a job's progress until it ends; exit 1 if it fails. With --json, one line for each event."""
-    from prismcache.cli.service_output import end_of_job, show_event
+    from prismcache.cli.output import end_of_job, show_event
     from prismcache.progress.reporter import make_reporter
 
     reporter = make_reporter(False if as_json else None)
@@ -172,8 +171,7 @@ def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -
 @with_service_or_root
 def status(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
     """Show queue, disk and quota of the service or, without one, of --root."""
-    from prismcache.cli.output import print_json
-    from prismcache.cli.service_output import print_status
+    from prismcache.cli.output import print_json, print_status
 
     found = _ask_either(settings, lambda service: service.status())
     if as_json:
