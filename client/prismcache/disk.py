@@ -1,19 +1,27 @@
-"""Files of this machine: stamps, atomic writing, digests; and the border where the system's errors become ours."""
+"""Single files: stamps, atomic replacement, SHA-256, and the border where the system's errors become prismcache's.
+
+Both sides use this module: the client for downloads, the service for the cache folder.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
 from prismcache.layout import FileStamp
 
-HASH_BYTES = 1 << 20
+TEMPORARY = ".tmp"
+"""How the name of every unfinished file ends; such a name begins with a dot."""
+
+HASH_BYTES = 4 << 20  # at 1 MiB, handing buffers from thread to thread takes a twentieth more
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT})
 
@@ -22,62 +30,175 @@ class StoppedError(Exception):
     """A long reading was told to stop."""
 
 
+def storage_error(error: OSError, path: str | os.PathLike[str], setting: str = "PRISMCACHE_ROOT") -> StorageError:
+    """Return the typed error for an operation on `path` that the system refused.
+
+    Parameters
+    ----------
+    error
+        What the system raised.
+    path
+        The file or folder that the message names.
+    setting
+        The setting that the remedy tells to change.
+    """
+    message = f"{os.fspath(path)}: {os.strerror(error.errno) if error.errno else error}"
+    if error.errno in _FULL:
+        freed = " (`prismcache rm`)" if setting == "PRISMCACHE_ROOT" else ""
+        return NoSpaceError(message, remedy=f"Free space{freed}, or point {setting} at a larger disk.")
+    if error.errno in _DENIED:
+        remedy = f"Point {setting} at a folder you may write, or have its permissions changed."
+        return StorageUnwritableError(message, remedy=_umask_remedy(Path(path), error) or remedy)
+    return StorageError(message)
+
+
+def _umask_remedy(path: Path, error: OSError) -> str:
+    """Return what to do about a folder that its owner's umask closed to the group; empty if there is none."""
+    if error.errno not in {errno.EACCES, errno.EPERM} or not hasattr(os, "getgroups"):
+        return ""
+    with suppress(OSError, KeyError):
+        groups = {os.getegid(), *os.getgroups()}
+        for folder in path.parents:
+            try:
+                status = folder.stat()
+            except OSError:
+                continue  # it is behind a folder that cannot be searched
+            closed = status.st_mode & 0o070 != 0o070
+            if status.st_gid in groups and status.st_uid != os.geteuid() and closed:
+                return (
+                    f"{folder} is closed to its group: it was made with a umask such as 022. Have its owner run "
+                    f"`chmod g+rwxs {folder}`, or set umask 002 and make it again."
+                )
+            if status.st_uid == os.geteuid() or not closed:
+                break
+    return ""
+
+
 @contextmanager
-def disk_errors(path: str | os.PathLike[str], place: str = "PRISMCACHE_DOWNLOADS") -> Iterator[None]:
-    """Translate what the system says of `path`; `place` is what the remedy says to put elsewhere."""
+def disk_errors(path: str | os.PathLike[str], setting: str = "PRISMCACHE_DOWNLOADS") -> Iterator[None]:
+    """Raise what the system raises in the block as a `StorageError` that names `path`; see `storage_error`."""
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        said = f"{os.fspath(path)}: {reason}"
-        if error.errno in _FULL:
-            remedy = f"Free space, or point {place} at a larger disk."
-            raise NoSpaceError(said, remedy=remedy) from error
-        if error.errno in _DENIED:
-            remedy = f"Point {place} at a folder you may write, or have its permissions changed."
-            raise StorageUnwritableError(said, remedy=remedy) from error
-        raise StorageError(said) from error
+        raise storage_error(error, path, setting) from error
 
 
 def stamp_of(status: os.stat_result) -> FileStamp:
-    """What `os.stat` says of a file's identity in time."""
+    """Return a file's size in bytes and its times in ns."""
     return FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path`; a reader sees the old or the new content.
+def temporary_beside(target: Path, token: str) -> Path:
+    """Return the path for an unfinished `target`, in the same folder; `token` says who is writing there."""
+    return target.with_name(f".{target.name}.{token}{TEMPORARY}")
+
+
+def share_with_group(path: Path, like: Path) -> None:
+    """Give a new file or folder the group permissions of the folder `like`, which a umask may have taken away.
+
+    A file system without permissions is no error.
+    """
+    with suppress(OSError):
+        wanted, mode = like.stat().st_mode, path.stat().st_mode
+        bits = wanted & (stat.S_IRWXG | stat.S_ISGID if stat.S_ISDIR(mode) else stat.S_IRGRP | stat.S_IWGRP)
+        if mode & bits != bits:
+            path.chmod(stat.S_IMODE(mode | bits))
+
+
+def write_new(path: Path, data: bytes, like: Path | None = None) -> None:
+    """Write and fsync a file that does not exist yet; no part of a file stays behind if that fails.
+
+    The file gets the group permissions of the folder `like`.
+    """
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if like is not None:
+            share_with_group(path, like)
+    except FileExistsError:
+        raise
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def write_atomically(
+    path: Path, data: bytes, token: str = "", *, durable: bool = False, like: Path | None = None
+) -> None:
+    """Replace `path`, so that a reader sees the old or the new content.
+
+    Parameters
+    ----------
+    path, data
+        The file and its new content.
+    token
+        Marks the temporary file; default: a random one.
+    durable
+        Return when the replacement would survive a power cut.
+    like
+        Folder whose group permissions the file gets; default: what the umask leaves.
 
     Raises
     ------
     OSError
-        If it cannot be written; no temporary file stays behind.
+        If the file cannot be written; no temporary file stays behind.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_beside(path, token or uuid.uuid4().hex)
     try:
-        temporary.write_bytes(data)
+        if durable:
+            write_new(temporary, data)
+        else:
+            temporary.write_bytes(data)
+        if like is not None:
+            share_with_group(temporary, like)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+    if durable:
+        sync_folder(path.parent)
 
 
-def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
-    """Digest of a file's content, in hex.
+def sync_folder(folder: Path) -> None:
+    """Return when the renames in a folder would survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256_of(file: Path | int, stop: Callable[[], bool] = lambda: False) -> str:
+    """Return the SHA-256 of a whole file in hex; a second thread reads ahead, so that hashing never waits for the disk.
+
+    Parameters
+    ----------
+    file
+        A path, or a descriptor, which stays open and is read from its beginning.
+    stop
+        Called for every 4 MiB.
 
     Raises
     ------
     StoppedError
-        As soon as `stop` answers true.
+        As soon as `stop` returns true.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     digest = hashlib.sha256()
-    buffer = bytearray(HASH_BYTES)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+    buffer, spare = bytearray(HASH_BYTES), bytearray(HASH_BYTES)
+    fd = os.dup(file) if isinstance(file, int) else os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    with os.fdopen(fd, "rb", buffering=0) as source, ThreadPoolExecutor(1) as reader:
+        source.seek(0)
+        ahead = reader.submit(source.readinto, buffer)
+        while count := ahead.result():
             if stop():
                 raise StoppedError
-            digest.update(view[:count])
+            ahead = reader.submit(source.readinto, spare)
+            digest.update(memoryview(buffer)[:count])
+            buffer, spare = spare, buffer
     return digest.hexdigest()

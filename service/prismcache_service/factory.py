@@ -14,15 +14,14 @@ from pathlib import Path
 from prismcache.config import Settings
 from prismcache.errors import MissingExtraError, PrismError
 from prismcache.schema import ServiceStatus, Split, State
-from prismcache_service.cache.cache import CropCache, CropName
-from prismcache_service.cache.shown_root import check_shown_root
+from prismcache_service.cache import CropCache, CropName, SingleFlight, check_shown_root
 from prismcache_service.config import ServiceConfig
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.faces import FaceService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.previews import PreviewService
-from prismcache_service.crops.service import CropService
+from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
 from prismcache_service.engine.base import Engine
 from prismcache_service.engine.local.engine import LocalEngine
@@ -31,8 +30,10 @@ from prismcache_service.store import JobStore, open_store
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
+_SECOND_SWEEP_S = 20.0
 _CHECK_S = 3.0
 _NICENESS = 10  # of workers beside a service, whose answers would wait for a core while crops are decoded
+_PATIENCE_S = 5.0  # of a request, for files that are read again; clients wait for 30 s
 _PREPARING_S = 3.0  # that a start waits for the S3 client; credentials may have to be asked for
 
 
@@ -70,14 +71,18 @@ class Factory:
         observer = observer or NoObserver()
         self.settings = settings
         self.store = store
-        self.cache = CropCache(settings.root, shown_root, timedelta(days=settings.keep_quarantine_days))
+        self.cache = CropCache(
+            settings.root, shown_root, timedelta(days=settings.keep_quarantine_days), settings.downloads / ".verified"
+        )
         self.engine = engine or LocalEngine(settings)
         self.catalog = CatalogService(settings)
         self.last_used = LastUsed(store)
         self.space = SpaceService(
             self.cache, bounds or Bounds(), self._protected, self.last_used.all, on_evicted=_evicted(observer)
         )
-        self.ensure = EnsureService(self.cache, self.engine, None if bounds is None else self._room)
+        # Embedded, it is the client's own log that people see.
+        log = logging.getLogger("prismcache") if bounds is None else _log
+        self.ensure = EnsureService(self.cache, self.engine, None if bounds is None else self._room, log.warning)
         self.jobs = JobService(
             self.ensure,
             self.catalog,
@@ -95,16 +100,20 @@ class Factory:
             self.space,
             self.last_used,
             making=self.jobs.making,
-            lease_seconds=lease_seconds,
+            terms=Terms(lease_seconds, None if bounds is None else _PATIENCE_S),
         )
         self.previews = PreviewService(self.cache)
         self.faces = FaceService(self.crops.file, self.crops.local_path)
+        self._checking = SingleFlight()  # a hanging disk is not asked again while a check waits for it
 
     async def aclose(self) -> None:
         """Stop working, keeping in the store what is unfinished."""
         await self.jobs.aclose()
         await self.engine.aclose()
+        await self._checking.aclose()
         await self.catalog.aclose()
+        await self.crops.aclose()
+        await self.cache.aclose()
         with contextlib.suppress(PrismError):
             await self.last_used.flush()
 
@@ -125,12 +134,15 @@ class Factory:
     async def readiness(self) -> dict[str, str]:
         """Each part's state: "ok", or what is wrong with it. Without its source a service still serves what it has."""
         checks = {
-            "storage": asyncio.to_thread(self.cache.check_writable),
+            "storage": self._checking.run("storage", self._check_storage),
             "store": self.store.check(),
             "engine": self.engine.check(),
             "source": self.catalog.check(),
         }
         return dict(zip(checks, await asyncio.gather(*map(_finding, checks.values())), strict=True))
+
+    async def _check_storage(self) -> None:
+        await self.cache.threads.run(self.cache.check_writable)
 
     async def _protected(self) -> Collection[tuple[Split, int]]:
         leases = await self.store.leases(datetime.now(UTC))
@@ -157,7 +169,7 @@ async def _finding(check: Awaitable[None]) -> str:
 
 
 async def _sweep(factory: Factory) -> None:
-    for path in await asyncio.to_thread(factory.cache.sweep):
+    for path in await factory.cache.threads.read(factory.cache.sweep):
         _log.info("swept %s", path)
 
 
@@ -186,9 +198,9 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
         )
         housekeeping = [asyncio.create_task(factory.catalog.prepare())]
         try:
-            await asyncio.to_thread(factory.cache.check_writable)
+            await factory.cache.threads.run(factory.cache.check_writable)
             if config.advertised_root is not None:
-                await asyncio.to_thread(check_shown_root, config.root, config.advertised_root)
+                await factory.cache.threads.run(check_shown_root, config.root, config.advertised_root)
                 _log.info("the cache folder %s is told as %s", config.root, config.advertised_root)
             await _sweep(factory)
             await asyncio.wait(housekeeping, timeout=_PREPARING_S)
@@ -228,6 +240,8 @@ def engine_of(config: ServiceConfig) -> Engine:
 
 
 async def _tidy_for_ever(factory: Factory, keep_jobs: timedelta) -> None:
+    # The sweep at the start saw the locks of containers that are gone; the next one knows that nobody renews them.
+    await asyncio.sleep(_SECOND_SWEEP_S)
     while True:
         try:
             await factory.jobs.forget(keep_jobs)

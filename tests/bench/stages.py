@@ -21,7 +21,7 @@ from typing import Any
 
 from prismcache.config import Settings
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.engine.local.engine import WORKER_ENVIRONMENT
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import Materializer

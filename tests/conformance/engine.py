@@ -30,7 +30,7 @@ from prismcache.errors import (
 )
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropFile, Problem, Split
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
 from prismcache_service.pipeline.progress import Progress, Report
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published

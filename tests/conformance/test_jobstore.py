@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from prismcache.schema import CropFile, CropProgress, JobRequest, Problem, Split, State
-from prismcache_service.store.base import JobRecord, JobStore, LeaseRecord, MemoryJobStore
+from prismcache_service.crops.kept import LeaseRecord
+from prismcache_service.store.base import JobRecord, JobStore, MemoryJobStore
 from prismcache_service.store.sql import SqlJobStore
 from prismcache_service.store.tables import metadata
 

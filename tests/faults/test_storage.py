@@ -14,7 +14,7 @@ import pytest
 from prismcache import NoSpaceError, PrismClient, StorageUnwritableError, Verdict
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropCache
+from prismcache_service.cache import CropCache
 from tests.support.cache_root import (
     Lab,
     files_below,
@@ -106,12 +106,12 @@ def test_a_disk_that_fills_up_while_the_crop_is_made(lab: Lab, key: str, leave: 
 def test_a_lease_that_cannot_be_renewed_leaves_nothing_but_itself(lab: Lab) -> None:
     cache = CropCache(lab.root)
     cache.prepare(Split.INSTANCE)
-    token = cache.leases.try_acquire("instance-crop_0.h5")
+    token = cache.locks.try_acquire("instance-crop_0.h5")
     assert token is not None
     fill(lab.root.parent / "filler", 0)
-    cache.leases.renew("instance-crop_0.h5", token, 1)
+    cache.locks.renew("instance-crop_0.h5", token, 1)
     assert unfinished(lab.root) == [f"{STATE_FOLDER}/leases/instance-crop_0.h5"]
-    cache.leases.release("instance-crop_0.h5", token)
+    cache.locks.release("instance-crop_0.h5", token)
     assert unfinished(lab.root) == []
 
 

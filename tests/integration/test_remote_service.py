@@ -23,7 +23,7 @@ from prismcache.remote.api import ServiceApi
 from prismcache.remote.http import Connection
 from prismcache.remote.retry import Patience
 from prismcache.schema import CropDownload, CropFile, Job, JobEvent, JobRequest, Split, State
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from tests.support.cache_root import Lab, tiny_spec
 from tests.support.faults import Stall
 from tests.support.labs import running_lab

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from prismcache import PrismClient
+from prismcache.layout import file_bytes_bound
 from prismcache.schema import Split, State
-from prismcache_service.cache.cache import CropCache, CropName, file_bytes_bound
+from prismcache_service.cache import CropCache, CropName
 from tests.support.cache_root import Lab, published, tiny_spec
 from tests.support.labs import running_lab
 from tests.support.processes import eventually

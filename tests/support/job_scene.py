@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Split, State
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
@@ -44,9 +44,9 @@ class Maker(EnsureService):
             raise
 
     async def find_all(self, request: JobRequest, crops: Sequence[int]) -> list[CropProgress]:
-        return [self._look(crop, request.split) for crop in crops]
+        return [self._progress(crop, request.split) for crop in crops]
 
-    def _look(self, crop: int, split: Split) -> CropProgress:
+    def _progress(self, crop: int, split: Split) -> CropProgress:
         if crop in self.refused:
             return CropProgress(crop=crop, state=State.FAILED, problem=self.refused[crop].to_problem())
         if crop in self.cached:

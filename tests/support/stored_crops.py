@@ -7,14 +7,14 @@ import uuid
 
 from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 
 
 def store_crop(cache: CropCache, name: CropName, size: int = 1000, *, token: str = "") -> CropFile:
     """Publish a file of `size` bytes that begins as HDF5 and holds nothing; the same bytes for the same name."""
     cache.prepare(name.split)
     token = token or uuid.uuid4().hex
-    content = (HDF5_SIGNATURE + name.lease.encode()).ljust(size, b".")
+    content = (HDF5_SIGNATURE + name.lock.encode()).ljust(size, b".")
     temporary = cache.temporary(name, token)
     temporary.write_bytes(content)
     sources = SourceList(source_fingerprint="f", objects=())

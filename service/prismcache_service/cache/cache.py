@@ -1,8 +1,9 @@
 """The cache folder: what is published, what is right, what is left over.
 
-A crop is cached when its manifest and its file agree. Finding a hit costs one small JSON and one ``fstat``: equal size
-and time stamps mean that nobody touched the file since its SHA-256 was taken; different ones cause a re-read, never a
-trust. A file that does not agree is set aside in ``.prismcache/quarantine`` and made again.
+A crop is cached when its manifest and its file agree. A hit costs one small JSON and one ``fstat``: equal size and time
+stamps mean that nobody touched the file since its SHA-256 was taken. With other stamps a file is *doubtful*: it is read
+again before anybody gets it. A file that does not agree with its manifest is set aside in ``.prismcache/quarantine``
+and made again. An error of the system says nothing about a file's content: see `files`.
 
 This module imports neither numpy nor h5py, so that a warm `ensure` stays quick.
 """
@@ -10,39 +11,73 @@ This module imports neither numpy nor h5py, so that a warm `ensure` stays quick.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
+import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from prismcache.errors import CropCorruptError
-from prismcache.layout import STATE_FOLDER, Manifest, SourceList, parse_crop_file_name
-from prismcache.schema import CropFile, Split
-from prismcache_service.cache import leftovers
-from prismcache_service.cache.errors import storage_error
-from prismcache_service.cache.files import (
-    FILE_MODE,
-    compare,
-    file_sha256,
+from pydantic import BaseModel
+
+from prismcache.disk import (
+    TEMPORARY,
+    disk_errors,
+    share_with_group,
     stamp_of,
+    storage_error,
     sync_folder,
     temporary_beside,
-    write_synced,
+    write_atomically,
+    write_new,
 )
-from prismcache_service.cache.making_lock import Leases
+from prismcache.errors import CropCorruptError, StorageError
+from prismcache.layout import FileStamp, Manifest, SourceList, parse_crop_file_name
+from prismcache.schema import CropFile, Split
+from prismcache.verified import VerifiedFiles
+from prismcache_service.cache.files import compare, patiently
+from prismcache_service.cache.making_lock import MakingLocks
 from prismcache_service.cache.places import CropName, Places
 from prismcache_service.cache.quarantine import Quarantine
-
-__all__ = ["FILE_MODE", "CropCache", "CropName", "file_bytes_bound", "file_sha256"]
+from prismcache_service.cache.threads import DiskThreads, SingleFlight
 
 KEEP_QUARANTINE = timedelta(days=7)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a look-up found.
+
+    Attributes
+    ----------
+    file
+        A right file with at least the wanted channels, or None.
+    doubtful
+        Without a right file: files that may be right and have to be read again first.
+    wrong
+        Without a right file: what lies in the place of one and is not right, with the reason.
+    """
+
+    file: CropFile | None = None
+    doubtful: tuple[CropName, ...] = ()
+    wrong: Mapping[CropName, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What came of reading a file as a whole: its stamp before, the SHA-256 it should have, and why it is wrong."""
+
+    stamp: FileStamp
+    wanted: str
+    reason: str
+
+
 class CropCache(Places):
     """One cache folder. Nothing is created before something is published.
+
+    Plain methods wait for the disk; on an event loop they go through `threads`, as the asynchronous methods do.
 
     Parameters
     ----------
@@ -50,67 +85,197 @@ class CropCache(Places):
         As for `Places`.
     keep_quarantine
         How long what was set aside is kept, if nobody needs the room before.
+    readings
+        Folder of this user, where the result of reading a file again is kept if the cache folder cannot be written.
     """
 
     def __init__(
-        self, root: Path, shown_root: Path | None = None, keep_quarantine: timedelta = KEEP_QUARANTINE
+        self,
+        root: Path,
+        shown_root: Path | None = None,
+        keep_quarantine: timedelta = KEEP_QUARANTINE,
+        readings: Path | None = None,
     ) -> None:
         super().__init__(root, shown_root)
-        self.leases = Leases(self.leases_folder)
+        self.threads = DiskThreads()
+        self.locks = MakingLocks(self.locks_folder, self.threads, root)
         self.quarantine = Quarantine(self.quarantine_folder)
         self._keep_quarantine = keep_quarantine
+        self._readings = None if readings is None else VerifiedFiles(readings)
+        self._read: dict[CropName, _Reading] = {}
+        self._reading_again = SingleFlight()
 
-    def find(self, split: Split, crop: int, channels: Sequence[int] | None) -> CropFile | None:
-        """A right file with at least the wanted channels (None: with all), or None. Re-reads files that were touched.
+    async def aclose(self) -> None:
+        """Stop reading files again, and end the threads."""
+        await self._reading_again.aclose()
+        self.threads.close()
 
-        Files that turn out to be wrong are left in place; `set_aside` moves them.
+    async def find(self, wanted: CropName) -> Found:
+        """Look a crop up, reading doubtful files again, each once however many ask; nothing in `doubtful` is left.
+
+        Raises
+        ------
+        StorageError
+            If a file cannot be read now.
         """
-        for name in self._candidates(split, crop, channels):
-            manifest = self.manifest(name)
-            if manifest is None or not (manifest.complete or channels is not None):
-                continue
-            if channels is not None and not set(channels) <= set(manifest.channels):
-                continue
-            with contextlib.suppress(CropCorruptError):
-                self.check(name, manifest)
-                return self.describe(name, manifest)
-        return None
+        while (found := await self.threads.run(self.look, wanted)).doubtful:
+            await self.read_again(found.doubtful[0])
+        return found
 
-    def _candidates(self, split: Split, crop: int, channels: Sequence[int] | None) -> Iterator[CropName]:
-        yield CropName(split, crop, None)
-        if channels is not None:
-            exact = CropName(split, crop, tuple(sorted(set(channels))))
+    async def read_again(self, name: CropName) -> str:
+        """Return what `verify` does; a file that is being read already is not read twice side by side."""
+        return await self._reading_again.run(name, partial(self.threads.read, self.verify, name))
+
+    def look(self, wanted: CropName) -> Found:
+        """Look a crop up without reading whole files; `wanted` says which channels the file must have (None: all).
+
+        Raises
+        ------
+        StorageError
+            If a manifest or a file cannot be read now.
+        """
+        doubtful, wrong = [], {}
+        own = (CropName(wanted.split, wanted.crop), self._exact(wanted))
+        for name in self._candidates(wanted):
+            manifest = self.manifest(name)
+            if manifest is None:
+                if name in own and self._mode(self.path(name)) is not None:
+                    wrong[name] = f"{self.shown_path(name)} has no manifest that can be read"
+            elif wanted.channels is None and not manifest.complete:
+                continue
+            elif wanted.channels is None or set(wanted.channels) <= set(manifest.channels):
+                try:
+                    if self._is_known_right(name, manifest):
+                        return Found(self.describe(name, manifest))
+                    doubtful.append(name)
+                except CropCorruptError as error:
+                    if name in own:
+                        wrong[name] = str(error)
+        return Found(None, tuple(doubtful), wrong)
+
+    def _candidates(self, wanted: CropName) -> Iterator[CropName]:
+        yield CropName(wanted.split, wanted.crop)
+        if wanted.channels is not None:
+            exact = self._exact(wanted)
             yield exact
-            yield from (name for name in self.names(split, crop) if name.channels is not None and name != exact)
+            yield from (n for n in self.names(wanted.split, wanted.crop) if n.channels is not None and n != exact)
+
+    @staticmethod
+    def _exact(wanted: CropName) -> CropName:
+        channels = None if wanted.channels is None else tuple(sorted(set(wanted.channels)))
+        return CropName(wanted.split, wanted.crop, channels)
+
+    def files(self, split: Split | None = None) -> tuple[list[CropFile], list[CropName]]:
+        """Return the right files, and the names of those that have to be read again before anybody can tell.
+
+        Raises
+        ------
+        StorageError
+            If a manifest or a file cannot be read now.
+        """
+        right, doubtful = [], []
+        for name in self.names(split):
+            manifest = self.manifest(name)
+            with contextlib.suppress(CropCorruptError):
+                if manifest is not None and self._is_known_right(name, manifest):
+                    right.append(self.describe(name, manifest))
+                elif manifest is not None:
+                    doubtful.append(name)
+        return right, doubtful
+
+    def _is_known_right(self, name: CropName, manifest: Manifest) -> bool:
+        """Return whether nobody touched the file since its content was known to be right; False means doubtful.
+
+        Raises
+        ------
+        CropCorruptError
+            If the file is known to be wrong.
+        """
+        path = self.path(name)
+        stamp = compare(path, manifest, self.shown_path(name), full=False)
+        reading = self._read.get(name)
+        if reading is not None and (reading.stamp, reading.wanted) == (stamp, manifest.sha256):
+            if reading.reason:
+                raise CropCorruptError(reading.reason)
+            return True
+        return stamp == manifest.stamp or (
+            self._readings is not None and self._readings.recall(path, stamp) == manifest.sha256
+        )
+
+    def verify(self, name: CropName) -> str:
+        """Read a whole file, keep the result, and return why it is wrong; empty if it is right.
+
+        A right file is a hit from now on; a wrong one is never a hit again, whatever its stamps.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be read now.
+        """
+        manifest = self.manifest(name)
+        if manifest is None:
+            return f"{self.shown_path(name)} has no manifest that can be read"
+        path, shown = self.path(name), self.shown_path(name)
+        try:
+            stamp = compare(path, manifest, shown, full=False)
+        except CropCorruptError as error:
+            return str(error)
+        reason = ""
+        try:
+            stamp_after = compare(path, manifest, shown, full=True)
+        except CropCorruptError as error:
+            reason = str(error)
+            stamp_after = FileStamp(size=manifest.size, mtime_ns=0, ctime_ns=0)  # no file has it: always doubtful
+        self._read[name] = _Reading(stamp, manifest.sha256, reason)
+        try:
+            self._stamp(name, manifest, stamp_after)
+        except OSError:  # a reader without write permission
+            if self._readings is not None and not reason:
+                self._readings.remember(path, stamp_after, manifest.sha256)
+        return reason
 
     def names(self, split: Split | None = None, crop: int | None = None) -> Iterator[CropName]:
-        """Every file that has a manifest, by split, crop and channels."""
+        """Yield every file that has a manifest, by split, crop and channels."""
         for each in Split if split is None else (split,):
             found = []
-            for path in (self.root / STATE_FOLDER / "manifests" / each.value).glob("crop_*.json"):
+            for path in self.manifest_path(CropName(each, 0)).parent.glob("crop_*.json"):
                 parsed = parse_crop_file_name(f"{path.name.removesuffix('.json')}.h5")
                 if parsed is not None and crop in {None, parsed[0]}:
                     found.append(CropName(each, *parsed))
             yield from sorted(found, key=lambda name: (name.crop, name.channels or ()))
 
     def sizes(self) -> list[tuple[CropName, int]]:
-        """Every file with a manifest that is there, and what it takes in bytes."""
+        """Return every file with a manifest that is there, and its size in bytes."""
         found = []
         for name in self.names():
             with contextlib.suppress(OSError):
                 found.append((name, self.path(name).lstat().st_size))
         return found
 
+    def disk_usage(self) -> tuple[int, int]:
+        """Return the bytes of the file system: in all, and free."""
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        with disk_errors(existing, "PRISMCACHE_ROOT"):
+            usage = shutil.disk_usage(existing)
+        return usage.total, usage.free
+
     def manifest(self, name: CropName) -> Manifest | None:
-        """A file's manifest; None if there is none that can be read, or it is another file's."""
+        """Return a file's manifest; None if there is none, it is no manifest, or it is another file's.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be read now.
+        """
+        path = self.manifest_path(name)
         try:
-            manifest = Manifest.model_validate_json(self.manifest_path(name).read_bytes())
+            manifest = Manifest.model_validate_json(patiently(path.read_bytes, path))
         except (OSError, ValueError):
             return None
         return manifest if _named_by(manifest) == name else None
 
     def describe(self, name: CropName, manifest: Manifest) -> CropFile:
-        """A published file as the client sees it."""
+        """Return a published file as clients know it."""
         return CropFile(
             split=name.split,
             crop=name.crop,
@@ -121,19 +286,6 @@ class CropCache(Places):
             missing_chunks=manifest.missing_chunks,
             source_fingerprint=manifest.source_fingerprint,
         )
-
-    def check(self, name: CropName, manifest: Manifest, *, full: bool = False) -> None:
-        """See that file and manifest agree; `full` reads every byte even if nothing hints at a change.
-
-        Raises
-        ------
-        CropCorruptError
-            If they do not; says why.
-        """
-        stamp = compare(self.path(name), manifest, self.shown_path(name), full=full)
-        if stamp != manifest.stamp:
-            with contextlib.suppress(OSError):  # a reader without write permission re-reads next time
-                self._write_manifest(name, manifest.model_copy(update={"stamp": stamp}), uuid.uuid4().hex)
 
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:
         """Make a finished, synced temporary file the crop's file; `manifest.stamp` is taken here.
@@ -149,16 +301,16 @@ class CropCache(Places):
         target, place = self.path(name), self.manifest_path(name)
         pending = temporary_beside(place, token)
         try:
-            write_synced(pending, manifest)
-            listed = self.sources_path(name)
-            write_synced(temporary_beside(listed, token), sources)
-            temporary_beside(listed, token).replace(listed)
-            self._clear(name)
+            write_new(pending, _json(manifest), self.root)
+            self._write(self.sources_path(name), sources, token)
+            share_with_group(temporary, self.root)
+            if self.manifest(name) is None or not stat.S_ISREG(self._mode(target) or stat.S_IFREG):
+                self.set_aside(name)  # not a file of ours, which a rename may replace
             temporary.replace(target)
             sync_folder(target.parent)
             manifest = manifest.model_copy(update={"stamp": stamp_of(target.stat())})
             try:
-                self._write_manifest(name, manifest, f"{token}.stamped")
+                self._write(place, manifest, f"{token}.stamped")
                 pending.unlink()
             except OSError:  # a disk that is full just now: the pending one lacks the stamp alone, and takes no room
                 pending.replace(place)
@@ -167,64 +319,38 @@ class CropCache(Places):
             raise storage_error(error, target) from error
         return self.describe(name, manifest)
 
-    def _clear(self, name: CropName) -> None:
-        """Set aside what lies at the target's place unless it is a file of ours, which a rename replaces."""
-        manifest = self.manifest(name)
-        if manifest is None or not stat.S_ISREG(self._mode(self.path(name))):
-            self.set_aside(name)
-
     @staticmethod
-    def _mode(path: Path) -> int:
+    def _mode(path: Path) -> int | None:
+        """Return the mode of what lies at a path, links not followed; None if nothing is there."""
         try:
             return path.lstat().st_mode
-        except FileNotFoundError:
-            return stat.S_IFREG
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
-    def _write_manifest(self, name: CropName, manifest: Manifest, token: str) -> None:
-        path = self.manifest_path(name)
-        temporary = temporary_beside(path, token)
-        write_synced(temporary, manifest)
-        try:
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    def _write(self, path: Path, document: BaseModel, token: str) -> None:
+        write_atomically(path, _json(document), token, durable=True, like=self.root)
 
     def set_aside(self, name: CropName) -> Path | None:
-        """Move whatever lies at a file's place to the quarantine; answers where it went, None if nothing was there.
+        """Move what lies in a file's place to the quarantine; return where it is, or None if nothing was there.
 
         Raises
         ------
         StorageError
             If the system refuses.
         """
-        return self.quarantine.take(self.path(name), name.lease)
-
-    def set_aside_wrong(self, split: Split, crop: int, channels: Sequence[int] | None) -> None:
-        """Set aside what lies where `find` looked first and is not right; what is right stays."""
-        for name in itertools.islice(self._candidates(split, crop, channels), 2):
-            manifest = self.manifest(name)
-            try:
-                if manifest is None:
-                    raise CropCorruptError(f"{self.path(name)} has no manifest")
-                self.check(name, manifest)
-            except CropCorruptError:
-                self.set_aside(name)
+        return self.quarantine.take(self.path(name), name.lock)
 
     def strays(self, split: Split | None = None) -> Iterator[CropName]:
-        """Files named like crops that have no readable manifest, nor somebody who is about to write it."""
+        """Yield files named like crops that have no readable manifest, and that nobody is making."""
         for each in Split if split is None else (split,):
             for path in sorted((self.root / each.value).glob("crop_*.h5")):
                 parsed = parse_crop_file_name(path.name)
-                if parsed is None or self._is_leased(name := CropName(each, *parsed)):
+                if parsed is None:
                     continue
-                if self.manifest(name) is None:
+                name = CropName(each, *parsed)
+                holder = self.locks.holder(name.lock)
+                if (holder is None or holder.is_gone()) and self.manifest(name) is None:
                     yield name
-
-    def _is_leased(self, name: CropName) -> bool:
-        holder = self.leases.holder(name.lease)
-        return holder is not None and not holder.is_gone()
 
     def remove(self, name: CropName) -> None:
         """Delete a file and its manifest, the manifest first.
@@ -234,51 +360,83 @@ class CropCache(Places):
         StorageError
             If the system refuses.
         """
-        sources = self.sources_path(name)
-        for path in (self.manifest_path(name), sources, self.path(name)):
-            try:
+        self.forget(name)
+        path = self.path(name)
+        with disk_errors(path, "PRISMCACHE_ROOT"):
+            path.unlink(missing_ok=True)
+
+    def forget(self, name: CropName) -> None:
+        """Delete the manifest of a file that was set aside and is not made again.
+
+        Raises
+        ------
+        StorageError
+            If the system refuses.
+        """
+        for path in (self.manifest_path(name), self.sources_path(name)):
+            with disk_errors(path, "PRISMCACHE_ROOT"):
                 path.unlink(missing_ok=True)
-            except OSError as error:
-                raise storage_error(error, path) from error
 
     def sweep(self) -> list[Path]:
-        """Delete what ended processes left unfinished, completing publications that lacked only the last step.
+        """Delete the temporary files of processes that ended, completing publications that lacked only the last step.
 
-        What has been in the quarantine for long enough goes, too.
+        What has been in the quarantine for long enough goes, too. What cannot be deleted now is left to the next sweep.
 
         Returns
         -------
         list of Path
             What was deleted.
         """
-        swept = leftovers.sweep(self.working_folders(), self.leases, self._adopt)
-        return swept + [entry.path for entry in self.quarantine.expire(self._keep_quarantine)]
+        swept: list[Path] = []
+        with contextlib.suppress(OSError):
+            # Temporary files first, and locks second: whoever makes a temporary file has had a lock before.
+            left = [path for folder in self.working_folders() for path in folder.glob(f".*{TEMPORARY}")]
+            live = self.locks.sweep()
+            swept += self._clear([path for path in left if not live & set(path.name.split("."))])
+            swept += [entry.path for entry in self.quarantine.expire(self._keep_quarantine)]
+        return swept
 
     def discard(self, token: str) -> None:
-        """Delete what a worker that died left unfinished under `token`, completing what lacked only the last step."""
-        leftovers.discard(self.working_folders(), token, self._adopt)
+        """Delete what a holder of `token` that ended left unfinished, completing what lacked only the last step."""
+        with contextlib.suppress(OSError):  # the sweep comes by later
+            pattern = f".*.{token}*{TEMPORARY}"
+            self._clear([path for folder in self.working_folders() for path in folder.glob(pattern)])
+
+    def _clear(self, paths: Collection[Path]) -> list[Path]:
+        cleared = []
+        for path in paths:
+            with contextlib.suppress(OSError, StorageError):
+                if not self._adopt(path):
+                    path.unlink()
+                    cleared.append(path)
+        return cleared
 
     def _adopt(self, pending: Path) -> bool:
         """Complete the publication that a pending manifest belongs to, if its file is in place and right."""
         try:
             manifest = Manifest.model_validate_json(pending.read_bytes())
-        except (OSError, ValueError):
+        except ValueError:
             return False
         name = _named_by(manifest)
         if self.manifest(name) is not None:
             return False
         try:
-            self.check(name, manifest, full=True)
-            pending.replace(self.manifest_path(name))
-        except (CropCorruptError, OSError):
+            stamp = compare(self.path(name), manifest, self.shown_path(name), full=True)
+        except CropCorruptError:
             return False
+        pending.replace(self.manifest_path(name))
+        with contextlib.suppress(OSError):  # without the stamp, the file is read again by the first look-up
+            self._stamp(name, manifest, stamp)
         return True
+
+    def _stamp(self, name: CropName, manifest: Manifest, stamp: FileStamp) -> None:
+        if stamp != manifest.stamp:
+            self._write(self.manifest_path(name), manifest.model_copy(update={"stamp": stamp}), uuid.uuid4().hex)
+
+
+def _json(document: BaseModel) -> bytes:
+    return document.model_dump_json(indent=1).encode()
 
 
 def _named_by(manifest: Manifest) -> CropName:
     return CropName(manifest.split, manifest.crop, None if manifest.complete else manifest.channels)
-
-
-def file_bytes_bound(shape: Sequence[int], channels: int) -> int:
-    """More bytes than the file of a crop of (Z, Y, X) voxels can take: deflate of noise adds less than 1 %."""
-    return math.prod(shape) * (channels + 4) * 101 // 100 + (4 << 20)

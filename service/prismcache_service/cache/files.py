@@ -1,93 +1,89 @@
-"""Single files of the cache folder: written so that they survive, and compared with what is known of them."""
+"""A published file compared with its manifest, and which of the system's errors may pass."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import BaseModel
-
+from prismcache.disk import sha256_of, stamp_of, storage_error
 from prismcache.errors import CropCorruptError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, Manifest
 
-FILE_MODE = 0o664
-FOLDER_MODE = 0o775
-TEMPORARY = ".tmp"
+T = TypeVar("T")
 
-_HASH_BYTES = 4 << 20  # at 1 MiB, handing buffers over takes a twentieth more
+# These say that no regular file is there. Every other error says only that this machine cannot read now.
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
+_ATTEMPTS = 4
+_PAUSE_S = 0.05  # at most, before the second attempt; twice as long before each further one
+
 # Not through a link, and without waiting for the other end of a pipe.
-_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
 
 
-def temporary_beside(target: Path, token: str) -> Path:
-    """A place for what is to become `target`, which tells whose it is."""
-    return target.with_name(f".{target.name}.{token}{TEMPORARY}")
+def patiently(operation: Callable[[], T], path: Path) -> T:
+    """Return what a reading operation returns, and try it again a few times if the system's error may pass.
 
-
-def write_synced(path: Path, document: BaseModel) -> None:
-    """Write a new file so that it survives a power cut; nothing is left of it if that fails."""
+    Raises
+    ------
+    OSError
+        If no regular file is there.
+    StorageError
+        If any other error stays.
+    """
     try:
-        with path.open("xb") as file:
-            file.write(document.model_dump_json(indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+        return operation()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise
+    # Imported here: a warm `ensure` needs no second attempt.
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-
-def sync_folder(folder: Path) -> None:
-    """Let renames in a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
+    again = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, OSError) and error.errno not in _NO_FILE),
+        stop=stop_after_attempt(_ATTEMPTS - 1),
+        wait=wait_random_exponential(multiplier=_PAUSE_S),
+        reraise=True,
+    )
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        return again(operation)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise
+        raise storage_error(error, path) from error
 
 
-def stamp_of(status: os.stat_result) -> FileStamp:
-    """Size and times of a file."""
-    return FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
-
-
-def file_sha256(fd: int) -> str:
-    """SHA-256 (hex) of an open file from its beginning; another thread reads ahead, so that no disk waits for it."""
-    digest = hashlib.sha256()
-    buffer, spare = bytearray(_HASH_BYTES), bytearray(_HASH_BYTES)
-    os.lseek(fd, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(fd), "rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(file.readinto, buffer)
-        while count := ahead.result():
-            ahead = reader.submit(file.readinto, spare)
-            digest.update(memoryview(buffer)[:count])
-            buffer, spare = spare, buffer
-    return digest.hexdigest()
-
-
-def compare(path: Path, manifest: Manifest, shown: Path, *, full: bool = False) -> FileStamp:
-    """See that a file is what its manifest says; answers its stamp, which may be another than the manifest's.
+def compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> FileStamp:
+    """Compare a file with its manifest, and return the stamp that the file has.
 
     Parameters
     ----------
     path, manifest
-        What is compared.
+        What is compared: kind, size, signature.
     shown
         What errors call the file.
     full
-        Read every byte even if nothing hints at a change.
+        Compare the SHA-256, too, for which the whole file is read.
 
     Raises
     ------
     CropCorruptError
-        If it is not; says why.
+        If the file is not what the manifest says; the message says in what they differ.
+    StorageError
+        If the file cannot be read, which says nothing about its content.
     """
     try:
-        fd = os.open(path, _READ_FLAGS)
+        return patiently(lambda: _compare(path, manifest, shown, full=full), path)
     except OSError as error:
         raise CropCorruptError(f"{shown} cannot be opened: {error.strerror}") from None
+
+
+def _compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> FileStamp:
+    fd = os.open(path, READ_FLAGS)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -96,11 +92,9 @@ def compare(path: Path, manifest: Manifest, shown: Path, *, full: bool = False) 
             raise CropCorruptError(f"{shown} has {status.st_size} bytes, its manifest says {manifest.size}")
         if os.read(fd, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
             raise CropCorruptError(f"{shown} does not begin as an HDF5 file")
-        stamp = stamp_of(status)
-        if (full or stamp != manifest.stamp) and (found := file_sha256(fd)) != manifest.sha256:
+        if full and (found := sha256_of(fd)) != manifest.sha256:
             raise CropCorruptError(f"{shown} has SHA-256 {found}, its manifest says {manifest.sha256}")
-        return stamp
-    except OSError as error:
-        raise CropCorruptError(f"{shown} cannot be read: {error.strerror}") from error
+        return stamp_of(status)
     finally:
-        os.close(fd)
+        with suppress(OSError):  # a descriptor that was only read from has nothing left to lose
+            os.close(fd)

@@ -1,8 +1,8 @@
-"""Who is making a crop right now: a lease file, renewed while the work goes on.
+"""Who is making a crop right now: a lock file, renewed while the work goes on.
 
-A lease saves work and nothing else: two holders at once would both publish right files. A lease counts as abandoned
-when its process on this machine is gone, or when nobody renewed it for `LIFE_S` of the *watcher's* own monotonic
-clock; clocks are never compared between machines and no file lock is used, so it works on NFS.
+A making lock saves work and nothing else: two holders at once would both publish right files. A lock is abandoned when
+its process on this machine is gone, or when nobody renewed it for `LIFE_S` of the *watcher's* own monotonic clock.
+Clocks are never compared between machines and flock is not used, so a making lock works on NFS.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prismcache_service.cache.errors import storage_error
+from prismcache.disk import share_with_group, storage_error, write_atomically
+from prismcache.errors import PrismError
+from prismcache_service.cache.threads import DiskThreads
 
 LIFE_S = 15.0
 RENEW_S = LIFE_S / 6
 POLL_S = 0.1
+_FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of <linux/proc_ns.h>: a process in no container
+_RELEASE_S = 2.0  # a service has 5 s in all to shut down
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process behind a lease, and a count that grows with each renewal."""
+    """The process that holds a lock, and a count that grows with each renewal.
+
+    `machine` is ``host/boot/process-id namespace``; `started` is in kernel ticks after boot.
+    """
 
     token: str
     machine: str
@@ -39,32 +46,59 @@ class Holder:
     renewals: int
 
     def is_gone(self) -> bool:
-        """True when the process is known to be gone; False also where that cannot be told (another machine)."""
-        return self.machine == _machine() and _process_start(self.pid) != self.started
+        """Return whether the process is known to have ended; False where that cannot be known."""
+        if self.machine == _machine():
+            return _process_start(self.pid) != self.started
+        then, now = self.machine.split("/"), _machine().split("/")
+        # Started again since. Containers are left out: those of two machines may have the same host name.
+        return then[::2] == now[::2] == [now[0], _FIRST_NAMESPACE] and then[1] != now[1]
 
 
-class Leases:
-    """The lease files of one cache folder.
+class Watch:
+    """Decides from repeated looks at one lock whether it is abandoned."""
+
+    def __init__(self) -> None:
+        self._seen: Holder | None = None
+        self._since: float | None = None
+
+    def is_abandoned(self, holder: Holder | None, now: float) -> bool:
+        """Return whether the lock is abandoned; `holder` is what its file says at monotonic time `now` in s."""
+        if holder is not None and holder.is_gone():
+            return True
+        if self._since is None or holder != self._seen:
+            self._seen, self._since = holder, now
+        return now - self._since > LIFE_S
+
+
+class MakingLocks:
+    """The making locks of one cache folder.
 
     Parameters
     ----------
     folder
-        Where they lie.
+        Where the lock files lie.
+    threads
+        Where the asynchronous methods do their work.
+    like
+        Folder whose group permissions new lock files get; default: `folder`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: DiskThreads | None = None, like: Path | None = None) -> None:
         self._folder = folder
+        self._threads = threads or DiskThreads()
+        self._like = like or folder
         self._changing = threading.Lock()  # a renewal, in a thread, must not bring back what is being released
+        self._watches: dict[str, Watch] = {}
 
-    def try_acquire(self, name: str) -> str | None:
-        """The token of a new lease on `name`, or None while somebody else holds it.
+    def try_acquire(self, name: str, token: str = "") -> str | None:
+        """Return the token of a new lock, or None while somebody else holds it.
 
         Raises
         ------
         StorageError
             If the folder cannot be written.
         """
-        token = uuid.uuid4().hex
+        token = token or uuid.uuid4().hex
         path = self._path(name)
         try:
             file = path.open("x")
@@ -75,59 +109,85 @@ class Leases:
         try:
             with file:
                 file.write(_this_process(token, 0))
+            share_with_group(path, self._like)
         except OSError as error:
-            path.unlink(missing_ok=True)  # nobody could tell whose an empty one is
+            with contextlib.suppress(OSError):
+                path.unlink()  # nobody could tell who holds an empty one
             raise storage_error(error, path) from error
         return token
 
     def renew(self, name: str, token: str, renewals: int) -> None:
-        """Show that the holder still lives. Failing is harmless: the lease would only be taken over."""
-        with self._changing:
+        """Show that the holder still lives. Failing is harmless: the lock would only be taken over."""
+        with self._changing, contextlib.suppress(OSError):
             if self._is_held_by(name, token):
-                temporary = self._path(f".{name}.{token}.tmp")
-                try:
-                    temporary.write_text(_this_process(token, renewals))
-                    temporary.replace(self._path(name))
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        temporary.unlink()
+                write_atomically(self._path(name), _this_process(token, renewals).encode(), token, like=self._like)
 
     def release(self, name: str, token: str) -> None:
-        """Give the lease up, if it is still this token's."""
-        with self._changing:
+        """Give the lock up if it is still this token's. Failing is harmless: a lock without renewals is abandoned."""
+        with self._changing, contextlib.suppress(OSError):
             if self._is_held_by(name, token):
-                self._path(name).unlink(missing_ok=True)
+                self._path(name).unlink()
 
     def holder(self, name: str) -> Holder | None:
-        """Who holds the lease; None if nobody does, or the file is not (yet) readable."""
+        """Return who holds the lock; None if nobody does, or the file cannot be read (yet)."""
         try:
             return Holder(**json.loads(self._path(name).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def discard(self, name: str, abandoned: Holder | None) -> None:
-        """Drop a lease that was found abandoned, unless it has changed since."""
+        """Delete a lock that was found abandoned, unless it has changed since.
+
+        Raises
+        ------
+        StorageError
+            If the system refuses.
+        """
         if self.holder(name) == abandoned:
-            self._path(name).unlink(missing_ok=True)
+            try:
+                self._path(name).unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error(error, self._path(name)) from error
 
     def sweep(self) -> set[str]:
-        """Drop the leases of processes that are known to be gone; answers the tokens of all others."""
+        """Delete abandoned locks, and return the tokens of all others.
+
+        A lock of a process elsewhere (another machine, a container that is gone) is deleted once this object has seen
+        it without a renewal for `LIFE_S`: by a later sweep.
+        """
         live = set()
-        for path in self._folder.glob("[!.]*"):
-            holder = self.holder(path.name)
-            if holder is not None and holder.is_gone():
-                self.discard(path.name, holder)
+        names = {path.name for path in self._folder.glob("[!.]*")}
+        self._watches = {name: self._watches.get(name, Watch()) for name in names}
+        for name in names:
+            holder = self.holder(name)
+            if self._watches[name].is_abandoned(holder, time.monotonic()):
+                with contextlib.suppress(PrismError):  # a lock that cannot be deleted is tried again by the next sweep
+                    self.discard(name, holder)
             elif holder is not None:
                 live.add(holder.token)
         return live
 
-    def _is_held_by(self, name: str, token: str) -> bool:
-        holder = self.holder(name)
-        return holder is not None and holder.token == token
+    async def acquire(self, name: str, watch: Watch) -> str | None:
+        """Try once to get a lock, also an abandoned one; return its token, or None after a moment if it is held.
+
+        Raises
+        ------
+        StorageError
+            If the folder cannot be written, or gives no response.
+        """
+        token = uuid.uuid4().hex
+        if await self._threads.run(self.try_acquire, name, token, undo=lambda: self.release(name, token)):
+            return token
+        holder = await self._threads.run(self.holder, name)
+        if watch.is_abandoned(holder, time.monotonic()):
+            await self._threads.run(self.discard, name, holder)
+        else:
+            await asyncio.sleep(POLL_S)
+        return None
 
     @asynccontextmanager
     async def held(self, name: str, token: str) -> AsyncIterator[None]:
-        """Renew the lease during the block and release it afterwards."""
+        """Renew the lock during the block and release it afterwards."""
         renewing = asyncio.create_task(self._renew_for_ever(name, token))
         try:
             yield
@@ -135,55 +195,34 @@ class Leases:
             renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await renewing
-            self.release(name, token)
+            # A disk that gives no response turns no published crop into a failure.
+            with contextlib.suppress(PrismError):
+                await self._threads.run(self.release, name, token, seconds=_RELEASE_S)
 
     async def _renew_for_ever(self, name: str, token: str) -> None:
         renewals = 0
         while True:
             await asyncio.sleep(RENEW_S)
             renewals += 1
-            await asyncio.to_thread(self.renew, name, token, renewals)
+            with contextlib.suppress(PrismError):
+                await self._threads.renew(self.renew, name, token, renewals)
+
+    def _is_held_by(self, name: str, token: str) -> bool:
+        holder = self.holder(name)
+        return holder is not None and holder.token == token
 
     def _path(self, name: str) -> Path:
         return self._folder / name
 
 
-class Watch:
-    """Decides from repeated looks at one lease whether it was abandoned. `now` is the watcher's monotonic time in s."""
-
-    def __init__(self) -> None:
-        self._seen: Holder | None = None
-        self._since: float | None = None
-
-    def is_abandoned(self, holder: Holder | None, now: float) -> bool:
-        """Feed in what the lease file says now."""
-        if holder is not None and holder.is_gone():
-            return True
-        if self._since is None or holder != self._seen:
-            self._seen, self._since = holder, now
-        return now - self._since > LIFE_S
-
-
-async def acquire(leases: Leases, name: str, watch: Watch) -> str | None:
-    """One try to get a lease, taking over an abandoned one; waits a moment and answers None if it is held."""
-    token = leases.try_acquire(name)
-    if token is None:
-        holder = leases.holder(name)
-        if watch.is_abandoned(holder, time.monotonic()):
-            leases.discard(name, holder)
-        else:
-            await asyncio.sleep(POLL_S)
-    return token
-
-
 def _this_process(token: str, renewals: int) -> str:
     pid = os.getpid()
-    return json.dumps(Holder(token, _machine(), pid, _process_start(pid) or "", renewals).__dict__)
+    return json.dumps(asdict(Holder(token, _machine(), pid, _process_start(pid) or "", renewals)))
 
 
 @functools.cache
 def _machine() -> str:
-    """Names this kernel and process-id space, so that a process id means something."""
+    """Return what names this kernel and process-id space, so that a process id means something."""
     parts = [socket.gethostname()]
     for source in (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")):
         with contextlib.suppress(OSError):
@@ -192,11 +231,12 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this machine started, in kernel ticks; None if there is no such process."""
+    """Return when a process of this machine started, in kernel ticks; None if it has ended, or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() else "unknown"
     except OSError:
         return "unknown"
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

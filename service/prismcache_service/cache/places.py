@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from prismcache.disk import disk_errors, share_with_group, temporary_beside
 from prismcache.layout import STATE_FOLDER, crop_file_name, crop_path, manifest_path, sources_path
 from prismcache.schema import CropFile, Split
-from prismcache_service.cache.errors import storage_error
-from prismcache_service.cache.files import FOLDER_MODE, temporary_beside
+
+FILE_MODE = 0o664
+_FOLDER_MODE = 0o775
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class CropName:
         return f"{self.split.value}/crop_{self.crop}.zarr"
 
     @property
-    def lease(self) -> str:
-        """Name of the lease on making this file."""
+    def lock(self) -> str:
+        """Name of the making lock of this file."""
         return f"{self.split.value}-{crop_file_name(self.crop, self.channels)}"
 
 
@@ -39,57 +45,70 @@ class Places:
     root
         The folder, absolute.
     shown_root
-        What those who are told of files call the folder, where that differs.
+        What clients call the folder, where that differs.
     """
 
     def __init__(self, root: Path, shown_root: Path | None = None) -> None:
         self.root = root
         self.shown_root = shown_root or root
-        self.leases_folder = root / STATE_FOLDER / "leases"
+        self.locks_folder = root / STATE_FOLDER / "leases"
         self.quarantine_folder = root / STATE_FOLDER / "quarantine"
 
     def shown(self, file: CropFile) -> CropFile:
-        """A file with the path that others know it by."""
+        """Return a file with the path that clients know it by."""
         return file.model_copy(update={"path": str(self.shown_root / file.split / PurePath(file.path).name)})
 
     def local_path(self, file: CropFile) -> Path:
-        """Where a file that was shown lies here."""
+        """Return where this machine has a file that clients know by another path."""
         return self.root / file.split / PurePath(file.path).name
 
     def path(self, name: CropName) -> Path:
-        """Where the file is published."""
+        """Return where the file is published."""
         return self.root / crop_path(name.split, name.crop, name.channels)
 
     def shown_path(self, name: CropName) -> Path:
-        """The same, as others know it."""
+        """Return the path that clients know the file by."""
         return self.shown_root / crop_path(name.split, name.crop, name.channels)
 
     def manifest_path(self, name: CropName) -> Path:
-        """Where its manifest is."""
+        """Return where the file's manifest is."""
         return self.root / manifest_path(name.split, name.crop, name.channels)
 
     def sources_path(self, name: CropName) -> Path:
-        """Where the list of the objects that it was made of is."""
+        """Return where the list of the objects is that the file was made of."""
         return self.root / sources_path(name.split, name.crop, name.channels)
 
     def temporary(self, name: CropName, token: str) -> Path:
-        """A place for an unfinished file, in the target's folder, that tells whose it is."""
+        """Return a path for the unfinished file, in the target's folder; `token` is the making lock's."""
         return temporary_beside(self.path(name), token)
 
     def prepare(self, split: Split) -> None:
-        """Create the folders.
+        """Create the folders, with the root's group permissions; if one cannot be created, none stays.
 
         Raises
         ------
         StorageUnwritableError
-            If they cannot be created or written.
+            If a folder cannot be created.
         """
         manifests = self.root / STATE_FOLDER / "manifests" / split.value
-        for folder in (self.root / split.value, manifests, self.leases_folder, self.quarantine_folder):
+        made: list[Path] = []
+        for folder in (self.root / split.value, manifests, self.locks_folder, self.quarantine_folder):
             try:
-                folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage_error(error, folder) from error
+                with disk_errors(folder, "PRISMCACHE_ROOT"):
+                    missing = [*itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))]
+                    for path in reversed(missing):
+                        with contextlib.suppress(FileExistsError):  # another process was quicker
+                            path.mkdir(_FOLDER_MODE)
+                            made.append(path)
+                            if path.is_relative_to(self.root):
+                                share_with_group(path, self.root)
+                    if not folder.is_dir():
+                        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            except BaseException:
+                for path in reversed(made):
+                    with contextlib.suppress(OSError):  # somebody uses it already
+                        path.rmdir()
+                raise
 
     def check_writable(self) -> None:
         """Create the folders and a file.
@@ -101,15 +120,13 @@ class Places:
         """
         for split in Split:
             self.prepare(split)
-        probe = temporary_beside(self.leases_folder / "probe", uuid.uuid4().hex)
-        try:
+        probe = temporary_beside(self.locks_folder / "probe", uuid.uuid4().hex)
+        with disk_errors(probe, "PRISMCACHE_ROOT"):
             probe.write_bytes(b"")
             probe.unlink(missing_ok=True)  # a sweep may have been quicker
-        except OSError as error:
-            raise storage_error(error, probe) from error
 
     def working_folders(self) -> list[Path]:
-        """Where temporary files are made."""
+        """Return the folders in which temporary files are made."""
         state = self.root / STATE_FOLDER
         places = [self.root / split.value for split in Split] + [state / "manifests" / split.value for split in Split]
-        return [*places, self.leases_folder, state]
+        return [*places, self.locks_folder, state]

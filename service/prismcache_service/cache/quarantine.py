@@ -1,4 +1,4 @@
-"""What was found wrong in a crop's place, or lay there unknown: kept for a while, so that somebody can look at it."""
+"""Files that were found wrong in a crop's place, or lay there unknown: kept for a while for somebody to look at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from prismcache_service.cache.errors import storage_error
+from prismcache.disk import disk_errors, storage_error
 
 _TIME = "%Y%m%dT%H%M%SZ"
 
@@ -38,7 +38,7 @@ class Quarantine:
         self.folder = folder
 
     def take(self, path: Path, label: str, now: datetime | None = None) -> Path | None:
-        """Move whatever lies at `path` here; answers where it went, None if nothing was there.
+        """Move whatever lies at `path` here; return where it is now, or None if nothing was there.
 
         Raises
         ------
@@ -55,15 +55,22 @@ class Quarantine:
         return refuge
 
     def entries(self) -> list[SetAside]:
-        """All that is here, oldest first."""
+        """Return all that is here, oldest first.
+
+        Raises
+        ------
+        StorageError
+            If the system refuses.
+        """
         found = []
-        for path in self.folder.glob("*"):
-            with contextlib.suppress(FileNotFoundError):  # deleted while we look
-                found.append(SetAside(path, _since(path), _size(path)))
+        with disk_errors(self.folder, "PRISMCACHE_ROOT"):
+            for path in self.folder.glob("*"):
+                with contextlib.suppress(FileNotFoundError):  # deleted while we look
+                    found.append(SetAside(path, _since(path), _size(path)))
         return sorted(found, key=lambda entry: (entry.since, entry.path.name))
 
     def delete(self, entries: Iterable[SetAside]) -> list[SetAside]:
-        """Delete these for good; answers those that are gone. What the system refuses to delete stays."""
+        """Delete these for good and return those that are gone. What the system refuses to delete stays."""
         gone = []
         for entry in entries:
             with contextlib.suppress(OSError):
@@ -78,7 +85,7 @@ class Quarantine:
 
 
 def _since(path: Path) -> datetime:
-    """From the name; what somebody put here by hand counts from its last change."""
+    """Return the time in the name, or of the last change for what somebody put here by hand."""
     with contextlib.suppress(ValueError, IndexError):
         return datetime.strptime(path.name.split(".")[-2], _TIME).replace(tzinfo=UTC)
     return datetime.fromtimestamp(path.lstat().st_ctime, UTC)

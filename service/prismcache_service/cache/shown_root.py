@@ -5,16 +5,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from prismcache.disk import disk_errors
 from prismcache.errors import ConfigError
-from prismcache_service.cache.errors import storage_error
 
 
 def check_shown_root(root: Path, shown: Path) -> None:
-    """Refuse a name for the cache folder that cannot be right.
+    """Refuse a name for the cache folder that is wrong on this machine.
 
-    A folder of that name on this machine (the same one, a link to it, or a mount of it) must show what lies in `root`.
-    Where there is none, as in a container, nothing can be said: clients check each path, and download what it does not
-    show.
+    If this machine has a folder of that name, it must show what lies in `root`. If it has none, as in a container, the
+    name cannot be checked here: clients check each path, and download what the path does not show.
 
     Parameters
     ----------
@@ -37,11 +36,8 @@ def check_shown_root(root: Path, shown: Path) -> None:
         )
     if shown == root or not shown.is_dir():
         return
-    try:
-        with tempfile.NamedTemporaryFile(dir=root, prefix=".prismcache-") as probe:
-            seen = (shown / Path(probe.name).name).exists()
-    except OSError as error:
-        raise storage_error(error, root) from error
+    with disk_errors(root, "PRISMCACHE_ROOT"), tempfile.NamedTemporaryFile(dir=root, prefix=".prismcache-") as probe:
+        seen = (shown / Path(probe.name).name).exists()
     if not seen:
         raise ConfigError(
             f"PRISMCACHE_ADVERTISED_ROOT names {shown}, which is another folder on this machine than {root}",

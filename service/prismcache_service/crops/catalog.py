@@ -15,9 +15,8 @@ from pydantic import BaseModel
 
 from prismcache.config import Settings
 from prismcache.errors import PrismError, SourceUnreachableError
-from prismcache.layout import STATE_FOLDER
+from prismcache.layout import STATE_FOLDER, file_bytes_bound
 from prismcache.schema import CropInfo, Split
-from prismcache_service.cache.cache import file_bytes_bound
 from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.extras import require_service_extra
 

@@ -1,20 +1,21 @@
-"""Hit, wait or make: one crop becomes cached, and is made by one process at a time where a lease can tell."""
+"""Hit, wait or make: one crop becomes cached, and one process at a time makes it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from prismcache.errors import MissingChunksError, PrismError
+from prismcache.errors import MissingChunksError, PrismError, StorageUnwritableError
 from prismcache.schema import CropFile, CropProgress, JobRequest, State
-from prismcache_service.cache.cache import CropCache, CropName
-from prismcache_service.cache.making_lock import Watch, acquire
+from prismcache_service.cache import CropCache, CropName, Found, Watch
 from prismcache_service.engine.base import CropTask, Engine, Outcome
 from prismcache_service.pipeline.progress import Report
 
 Room = Callable[[CropName], AbstractAsyncContextManager[None]]
+
+_log = logging.getLogger(__name__)
 
 
 class EnsureService:
@@ -25,86 +26,87 @@ class EnsureService:
     cache
         The folder.
     engine
-        Who makes what is not there.
+        Makes what is not there.
     room
         Holds room for a file while it is made; None where the disk is the only bound.
+    on_set_aside
+        Called with a sentence for each damaged or unknown file that was moved out of a crop's place.
     """
 
-    def __init__(self, cache: CropCache, engine: Engine, room: Room | None = None) -> None:
+    def __init__(
+        self,
+        cache: CropCache,
+        engine: Engine,
+        room: Room | None = None,
+        on_set_aside: Callable[[str], None] = _log.warning,
+    ) -> None:
         self._cache = cache
         self._engine = engine
         self._room: Room = room or (lambda _: contextlib.nullcontext())
+        self._on_set_aside = on_set_aside
+
+    async def find_all(self, request: JobRequest, crops: Sequence[int]) -> list[CropProgress]:
+        """Look a request's crops up: each is done with its file, failed, or queued.
+
+        No file is read as a whole here: a crop whose file has to be read again is queued, and `ensure` reads it.
+        """
+        return await self._cache.threads.run(lambda: [self._look(request, crop) for crop in crops])
+
+    def _look(self, request: JobRequest, crop: int) -> CropProgress:
+        channels = None if request.channels is None else tuple(sorted(set(request.channels)))
+        try:
+            found = _file_of(self._cache.look(CropName(request.split, crop, channels)), strict=request.strict)
+        except PrismError as error:
+            return CropProgress(crop=crop, state=State.FAILED, problem=error.to_problem())
+        return CropProgress(crop=crop, state=State.DONE if found else State.QUEUED, file=found)
 
     async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> Outcome:
-        """A right file with the crop's channels, from the cache or made now; or the problem of who was to make it.
+        """Return a right file of a crop that `find_all` did not find, or the problem of the worker that was to make it.
+
+        The crop is looked up once more under the making lock, and then made.
 
         Parameters
         ----------
         name
             The crop and the channels wanted (None: all).
         report
-            Hears of progress, if the crop is made here.
+            Called with progress if the crop is made here.
         strict
             Refuse a crop with absent chunks, also a cached one.
 
         Raises
         ------
         PrismError
-            Why the crop cannot be had.
+            If the crop cannot be had.
         """
-        found = await self.find(name, strict=strict)
-        if found is not None:
-            return found
-        await asyncio.to_thread(self._cache.prepare, name.split)
-        watch = Watch()
-        while True:
-            token = await acquire(self._cache.leases, name.lease, watch)
-            if token is not None:
-                return await self._make(CropTask(name, token, strict), report)
-            found = await self.find(name, strict=strict)
-            if found is not None:
+        watch, locks = Watch(), self._cache.locks
+        try:
+            await self._cache.threads.run(self._cache.prepare, name.split)
+            while (token := await locks.acquire(name.lock, watch)) is None:
+                pass
+        except StorageUnwritableError:
+            # A root that this process may only read: its files are still good, perhaps after being read again.
+            if found := _file_of(await self._cache.find(name), strict=strict):
                 return found
+            raise
+        async with locks.held(name.lock, token):
+            return await self._look_or_make(CropTask(name, token, strict), report)
 
-    async def find(self, name: CropName, *, strict: bool = False) -> CropFile | None:
-        """A right file in the cache, or None.
+    async def _look_or_make(self, task: CropTask, report: Report) -> Outcome:
+        await self._cache.threads.read(self._cache.sweep)  # which may read a whole file that was all but published
+        found = await self._cache.find(task.name)
+        if file := _file_of(found, strict=task.strict):
+            return file
+        for name, reason in found.wrong.items():
+            if await self._cache.threads.run(self._cache.set_aside, name):
+                path = self._cache.shown_path(name)
+                self._on_set_aside(f"{path} was set aside, and is fetched again: it {reason.removeprefix(f'{path} ')}")
+        async with self._room(task.name):
+            outcome = await self._engine.run(task, report)
+        return self._cache.shown(outcome) if isinstance(outcome, CropFile) else outcome
 
-        Raises
-        ------
-        MissingChunksError
-            If `strict` and the cached file has absent chunks.
-        """
-        return await asyncio.to_thread(self._find, name, strict=strict)
 
-    async def find_all(self, request: JobRequest, crops: Sequence[int]) -> list[CropProgress]:
-        """What the cache has of a request's crops: done with its file, failed (strict), or queued."""
-        channels = None if request.channels is None else tuple(sorted(set(request.channels)))
-
-        def look(crop: int) -> CropProgress:
-            try:
-                found = self._find(CropName(request.split, crop, channels), strict=request.strict)
-            except PrismError as error:
-                return CropProgress(crop=crop, state=State.FAILED, problem=error.to_problem())
-            return CropProgress(crop=crop, state=State.DONE if found else State.QUEUED, file=found)
-
-        return await asyncio.to_thread(lambda: [look(crop) for crop in crops])
-
-    def _find(self, name: CropName, *, strict: bool) -> CropFile | None:
-        found = self._cache.find(name.split, name.crop, name.channels)
-        if found is not None and strict and found.missing_chunks:
-            raise MissingChunksError(f"{found.path} was made with {found.missing_chunks} absent chunks")
-        return found
-
-    async def _make(self, task: CropTask, report: Report) -> Outcome:
-        async with self._cache.leases.held(task.name.lease, task.token):
-            await asyncio.to_thread(self._cache.sweep)
-            # Somebody may have published between our look and our lease.
-            found = await self.find(task.name, strict=task.strict)
-            outcome: Outcome | None = found
-            if outcome is None:
-                name = task.name
-                await asyncio.to_thread(self._cache.set_aside_wrong, name.split, name.crop, name.channels)
-                async with self._room(name):
-                    outcome = await self._engine.run(task, report)
-                if isinstance(outcome, CropFile):
-                    outcome = self._cache.shown(outcome)
-            return outcome
+def _file_of(found: Found, *, strict: bool) -> CropFile | None:
+    if found.file is not None and strict and found.file.missing_chunks:
+        raise MissingChunksError(f"{found.file.path} was made with {found.file.missing_chunks} absent chunks")
+    return found.file

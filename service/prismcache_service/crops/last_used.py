@@ -1,4 +1,4 @@
-"""When crops were last used: noted in memory at once, stored now and then, so that a hit writes nothing."""
+"""When crops were last used: noted in memory at once and stored every few seconds, so that a hit writes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from prismcache.errors import PrismError
 from prismcache.schema import Split
-from prismcache_service.store.base import JobStore
+from prismcache_service.crops.kept import CropKey, Uses
 
 _FLUSH_S = 5.0
 
@@ -23,21 +23,21 @@ class LastUsed:
         Where they are kept; a stop loses the last few seconds, which only blurs the order of eviction.
     """
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: Uses) -> None:
         self._store = store
-        self._fresh: dict[tuple[Split, int], datetime] = {}
+        self._fresh: dict[CropKey, datetime] = {}
 
     def note(self, split: Split, crops: Iterable[int]) -> None:
-        """Crops are used now."""
+        """Note that crops are used now."""
         self._fresh.update(dict.fromkeys(((split, crop) for crop in crops), datetime.now(UTC)))
 
-    async def all(self) -> Mapping[tuple[Split, int], datetime]:
-        """When each crop was last used, as far as known."""
+    async def all(self) -> Mapping[CropKey, datetime]:
+        """Return when each crop was last used, as far as known."""
         return {**await self._store.last_used(), **self._fresh}
 
     async def flush(self) -> None:
-        """Store what is fresh; what the store does not take stays so."""
-        by_time: dict[datetime, list[tuple[Split, int]]] = {}
+        """Store the fresh times; those that the store refuses stay fresh."""
+        by_time: dict[datetime, list[CropKey]] = {}
         for crop, at in self._fresh.items():
             by_time.setdefault(at, []).append(crop)
         for at, crops in by_time.items():

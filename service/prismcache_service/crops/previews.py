@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from prismcache.errors import CropNotCachedError, ServiceBusyError, WorkerError, error_from_problem
 from prismcache.schema import CropFile, Problem, Split
-from prismcache_service.cache.cache import CropCache
+from prismcache_service.cache import CropCache, CropName
 
 COMMAND = (sys.executable, "-m", "prismcache_service.engine.local.preview")
 
@@ -25,21 +25,21 @@ _LAST_WORDS = 200  # characters of a crash that an error may quote
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture, and its name, which changes with what it shows; without the picture for those who have it."""
+    """A picture and its etag, which changes with what it shows; no picture for a client that has it already."""
 
     etag: str
     png: bytes | None
 
 
 class PreviewService:
-    """Pictures of the cached crops of one folder.
+    """Draws pictures of the cached crops of one folder.
 
     Parameters
     ----------
     cache
         The folder.
     command
-        Draws one: gets a file and a channel, and answers as `engine.preview` does.
+        The program that draws one: it is given a file and a channel, and writes what `engine.local.preview` writes.
     """
 
     def __init__(self, cache: CropCache, command: Sequence[str] = COMMAND) -> None:
@@ -49,7 +49,7 @@ class PreviewService:
         self._waiting = 0
 
     async def preview(self, split: Split, crop: int, channel: int, is_known: Callable[[str], bool]) -> Preview:
-        """The middle slice of a channel, with labels; nothing is drawn if its etag is known. Does not count as use.
+        """Return the middle slice of a channel with labels; no picture if its etag is known. Does not count as use.
 
         Raises
         ------
@@ -58,7 +58,7 @@ class PreviewService:
         ServiceBusyError
             If too many wait already.
         PrismError
-            Why it cannot be drawn.
+            If it cannot be drawn.
         """
         file = await self._find(split, crop, channel)
         etag = f'"{file.sha256}-{channel}"'
@@ -70,10 +70,10 @@ class PreviewService:
         return Preview(etag, self._pictures[etag])
 
     async def _find(self, split: Split, crop: int, channel: int) -> CropFile:
-        found = await asyncio.to_thread(self._cache.find, split, crop, [channel])
-        if found is None:
+        found = await self._cache.find(CropName(split, crop, (channel,)))
+        if found.file is None:
             raise CropNotCachedError(f"crop {split.value}/{crop} is not cached with channel {channel}")
-        return found
+        return found.file
 
     async def _draw_in_turn(self, etag: str, file: CropFile, channel: int) -> None:
         if self._waiting >= _WAITING:
@@ -81,7 +81,7 @@ class PreviewService:
         self._waiting += 1
         try:
             async with self._turn:
-                if etag in self._pictures:  # somebody before us wanted the same
+                if etag in self._pictures:  # drawn for another request meanwhile
                     return
                 png = await self._draw(file, channel)
                 if (await self._find(file.split, file.crop, channel)).sha256 != file.sha256:
@@ -99,7 +99,7 @@ class PreviewService:
         )  # fmt: skip
         try:
             async with asyncio.timeout(_DRAWING_S):
-                answer, words = await process.communicate()
+                output, words = await process.communicate()
         except TimeoutError:
             raise WorkerError(f"drawing {file.path} took longer than {_DRAWING_S:g} s") from None
         finally:
@@ -108,8 +108,8 @@ class PreviewService:
                     process.kill()
                 await process.wait()
         if process.returncode == _FAILED:
-            raise error_from_problem(Problem.model_validate_json(answer))
+            raise error_from_problem(Problem.model_validate_json(output))
         if process.returncode != 0:
             said = words.decode(errors="replace").strip()[-_LAST_WORDS:]
             raise WorkerError(f"drawing {file.path} ended with exit code {process.returncode}: {said}")
-        return answer
+        return output

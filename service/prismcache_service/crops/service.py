@@ -1,23 +1,26 @@
-"""Crops that are there: catalog, files, verification, removal, pins and leases."""
+"""Crops that are there: catalog, files, verification, removal, pins and retention leases."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from prismcache.errors import (
-    CropCorruptError,
     CropInUseError,
     CropNotCachedError,
     MissingExtraError,
     PrismError,
+    ServiceBusyError,
     SourceError,
     UnknownCropError,
     UnknownLeaseError,
+    error_from_problem,
 )
 from prismcache.layout import cache_state
 from prismcache.schema import (
@@ -26,20 +29,36 @@ from prismcache.schema import (
     CropInfo,
     Lease,
     LeaseRequest,
+    Problem,
     Split,
     Usage,
     Verdict,
     VerifyResult,
 )
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName, SingleFlight
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops.kept import CropKey, LeaseRecord, PinsAndLeases
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.space import SpaceService
-from prismcache_service.pipeline.progress import Progress
-from prismcache_service.store.base import JobStore, LeaseRecord
 
-Crop = tuple[Split, int]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What clients may count on, in s.
+
+    Attributes
+    ----------
+    lease_seconds
+        Life of a retention lease.
+    patience
+        How long the catalog and a download wait for files to be read again (None: without end).
+    """
+
+    lease_seconds: float = 300.0
+    patience: float | None = None
 
 
 class CropService:
@@ -48,12 +67,12 @@ class CropService:
     Parameters
     ----------
     cache, catalog, ensure, store, space, last_used
-        Where they lie, what is published, who makes them again, who remembers pins and leases, how full it is, and who
-        hears of use.
+        The folder, what is published, what makes a crop again, what keeps pins and retention leases, how full the
+        folder is, and when crops were used.
     making
-        Crops that are wanted and not there yet.
-    lease_seconds
-        Life of a lease.
+        Returns the crops that unfinished jobs lack.
+    terms
+        Life of a retention lease, and how long a request may take.
     """
 
     def __init__(
@@ -61,31 +80,38 @@ class CropService:
         cache: CropCache,
         catalog: CatalogService,
         ensure: EnsureService,
-        store: JobStore,
+        store: PinsAndLeases,
         space: SpaceService,
         last_used: LastUsed,
         *,
-        making: Callable[[], Collection[Crop]] = tuple,
-        lease_seconds: float = 300.0,
+        making: Callable[[], Collection[CropKey]] = tuple,
+        terms: Terms | None = None,
     ) -> None:
         self._cache, self._catalog, self._ensure = cache, catalog, ensure
         self._store, self._space, self._last_used = store, space, last_used
         self._making = making
-        self._lease_life = timedelta(seconds=lease_seconds)
+        terms = terms or Terms()
+        self._lease_life = timedelta(seconds=terms.lease_seconds)
+        self._patience = terms.patience
+        self._verifying = SingleFlight()
+
+    async def aclose(self) -> None:
+        """Stop verifying."""
+        await self._verifying.aclose()
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        """Every published or cached crop, ordered by split and id; an unreachable source is no error."""
+        """Return every published or cached crop, by split and id; an unreachable source is no error."""
         try:
             published = await self._catalog.crops(refresh=refresh)
         except (SourceError, MissingExtraError):
             published = await self._catalog.recall()
-        cached = await asyncio.to_thread(self._cached, split)
+        cached = await self._cached(split)
         known = {(info.split, info.crop): info for info in published if split in {None, info.split}}
         for key in cached.keys() - known.keys():
             known[key] = CropInfo(split=key[0], crop=key[1])
         extras, making = await self._extras(), self._making()
 
-        def with_files(key: Crop) -> CropInfo:
+        def with_files(key: CropKey) -> CropInfo:
             files = tuple(cached.get(key, ()))
             state = cache_state(files, is_making=key in making)
             return known[key].model_copy(update={"state": state, "files": files, **extras.of(key)})
@@ -93,7 +119,7 @@ class CropService:
         return [with_files(key) for key in sorted(known)]
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
-        """One crop in full; the source is asked anew if it is not known.
+        """Return one crop; the source is asked again if the crop is not known.
 
         Raises
         ------
@@ -107,46 +133,92 @@ class CropService:
         raise UnknownCropError(f"crop {crop} of split {split.value!r} is neither published nor cached")
 
     async def file(self, split: Split, crop: int, channels: Sequence[int] | None) -> CropFile:
-        """A right file with (at least) these channels; counts as use.
+        """Return a right file with (at least) these channels; counts as use.
 
         Raises
         ------
         CropNotCachedError
             If there is none.
+        ServiceBusyError
+            If a file has to be read again first, which takes longer than a client waits; the reading goes on.
         """
-        found = await asyncio.to_thread(self._cache.find, split, crop, channels)
+        wanted = CropName(split, crop, None if channels is None else tuple(channels))
+        found = await self._within_patience(self._cache.find(wanted))
         if found is None:
+            raise ServiceBusyError(f"crop {split.value}/{crop} is being read again, because its time stamps changed")
+        if found.file is None:
             raise CropNotCachedError(f"crop {split.value}/{crop} is not cached with these channels")
         self._last_used.note(split, [crop])
-        return found
+        return found.file
+
+    async def _within_patience(self, work: Coroutine[Any, Any, T]) -> T | None:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await work
+        except TimeoutError:
+            return None
 
     def local_path(self, file: CropFile) -> Path:
-        """Where this machine has a file that `file` answered."""
+        """Return where this machine has a file that `file` returned."""
         return self._cache.local_path(file)
 
     async def verify(
         self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False
     ) -> list[VerifyResult]:
-        """Re-read files against their manifests; `repair` sets bad ones aside and makes them again.
+        """Read files again and compare them with their manifests; `repair` sets bad ones aside and makes them again.
+
+        The same request joins one that is under way, and one that is cancelled goes on: a client whose patience ended
+        asks again and gets the results of the first reading.
 
         Raises
         ------
         CropNotCachedError
             If a crop that was named has no file.
         """
+        wanted = None if crops is None else tuple(sorted(set(crops)))
+        start = partial(self._verify_all, split, wanted, repair=repair)
+        return await self._verifying.run((split, wanted, repair), start)
+
+    async def _verify_all(
+        self, split: Split | None, crops: tuple[int, ...] | None, *, repair: bool
+    ) -> list[VerifyResult]:
         results = []
-        for name in await asyncio.to_thread(self._names, split, crops):
-            result = await asyncio.to_thread(self._verify, name)
-            if repair and result.verdict is Verdict.CORRUPT:
-                result = await self._repair(name, result)
-            results.append(result)
+        for name in await self._cache.threads.run(self._names, split, crops):
+            reason = await self._cache.read_again(name)
+            manifest = await self._cache.threads.run(self._cache.manifest, name)
+            result = VerifyResult(
+                split=name.split,
+                crop=name.crop,
+                channels=manifest.channels if manifest else name.channels or (),
+                path=str(self._cache.shown_path(name)),
+                verdict=Verdict.CORRUPT if reason else Verdict.OK,
+                reason=reason,
+            )
+            results.append(await self._repair(name, result) if repair and reason else result)
         absent = sorted(set(crops or ()) - {result.crop for result in results})
         if absent:
             raise CropNotCachedError(f"not in {self._cache.shown_root}: crops {', '.join(map(str, absent))}")
         return results
 
+    async def _repair(self, name: CropName, result: VerifyResult) -> VerifyResult:
+        """Set a bad file aside and make it again, unless another right file holds its channels already."""
+        try:
+            await self._cache.threads.run(self._cache.set_aside, name)
+            made = await self._ensure.ensure(name, lambda _: None)
+            if isinstance(made, Problem):
+                raise error_from_problem(made)
+            if made.path != result.path:
+                await self._cache.threads.run(self._cache.forget, name)
+        except PrismError as error:  # the others are still to be looked at
+            reason = f"{result.reason}; not made again: error[{error.code}]: {error}"
+            return result.model_copy(update={"reason": reason})
+        if made.path == result.path:
+            return result.model_copy(update={"verdict": Verdict.REPAIRED})
+        reason = f"{result.reason}; set aside and not made again, since {made.path} holds its channels"
+        return result.model_copy(update={"verdict": Verdict.REPAIRED, "reason": reason, "path": made.path})
+
     async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
-        """Delete files, all of the split when `crops` is None; answers what was deleted.
+        """Delete files, all of the split when `crops` is None; return what was deleted.
 
         Raises
         ------
@@ -154,16 +226,17 @@ class CropService:
             If one of them is pinned or leased; then nothing is deleted.
         """
         extras = await self._extras()
-        names = [name for name in await asyncio.to_thread(list, self._cache.names(split)) if _named(name, crops)]
+        found = await self._cache.threads.run(lambda: list(self._cache.names(split)))
+        names = [name for name in found if crops is None or name.crop in crops]
         for name in names:
             if extras.in_use((split, name.crop)):
                 raise CropInUseError(f"crop {split.value}/{name.crop} is pinned or leased")
-        return await asyncio.to_thread(self._remove, names)
+        return await self._cache.threads.run(self._remove, names)
 
     async def clear_quarantine(self) -> ClearedQuarantine:
-        """Delete everything that was set aside."""
+        """Delete everything that was set aside, and return how much that was."""
         quarantine = self._cache.quarantine
-        gone = await asyncio.to_thread(lambda: quarantine.delete(quarantine.entries()))
+        gone = await self._cache.threads.read(lambda: quarantine.delete(quarantine.entries()))
         return ClearedQuarantine(files=len(gone), bytes=sum(entry.size for entry in gone))
 
     async def pin(self, split: Split, crop: int, owner: str = "") -> CropInfo:
@@ -179,7 +252,7 @@ class CropService:
         return info.model_copy(update={"pinned": False})
 
     async def lease(self, request: LeaseRequest, owner: str = "") -> Lease:
-        """Keep crops from eviction as long as the lease is renewed."""
+        """Return a new retention lease, which keeps crops from eviction as long as it is renewed."""
         record = LeaseRecord(
             uuid.uuid4().hex, owner, request.split, tuple(dict.fromkeys(request.crops)), self._expiry()
         )
@@ -187,7 +260,7 @@ class CropService:
         return self._lease_of(record)
 
     async def renew(self, lease_id: str, owner: str = "") -> Lease:
-        """Begin a lease's life anew.
+        """Extend a retention lease by its whole life.
 
         Raises
         ------
@@ -203,13 +276,13 @@ class CropService:
         return self._lease_of(record)
 
     async def release(self, lease_id: str, owner: str = "") -> None:
-        """End a lease; one that has ended already is no error."""
+        """End a retention lease; one that has ended already is no error."""
         known = await self._store.lease(lease_id)
         if known is not None and known.owner == owner:
             await self._store.drop_lease(lease_id)
 
     async def usage(self) -> Usage:
-        """How full the cache folder is."""
+        """Return how full the cache folder is."""
         return await self._space.usage()
 
     def _expiry(self) -> datetime:
@@ -222,49 +295,24 @@ class CropService:
         leases = [(r.split, crop) for r in await self._store.leases(datetime.now(UTC)) for crop in r.crops]
         return _Extras(await self._store.pins(), leases, dict(await self._last_used.all()))
 
-    def _cached(self, split: Split | None) -> dict[Crop, list[CropFile]]:
-        found: dict[Crop, list[CropFile]] = {}
-        for name in self._cache.names(split):
-            manifest = self._cache.manifest(name)
-            with contextlib.suppress(CropCorruptError):
-                if manifest is not None:
-                    self._cache.check(name, manifest)
-                    found.setdefault((name.split, name.crop), []).append(self._cache.describe(name, manifest))
+    async def _cached(self, split: Split | None) -> dict[CropKey, list[CropFile]]:
+        """Return the files that are right. A doubtful one is read again, and missing here until that is done."""
+        files, doubtful = await self._cache.threads.run(self._cache.files, split)
+        if doubtful:
+            await self._within_patience(self._read_again(doubtful))
+            files, _ = await self._cache.threads.run(self._cache.files, split)
+        found: dict[CropKey, list[CropFile]] = {}
+        for file in files:
+            found.setdefault((file.split, file.crop), []).append(file)
         return found
 
-    def _names(self, split: Split | None, crops: Sequence[int] | None) -> list[CropName]:
+    async def _read_again(self, names: Iterable[CropName]) -> None:
+        await asyncio.gather(*(self._cache.read_again(name) for name in names), return_exceptions=True)
+
+    def _names(self, split: Split | None, crops: Collection[int] | None) -> list[CropName]:
         names = {*self._cache.names(split), *self._cache.strays(split)}
-        chosen = [name for name in names if _named(name, crops)]
+        chosen = [name for name in names if crops is None or name.crop in crops]
         return sorted(chosen, key=lambda name: (name.split, name.crop, name.channels or ()))
-
-    def _verify(self, name: CropName) -> VerifyResult:
-        manifest = self._cache.manifest(name)
-        verdict, reason = Verdict.OK, ""
-        try:
-            if manifest is None:
-                raise CropCorruptError(f"{self._cache.shown_path(name)} has no manifest that can be read")
-            self._cache.check(name, manifest, full=True)
-        except CropCorruptError as error:
-            verdict, reason = Verdict.CORRUPT, str(error)
-        return VerifyResult(
-            split=name.split,
-            crop=name.crop,
-            channels=manifest.channels if manifest else name.channels or (),
-            path=str(self._cache.shown_path(name)),
-            verdict=verdict,
-            reason=reason,
-        )
-
-    async def _repair(self, name: CropName, result: VerifyResult) -> VerifyResult:
-        try:
-            await asyncio.to_thread(self._cache.set_aside, name)
-            outcome = await self._ensure.ensure(name, _ignore)
-        except PrismError as error:  # the others are still to be looked at
-            outcome = error.to_problem()
-        if isinstance(outcome, CropFile):
-            return result.model_copy(update={"verdict": Verdict.REPAIRED})
-        reason = f"{result.reason}; not made again: error[{outcome.code}]: {outcome.detail}"
-        return result.model_copy(update={"reason": reason})
 
     def _remove(self, names: Iterable[CropName]) -> list[CropFile]:
         removed = []
@@ -277,25 +325,17 @@ class CropService:
 
 
 class _Extras:
-    """What the store knows of crops: pins, leases (one entry for each), and when they were last used."""
+    """What is kept of crops: pins, retention leases (one entry for each), and when they were last used."""
 
-    def __init__(self, pins: set[Crop], leases: list[Crop], last_used: dict[Crop, datetime]) -> None:
+    def __init__(self, pins: set[CropKey], leases: list[CropKey], last_used: dict[CropKey, datetime]) -> None:
         self._pins, self._leases, self._last_used = pins, leases, last_used
 
-    def of(self, crop: Crop) -> dict[str, object]:
+    def of(self, crop: CropKey) -> dict[str, object]:
         return {
             "pinned": crop in self._pins,
             "leases": self._leases.count(crop),
             "last_used_at": self._last_used.get(crop),
         }
 
-    def in_use(self, crop: Crop) -> bool:
+    def in_use(self, crop: CropKey) -> bool:
         return crop in self._pins or crop in self._leases
-
-
-def _named(name: CropName, crops: Sequence[int] | None) -> bool:
-    return crops is None or name.crop in crops
-
-
-def _ignore(progress: Progress) -> None:
-    """Nobody watches a repair."""

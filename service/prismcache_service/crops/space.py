@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from datetime import UTC, datetime
 
 from prismcache.errors import NoSpaceError, QuotaExceededError
 from prismcache.schema import Split, Usage
-from prismcache_service.cache.cache import CropCache, CropName
-from prismcache_service.cache.quarantine import SetAside
+from prismcache_service.cache import CropCache, CropName, SetAside
 
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
+_USAGE_S = 3.0  # that a status waits for the disk
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -37,7 +36,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the cache may take: bytes in all (None: no bound), bytes left free, and where an eviction stops."""
+    """Bounds on the cache: bytes in all (None: no bound), bytes left free, and the share at which evicting ends."""
 
     max_bytes: int | None = None
     min_free_bytes: int = 0
@@ -53,7 +52,7 @@ class Room:
     free: int
 
     def lacking(self, size: int, bounds: Bounds) -> int:
-        """How many bytes must go before `size` more can be promised; 0 or less if none."""
+        """Return how many bytes must go before `size` more can be promised; 0 or less if none."""
         for_disk = size + self.reserved + bounds.min_free_bytes - self.free
         for_quota = 0 if bounds.max_bytes is None else self.used + self.reserved + size - bounds.max_bytes
         return max(for_disk, for_quota)
@@ -62,7 +61,7 @@ class Room:
 def choose_victims(
     files: Sequence[StoredFile], protected: Collection[tuple[Split, int]], lacking: int, spare: int
 ) -> list[StoredFile]:
-    """The files to evict, least recently used first; empty if all that may go would not be enough.
+    """Return the files to evict, least recently used first; empty if all that may go would not be enough.
 
     Parameters
     ----------
@@ -99,7 +98,7 @@ def plan_clearing(
     lacking: int,
     spare: int,
 ) -> Clearing | None:
-    """How to gain `lacking` bytes; None if all that may go would not be enough, so that nothing goes in vain.
+    """Return how to gain `lacking` bytes; None if all that may go would not be enough, so that nothing goes in vain.
 
     Parameters
     ----------
@@ -127,11 +126,11 @@ class SpaceService:
     bounds
         What it may take.
     protected
-        Crops that must not be evicted now.
+        Returns the crops that must not be evicted now.
     last_used
-        When crops were last used.
+        Returns when crops were last used.
     on_evicted
-        Hears of each evicted file.
+        Called with each evicted file.
     patience
         Seconds to wait for room that others hold, before it is an error.
     """
@@ -196,20 +195,27 @@ class SpaceService:
                 if clearing is None or not await self._drop(clearing.aside):
                     return False
                 for victim in clearing.files:
-                    await asyncio.to_thread(self._cache.remove, victim.name)
+                    await self._cache.threads.run(self._cache.remove, victim.name)
                     self._on_evicted(victim)
             self._reserved += size
             return True
 
     async def _drop(self, aside: Sequence[SetAside]) -> bool:
         """Delete from the quarantine; False if something would not go."""
-        gone = await asyncio.to_thread(self._cache.quarantine.delete, aside)
+        gone = await self._cache.threads.run(self._cache.quarantine.delete, aside)
         for entry in gone:
             _log.info("deleted %s, %d bytes, from the quarantine to make room", entry.path.name, entry.size)
         return len(gone) == len(aside)
 
     async def usage(self) -> Usage:
-        """How full the folder is."""
+        """Return how full the folder is.
+
+        Raises
+        ------
+        StorageError
+            If the folder gives no response within a few seconds.
+        """
+        total, _ = await self._cache.threads.run(self._cache.disk_usage, seconds=_USAGE_S)
         files, aside, room = await self._look()
         set_aside = sum(entry.size for entry in aside)
         return Usage(
@@ -221,24 +227,19 @@ class SpaceService:
             max_bytes=self._bounds.max_bytes,
             min_free_bytes=self._bounds.min_free_bytes,
             free_bytes=room.free,
-            total_bytes=shutil.disk_usage(_existing(self._cache)).total,
+            total_bytes=total,
         )
 
     async def _look(self) -> tuple[list[StoredFile], list[SetAside], Room]:
         # Promises first: a file that is published meanwhile is then counted twice rather than not at all.
         reserved = self._reserved
         files = await self._files()
-        aside = await asyncio.to_thread(self._cache.quarantine.entries)
+        aside = await self._cache.threads.run(self._cache.quarantine.entries)
         used = sum(file.size for file in files) + sum(entry.size for entry in aside)
-        free = await asyncio.to_thread(lambda: shutil.disk_usage(_existing(self._cache)).free)
+        _, free = await self._cache.threads.run(self._cache.disk_usage)
         return files, aside, Room(used, reserved, free)
 
     async def _files(self) -> list[StoredFile]:
         used = await self._last_used()
-        sizes = await asyncio.to_thread(self._cache.sizes)
+        sizes = await self._cache.threads.run(self._cache.sizes)
         return [StoredFile(name, size, used.get((name.split, name.crop), _NEVER)) for name, size in sizes]
-
-
-def _existing(cache: CropCache) -> str:
-    """The root, or the nearest folder above it that exists."""
-    return str(next(folder for folder in (cache.root, *cache.root.parents) if folder.exists()))

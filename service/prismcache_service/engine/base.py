@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from prismcache.schema import CropFile, Problem
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.pipeline.progress import Report
 
 MAX_STRIKES = 3

@@ -11,7 +11,7 @@ from time import monotonic
 
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.engine.base import Outcome
 from prismcache_service.jobs.observer import Observer

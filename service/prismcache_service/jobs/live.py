@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from prismcache.schema import CropFile, CropProgress, Job, JobEvent, JobRequest, State
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.engine.base import Outcome
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store import JobRecord

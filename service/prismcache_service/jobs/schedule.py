@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 
 
 @dataclass(frozen=True)

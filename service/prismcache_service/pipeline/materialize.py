@@ -16,10 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from prismcache.config import Settings
+from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
 from prismcache.layout import FORMAT_VERSION, SourceObject
 from prismcache.schema import NO_CONTEXT, Context
-from prismcache_service.cache.cache import CropName, file_sha256
+from prismcache_service.cache import CropName
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
 from prismcache_service.pipeline.codec.encode import RECIPE
 from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
@@ -175,7 +176,7 @@ class Materializer:
         }
         self.moved = Moved()
         with ExitStack() as files:
-            spool = files.enter_context(Spool(target.parent))
+            spool = files.enter_context(Spool(target))
             try:
                 writer = await stream_crop(
                     partial(self._source.read, name.folder),
@@ -194,7 +195,7 @@ class Materializer:
             # The hash covers what the system reads back, while the disk writes. It does not run in a thread that has
             # deflated: ISA-L leaves AVX's registers in a state in which SHA instructions take a third longer.
             syncing = asyncio.ensure_future(run_in(self._threads.hdf5, _end, spool, writer, target, plan))
-            hashing = asyncio.ensure_future(asyncio.to_thread(file_sha256, fd))
+            hashing = asyncio.ensure_future(asyncio.to_thread(sha256_of, fd))
             await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
             syncing.result()
             return MadeCrop(
@@ -226,7 +227,8 @@ def _end(spool: Spool, writer: CropWriter, target: Path, plan: CropPlan) -> None
 
 
 def _check_space(plan: CropPlan, folder: Path) -> None:
-    stats = os.statvfs(folder)
+    with disk_errors(folder, "PRISMCACHE_ROOT"):
+        stats = os.statvfs(folder)
     free = stats.f_bavail * stats.f_frsize
     if free < plan.file_bytes_bound:
         raise NoSpaceError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from prismcache_service.config import ServiceConfig
-from prismcache_service.store.base import JobRecord, JobStore, LeaseRecord, MemoryJobStore
+from prismcache_service.store.base import JobRecord, JobStore, MemoryJobStore
 
-__all__ = ["JobRecord", "JobStore", "LeaseRecord", "MemoryJobStore", "open_store"]
+__all__ = ["JobRecord", "JobStore", "MemoryJobStore", "open_store"]
 
 
 async def open_store(config: ServiceConfig) -> JobStore:

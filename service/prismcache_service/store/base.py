@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
+from prismcache_service.crops.kept import LeaseRecord
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,6 @@ class JobRecord:
     created_at: datetime
     last_event: int = 0
     submitters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LeaseRecord:
-    """A retention lease on crops of one split, valid until `expires_at`."""
-
-    id: str
-    owner: str
-    split: Split
-    crops: tuple[int, ...]
-    expires_at: datetime
 
 
 class JobStore(ABC):

@@ -24,6 +24,7 @@ from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from prismcache.disk import storage_error
 from prismcache.errors import (
     ConfigError,
     MissingExtraError,
@@ -32,7 +33,6 @@ from prismcache.errors import (
     StorageError,
     StorageUnwritableError,
 )
-from prismcache_service.cache.errors import storage_error
 from prismcache_service.config import ServiceConfig
 from prismcache_service.store import migrations
 from prismcache_service.store.local_disk import refuse_network_file_system

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from unittest.mock import patch
 
 import pytest
 
-from prismcache.errors import CropCorruptError, NoSpaceError, StorageError, StorageUnwritableError
+from prismcache.disk import stamp_of
+from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
 from prismcache.layout import (
     FORMAT_VERSION,
     HDF5_SIGNATURE,
@@ -28,9 +32,9 @@ from prismcache.layout import (
     sources_path,
 )
 from prismcache.schema import CropFile, Split
+from prismcache_service.cache import CropCache, CropName, Found
 from prismcache_service.cache import cache as caching
-from prismcache_service.cache.cache import CropCache, CropName
-from prismcache_service.cache.files import stamp_of
+from prismcache_service.cache import files as comparing
 from tests.support.cache_root import files_below, quarantined, unfinished
 
 WHOLE = CropName(Split.INSTANCE, 3)
@@ -82,7 +86,9 @@ def publish(
 
 
 def find(cache: CropCache, name: CropName = WHOLE) -> CropFile | None:
-    return cache.find(name.split, name.crop, name.channels)
+    while (found := cache.look(name)).doubtful:
+        cache.verify(found.doubtful[0])
+    return found.file
 
 
 def manifest_file(cache: CropCache, name: CropName = WHOLE) -> Path:
@@ -124,7 +130,7 @@ def test_a_published_file_is_found_where_the_contract_says(cache: CropCache) -> 
 
 def test_an_untouched_file_is_found_without_being_read(cache: CropCache) -> None:
     publish(cache)
-    with patch.object(caching, "file_sha256", side_effect=AssertionError("read again")):
+    with patch.object(comparing, "sha256_of", side_effect=AssertionError("read again")):
         assert find(cache) is not None
 
 
@@ -132,7 +138,7 @@ def test_a_touched_file_is_read_once_and_then_known_again(cache: CropCache) -> N
     path = Path(publish(cache).path)
     os.utime(path, (1, 1))
     assert find(cache) is not None
-    with patch.object(caching, "file_sha256", side_effect=AssertionError("read again")):
+    with patch.object(comparing, "sha256_of", side_effect=AssertionError("read again")):
         assert find(cache) is not None
 
 
@@ -140,7 +146,7 @@ def test_a_touched_file_is_found_by_one_who_may_not_write_the_manifest(cache: Cr
     path = Path(publish(cache).path)
     os.utime(path, (1, 1))
     before = manifest_file(cache).read_bytes()
-    with patch.object(caching, "write_synced", side_effect=PermissionError(errno.EACCES, "no")):
+    with patch.object(caching, "write_atomically", side_effect=PermissionError(errno.EACCES, "no")):
         assert find(cache) is not None
     assert manifest_file(cache).read_bytes() == before
 
@@ -158,7 +164,7 @@ def test_publishing_again_replaces_the_file_and_the_manifest(cache: CropCache) -
 @pytest.mark.parametrize("crop", [3, 30, 0])
 def test_one_crop_is_never_taken_for_another(cache: CropCache, split: Split, crop: int) -> None:
     publish(cache)
-    found = cache.find(split, crop, None)
+    found = find(cache, CropName(split, crop, None))
     assert (found is not None) == ((split, crop) == (Split.INSTANCE, 3))
 
 
@@ -167,17 +173,17 @@ def test_one_crop_is_never_taken_for_another(cache: CropCache, split: Split, cro
 
 def test_a_request_for_channels_takes_the_fuller_file(cache: CropCache) -> None:
     whole = publish(cache)
-    assert cache.find(Split.INSTANCE, 3, (2,)) == whole
-    assert cache.find(Split.INSTANCE, 3, (3, 0)) == whole
-    assert cache.find(Split.INSTANCE, 3, (0, 4)) is None
+    assert find(cache, CropName(Split.INSTANCE, 3, (2,))) == whole
+    assert find(cache, CropName(Split.INSTANCE, 3, (3, 0))) == whole
+    assert find(cache, CropName(Split.INSTANCE, 3, (0, 4))) is None
 
 
 def test_a_request_for_channels_takes_any_file_that_has_them(cache: CropCache) -> None:
     subset = publish(cache, SUBSET)
     assert subset.path.endswith("instance/crop_3.ch00-01.h5")
-    assert cache.find(Split.INSTANCE, 3, (1,)) == subset
-    assert cache.find(Split.INSTANCE, 3, (1, 0, 1)) == subset
-    assert cache.find(Split.INSTANCE, 3, (1, 2)) is None
+    assert find(cache, CropName(Split.INSTANCE, 3, (1,))) == subset
+    assert find(cache, CropName(Split.INSTANCE, 3, (1, 0, 1))) == subset
+    assert find(cache, CropName(Split.INSTANCE, 3, (1, 2))) is None
     assert find(cache) is None
 
 
@@ -188,9 +194,9 @@ def test_a_request_for_everything_never_takes_a_subset_even_one_of_all_channels_
 
 def test_the_exact_subset_serves_where_the_fuller_file_is_wrong(cache: CropCache) -> None:
     whole, subset = publish(cache), publish(cache, SUBSET, OTHER)
-    assert cache.find(Split.INSTANCE, 3, (0, 1)) == whole
+    assert find(cache, CropName(Split.INSTANCE, 3, (0, 1))) == whole
     os.truncate(whole.path, 100)
-    assert cache.find(Split.INSTANCE, 3, (0, 1)) == subset
+    assert find(cache, CropName(Split.INSTANCE, 3, (0, 1))) == subset
 
 
 def test_names_are_ordered_by_split_crop_and_channels(cache: CropCache) -> None:
@@ -272,7 +278,8 @@ def test_a_damaged_file_is_never_found_and_made_again_it_is(cache: CropCache, da
     path = Path(publish(cache).path)
     damage(path)
     assert find(cache) is None
-    cache.set_aside_wrong(Split.INSTANCE, 3, None)
+    for name in cache.look(WHOLE).wrong:
+        cache.set_aside(name)
     assert not os.path.lexists(path)
     published = publish(cache, token="t1")
     assert find(cache) == published
@@ -281,14 +288,11 @@ def test_a_damaged_file_is_never_found_and_made_again_it_is(cache: CropCache, da
 
 
 @any_damage
-def test_a_check_says_what_is_wrong_with_a_damaged_file(cache: CropCache, damage: Callable[[Path], object]) -> None:
+def test_verify_says_what_is_wrong_with_a_damaged_file(cache: CropCache, damage: Callable[[Path], object]) -> None:
     path = Path(publish(cache).path)
-    manifest = cache.manifest(WHOLE)
-    assert manifest is not None
-    cache.check(WHOLE, manifest, full=True)
+    assert cache.verify(WHOLE) == ""
     damage(path)
-    with pytest.raises(CropCorruptError, match=r"crop_3\.h5 (cannot be opened|is no|has|does not)"):
-        cache.check(WHOLE, manifest)
+    assert re.search(r"crop_3\.h5 (cannot be opened|is no|has|does not)", cache.verify(WHOLE))
 
 
 @any_damage
@@ -300,14 +304,30 @@ def test_publishing_over_damage_gives_a_right_file(cache: CropCache, damage: Cal
     assert path.read_bytes() == OTHER
 
 
-def test_a_file_that_the_disk_cannot_read_is_not_found(cache: CropCache) -> None:
-    publish(cache)
-    with patch.object(os, "read", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
-        assert find(cache) is None
-        manifest = cache.manifest(WHOLE)
-        assert manifest is not None
-        with pytest.raises(CropCorruptError, match="cannot be read: Input/output error"):
-            cache.check(WHOLE, manifest)
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("operation", ["open", "read", "fstat"])
+def test_an_error_that_passes_neither_hides_a_good_file_nor_makes_it_wrong(
+    cache: CropCache, operation: str, number: int
+) -> None:
+    published = publish(cache)
+    error = OSError(number, os.strerror(number))
+    real = getattr(os, operation)
+    with patch.object(os, operation, side_effect=[error, error, *[mock.DEFAULT] * 9], wraps=real):
+        assert cache.look(WHOLE) == Found(published)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+def test_an_error_that_stays_is_a_storage_error_and_says_nothing_about_the_content(
+    cache: CropCache, number: int
+) -> None:
+    published = publish(cache)
+    for where, operation in ((os, "read"), (Path, "read_bytes")):
+        with (
+            patch.object(where, operation, side_effect=OSError(number, os.strerror(number))),
+            pytest.raises(StorageError, match=rf"crop_3\.(h5|json): {os.strerror(number)}"),
+        ):
+            cache.look(WHOLE)
+    assert find(cache) == published
 
 
 def test_checking_leaves_no_file_open(cache: CropCache) -> None:
@@ -319,15 +339,35 @@ def test_checking_leaves_no_file_open(cache: CropCache) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_damage_that_leaves_every_stamp_alone_is_seen_by_a_full_check(cache: CropCache) -> None:
+@pytest.mark.parametrize("writable", [True, False])
+def test_what_verify_found_wrong_is_never_a_hit_again_though_every_stamp_agrees(
+    cache: CropCache, *, writable: bool
+) -> None:
     path = Path(publish(cache).path)
+    _flip(path)
     manifest = cache.manifest(WHOLE)
     assert manifest is not None
-    _flip(path)
     stamped = manifest.model_copy(update={"stamp": stamp_of(path.stat())})
-    cache.check(WHOLE, stamped)
-    with pytest.raises(CropCorruptError, match=r"has SHA-256 .*, its manifest says"):
-        cache.check(WHOLE, stamped, full=True)
+    manifest_file(cache).write_text(stamped.model_dump_json())
+    assert cache.look(WHOLE).file is not None
+    refused = contextlib.nullcontext() if writable else patch.object(caching, "write_atomically", side_effect=OSError)
+    with refused:
+        assert "has SHA-256" in cache.verify(WHOLE)
+    assert list(cache.look(WHOLE).wrong) == [WHOLE]
+    if writable:
+        assert find(CropCache(cache.root)) is None
+
+
+def test_on_a_read_only_root_the_result_of_reading_again_is_kept_in_the_users_own_folder(
+    cache: CropCache, tmp_path: Path
+) -> None:
+    published = publish(cache)
+    os.utime(published.path, (1, 1))
+    readers = [CropCache(cache.root, readings=tmp_path / "mine") for _ in range(2)]
+    with patch.object(caching, "write_atomically", side_effect=PermissionError(errno.EACCES, "no")):
+        assert readers[0].look(WHOLE).doubtful == (WHOLE,)
+        assert readers[0].verify(WHOLE) == ""
+    assert readers[1].look(WHOLE) == Found(published)
 
 
 @pytest.mark.parametrize(
@@ -395,12 +435,13 @@ def test_two_bad_files_of_one_crop_do_not_replace_each_other_in_quarantine(cache
     assert len(quarantined(cache.root)) == 2
 
 
-def test_set_aside_wrong_leaves_what_is_right(cache: CropCache) -> None:
+def test_a_look_up_names_what_is_wrong_and_leaves_out_what_is_right(cache: CropCache) -> None:
     whole, subset = publish(cache), publish(cache, SUBSET, OTHER)
     os.truncate(whole.path, 10)
-    cache.set_aside_wrong(Split.INSTANCE, 3, (0, 1))
-    assert not Path(whole.path).exists()
-    assert cache.find(Split.INSTANCE, 3, (0, 1)) == subset
+    assert cache.look(SUBSET) == Found(subset)
+    os.truncate(subset.path, 10)
+    assert set(cache.look(SUBSET).wrong) == {WHOLE, SUBSET}
+    assert set(cache.look(WHOLE).wrong) == {WHOLE}
 
 
 def test_a_removed_crop_is_gone_with_its_manifest_and_its_sources(cache: CropCache) -> None:
@@ -587,7 +628,7 @@ def test_a_pending_manifest_never_replaces_one_that_is_there(cache: CropCache) -
 
 def test_a_sweep_deletes_what_the_dead_left_and_nothing_of_the_living(cache: CropCache) -> None:
     published = publish(cache)
-    live = cache.leases.try_acquire("instance-crop_5.h5")
+    live = cache.locks.try_acquire("instance-crop_5.h5")
     assert live is not None
     five = CropName(Split.INSTANCE, 5)
     kept = cache.temporary(five, live)
@@ -602,7 +643,7 @@ def test_a_sweep_deletes_what_the_dead_left_and_nothing_of_the_living(cache: Cro
     assert sorted(cache.sweep()) == sorted(dead)
     assert kept.exists()
     assert find(cache) == published
-    cache.leases.release("instance-crop_5.h5", live)
+    cache.locks.release("instance-crop_5.h5", live)
     assert cache.sweep() == [kept]
 
 

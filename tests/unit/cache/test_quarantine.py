@@ -11,7 +11,7 @@ import pytest
 from prismcache.errors import StorageUnwritableError
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.cache.quarantine import Quarantine
 from tests.support.cache_root import quarantined
 from tests.support.stored_crops import store_crop
@@ -89,7 +89,7 @@ def test_what_cannot_be_deleted_stays_and_is_not_counted(quarantine: Quarantine)
 def test_a_cache_is_swept_of_what_was_set_aside_long_enough_ago(tmp_path: Path) -> None:
     cache, name = CropCache(tmp_path, keep_quarantine=DAY), CropName(Split.INSTANCE, 0)
     store_crop(cache, name)
-    old = cache.quarantine.take(cache.path(name), name.lease, datetime.now(UTC) - 2 * DAY)
+    old = cache.quarantine.take(cache.path(name), name.lock, datetime.now(UTC) - 2 * DAY)
     store_crop(cache, name)
     young = cache.set_aside(name)
     assert young is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from tests.support.stored_crops import store_crop
 
 PROGRAM = """

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from prismcache.errors import MissingChunksError, PrismError, SourceCorruptError
+from prismcache.errors import MissingChunksError, PrismError, SourceCorruptError, StorageUnwritableError
 from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile, JobRequest, Split, State
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.cache import making_lock as leasing
-from prismcache_service.cache.cache import CropCache, CropName
-from prismcache_service.crops import ensure as ensuring
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.engine.base import CropTask, Engine
 from prismcache_service.pipeline.progress import Progress
 from tests.support.cache_root import quarantined, unfinished
+from tests.support.stored_crops import store_crop
 
 NAME = CropName(Split.INSTANCE, 3)
 CONTENT = HDF5_SIGNATURE + bytes(3000)
@@ -122,7 +123,7 @@ def test_what_is_not_there_is_made_with_progress_and_what_is_there_is_not(cache:
         assert seen == [Progress(1, 2, 3, 4)]
         assert content(made) == CONTENT
         assert await service.ensure(NAME, seen.append) == made
-        assert await service.find(NAME) == made
+        assert (await cache.find(NAME)).file == made
         assert [task.name for task in engine.tasks] == [NAME]
         assert len(seen) == 1
         assert unfinished(cache.root) == []
@@ -198,18 +199,56 @@ def test_cancelling_gives_the_lease_back(cache: CropCache) -> None:
     asyncio.run(main())
 
 
-def test_what_somebody_published_between_the_look_and_the_lease_is_taken(cache: CropCache) -> None:
+def test_what_somebody_else_made_while_we_waited_for_the_lock_is_taken(cache: CropCache) -> None:
     async def main() -> None:
-        engine, other = QuickEngine(cache), QuickEngine(cache)
+        cache.prepare(NAME.split)
+        token = cache.locks.try_acquire(NAME.lock)
+        assert token is not None
+        engine = QuickEngine(cache)
+        waiting = asyncio.create_task(EnsureService(cache, engine).ensure(NAME, ignore))
+        file = store_crop(cache, NAME)
+        cache.locks.release(NAME.lock, token)
+        assert await waiting == file
+        assert engine.tasks == []
 
-        async def acquire_after_another(*arguments: Any) -> str | None:
-            with patch.object(ensuring, "acquire", leasing.acquire):
-                await EnsureService(CropCache(cache.root), other).ensure(NAME, ignore)
-            return await leasing.acquire(*arguments)
+    asyncio.run(main())
 
-        with patch.object(ensuring, "acquire", acquire_after_another):
-            assert await EnsureService(cache, engine).ensure(NAME, ignore)
-        assert (len(other.tasks), engine.tasks) == (1, [])
+
+def test_a_miss_is_looked_up_once_more_under_the_making_lock(cache: CropCache) -> None:
+    async def main() -> None:
+        service = EnsureService(cache, QuickEngine(cache))
+        with patch.object(cache, "look", wraps=cache.look) as look:
+            await service.find_all(JobRequest(split=NAME.split), [NAME.crop])
+            await service.ensure(NAME, ignore)
+        assert look.call_count == 2
+
+    asyncio.run(main())
+
+
+def test_a_file_that_has_to_be_read_again_is_not_read_by_the_request_but_by_its_job(cache: CropCache) -> None:
+    async def main() -> None:
+        engine = QuickEngine(cache)
+        file = store_crop(cache, NAME)
+        os.utime(file.path, (1, 1))
+        services = [EnsureService(cache, engine) for _ in range(3)]
+        with patch.object(cache, "verify", wraps=cache.verify) as verify:
+            [found] = await services[0].find_all(JobRequest(split=NAME.split), [NAME.crop])
+            assert (found.state, verify.call_count) == (State.QUEUED, 0)
+            assert await asyncio.gather(*(service.ensure(NAME, ignore) for service in services)) == [file] * 3
+            assert verify.call_count == 1
+        assert engine.tasks == []
+
+    asyncio.run(main())
+
+
+def test_a_file_on_a_root_that_may_only_be_read_is_read_again_without_a_lock(cache: CropCache) -> None:
+    async def main() -> None:
+        file = store_crop(cache, NAME)
+        os.utime(file.path, (1, 1))
+        with patch.object(cache, "prepare", side_effect=StorageUnwritableError("x")):
+            assert await EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore) == file
+            with pytest.raises(StorageUnwritableError):
+                await EnsureService(cache, QuickEngine(cache)).ensure(CropName(NAME.split, 4), ignore)
 
     asyncio.run(main())
 
@@ -218,11 +257,14 @@ def test_what_somebody_published_between_the_look_and_the_lease_is_taken(cache: 
 def test_what_is_wrong_is_set_aside_and_made_again(cache: CropCache, damage: str) -> None:
     async def main() -> None:
         engine = QuickEngine(cache)
-        service = EnsureService(cache, engine)
+        said: list[str] = []
+        service = EnsureService(cache, engine, on_set_aside=said.append)
         spoil(await service.ensure(NAME, ignore), damage)
-        assert await service.find(NAME) is None
+        assert (await cache.find(NAME)).file is None
         assert content(await service.ensure(NAME, ignore)) == CONTENT
         assert len(quarantined(cache.root)) == 1
+        assert len(said) == 1
+        assert re.search(r"crop_3\.h5 was set aside, and is fetched again: it (has \d+ bytes|is no regular)", said[0])
 
     asyncio.run(main())
 
@@ -234,7 +276,7 @@ def test_strict_refuses_a_cached_crop_with_absent_chunks_and_others_take_it(cach
         assert (await service.ensure(NAME, ignore)).missing_chunks == 4
         with pytest.raises(MissingChunksError, match=r"crop_3\.h5 was made with 4 absent chunks"):
             await service.ensure(NAME, ignore, strict=True)
-        assert await service.find(NAME) is not None
+        assert (await cache.find(NAME)).file is not None
 
     asyncio.run(main())
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from prismcache.errors import CropCorruptError, CropNotCachedError, ServiceBusyError, UnknownChannelError, WorkerError
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import previews
 from prismcache_service.crops.previews import COMMAND, PreviewService
 from prismcache_service.engine.local import preview

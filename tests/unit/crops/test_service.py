@@ -18,11 +18,11 @@ from prismcache.errors import (
     UnknownLeaseError,
 )
 from prismcache.schema import CropFile, CropInfo, LeaseRequest, Split, Verdict
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import service as crops_module
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
-from prismcache_service.crops.service import CropService
+from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store.base import MemoryJobStore
@@ -77,7 +77,7 @@ class Shelf:
         )  # fmt: skip
         self.crops = CropService(
             self.cache, published or Published(), self.restorer, self.store, space, self.last_used,
-            lease_seconds=lease_seconds,
+            terms=Terms(lease_seconds),
         )  # fmt: skip
 
     def put(self, crop: int, channels: tuple[int, ...] | None = None, split: Split = INSTANCE) -> CropFile:

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropName
-from prismcache_service.cache.quarantine import SetAside
+from prismcache_service.cache import CropName, SetAside
 from prismcache_service.crops.space import Bounds, Clearing, Room, StoredFile, choose_victims, plan_clearing
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,7 +13,7 @@ import pytest
 
 from prismcache.errors import NoSpaceError, QuotaExceededError, StorageError
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import space as space_module
 from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
 from tests.support.cache_root import files_below, published

@@ -12,7 +12,7 @@ from prismcache.config import Settings
 from prismcache.errors import ConfigError, MissingExtraError
 from prismcache.schema import Split
 from prismcache_service import factory
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.config import ServiceConfig
 from prismcache_service.engine.base import CropTask
 from prismcache_service.engine.dask.engine import DaskEngine

@@ -10,7 +10,7 @@ import pytest
 
 from prismcache.errors import SourceUnreachableError
 from prismcache.schema import CropFile, Split
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.jobs.flights import Flights, Outcome, Passenger
 from prismcache_service.jobs.observer import NoObserver
 from prismcache_service.jobs.schedule import Wish

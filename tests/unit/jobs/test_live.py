@@ -10,7 +10,7 @@ import pytest
 
 from prismcache.errors import SourceDeniedError
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.jobs.live import LiveJob, job_of, state_of
 from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store.base import JobRecord

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.jobs.schedule import Wish, choose
 
 

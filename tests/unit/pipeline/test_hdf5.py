@@ -14,9 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
+from prismcache.disk import sha256_of, storage_error
 from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
-from prismcache_service.cache.cache import file_sha256
-from prismcache_service.cache.errors import storage_error
 from prismcache_service.pipeline.write.hdf5 import CropWriter, Sink, check_file, start_writeback
 from tests.support import crop_files
 from tests.support.crop_files import ATTRIBUTES, failing_operation, file_plan, noise, write_crop_file
@@ -103,7 +102,7 @@ def test_the_digest_is_that_of_the_whole_file_wherever_its_descriptor_stands(pat
     path.write_bytes(content)
     with path.open("rb") as file:
         file.seek(size // 2)
-        assert file_sha256(file.fileno()) == hashlib.sha256(content).hexdigest()
+        assert sha256_of(file.fileno()) == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o600])

@@ -37,7 +37,7 @@ from prismcache.errors import (
 )
 from prismcache.layout import SourceObject
 from prismcache.schema import NO_CONTEXT, Context, Split
-from prismcache_service.cache.cache import CropName
+from prismcache_service.cache import CropName
 from prismcache_service.pipeline import materialize
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer, first_error
 from prismcache_service.pipeline.plan import plan

@@ -15,7 +15,7 @@ from prismcache.config import Settings
 from prismcache.errors import ConfigError, SourceUnreachableError, StorageError
 from prismcache.schema import CropProgress, JobRequest, LeaseRequest, Split, State
 from prismcache_service import factory as factory_module
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.config import ServiceConfig
 from prismcache_service.crops.space import Bounds
 from prismcache_service.factory import Factory, open_factory

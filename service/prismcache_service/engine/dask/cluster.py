@@ -22,7 +22,7 @@ from distributed import Client
 from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, PrismError
 from prismcache.schema import Split
-from prismcache_service.cache.cache import CropCache
+from prismcache_service.cache import CropCache
 from prismcache_service.engine.dask.messages import TOPIC, Inspection, differences, settings_json, versions
 from prismcache_service.engine.dask.worker import inspect_worker
 
@@ -240,10 +240,10 @@ class Cluster:
 
     async def _trouble_of(self, client: Client, address: str, member: _Member) -> str:
         mark = f"dask-{uuid4().hex}"
-        locks = self._cache.leases
+        locks = self._cache.locks
         try:
-            await asyncio.to_thread(self._cache.prepare, Split.INSTANCE)
-            token = await asyncio.to_thread(locks.try_acquire, mark)
+            await self._cache.threads.run(self._cache.prepare, Split.INSTANCE)
+            token = await self._cache.threads.run(locks.try_acquire, mark)
         except PrismError as error:
             return str(error)
         try:
@@ -257,7 +257,7 @@ class Cluster:
         except Exception as error:  # noqa: BLE001 - whatever Dask raises, this worker gets no crops
             return f"it cannot be inspected: {error}"
         finally:
-            await asyncio.shield(asyncio.to_thread(locks.release, mark, token or ""))
+            await asyncio.shield(self._cache.threads.run(locks.release, mark, token or ""))
         response = responses.get(address)
         if not isinstance(response, str):
             return f"it cannot be inspected: {response}"

@@ -17,7 +17,7 @@ from distributed import Client, KilledWorker
 from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, WorkerError
 from prismcache.schema import CropFile
-from prismcache_service.cache.cache import CropCache
+from prismcache_service.cache import CropCache
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
 from prismcache_service.engine.dask.cluster import Cluster
 from prismcache_service.engine.dask.messages import (
@@ -94,7 +94,7 @@ class DaskEngine(Engine):
         finally:
             self._runs.remove(run)
             # Unfinished files of lost workers, also of one that still writes: without its file it publishes nothing.
-            await asyncio.shield(asyncio.to_thread(self._cache.discard, task.token))
+            await asyncio.shield(self._cache.threads.run(self._cache.discard, task.token))
 
     async def check(self) -> None:
         await self._cluster.check()

@@ -74,7 +74,7 @@ def task_key(task: CropTask, settings: Settings) -> str:
 
     Dask forgets a task that ended once its future is released, so a later one with this key runs anew.
     """
-    lock = task.name.lease
+    lock = task.name.lock
     return f"prismcache-{lock}-{_digest(lock, task.strict, RECIPE, versions(), _place(settings))}"
 
 

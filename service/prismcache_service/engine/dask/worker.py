@@ -19,7 +19,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from prismcache.config import ENV_PREFIX, Settings
 from prismcache.errors import PrismError, WorkerError
-from prismcache_service.cache.cache import CropCache, CropName
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine.base import CropTask, Outcome
 from prismcache_service.engine.dask.messages import (
     TOPIC,
@@ -85,7 +85,7 @@ def own_settings(settings: str) -> Settings:
 
 def _trouble_with_storage(settings: Settings, mark: str, token: str) -> str:
     cache = CropCache(settings.root)
-    holder = cache.leases.holder(mark)
+    holder = cache.locks.holder(mark)
     if holder is None or holder.token != token:
         return f"its folder {settings.root} is not the service's cache folder"
     try:
@@ -155,7 +155,7 @@ class CropMaker(WorkerPlugin):
         task = CropTask(name, f"{work.token}.{uuid4().hex}", work.strict)
         try:
             # A worker that was lost after it published left a file, but sent no outcome.
-            found = await asyncio.to_thread(CropCache(settings.root).find, name.split, name.crop, name.channels)
+            found = (await CropCache(settings.root).find(name)).file
             if found is not None and not (work.strict and found.missing_chunks):
                 return found
             wanted = order.settings, order.silence

@@ -17,7 +17,7 @@ from typing import Self
 from prismcache.config import Settings
 from prismcache.errors import MemoryLimitError, MissingExtraError, StorageError, WorkerError
 from prismcache.schema import Problem
-from prismcache_service.cache.cache import CropCache
+from prismcache_service.cache import CropCache
 from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
 from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.engine.local.stagger import Stagger
@@ -123,8 +123,8 @@ class LocalEngine(Engine):
         """Kill a worker in the middle of its work; its unfinished files go too, so that the next may use the token."""
         await worker.kill()
         try:
-            await asyncio.to_thread(self._cache.discard, token)
-        except (OSError, StorageError) as error:  # the next sweep tries again
+            await self._cache.threads.run(self._cache.discard, token)
+        except StorageError as error:  # the next sweep tries again
             _log.warning("unfinished files of a killed worker stay for now: %s", error)
 
 

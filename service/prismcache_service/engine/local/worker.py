@@ -25,11 +25,11 @@ from typing import BinaryIO
 import h5py
 
 from prismcache.config import Settings
+from prismcache.disk import storage_error
 from prismcache.errors import PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile, Problem
-from prismcache_service.cache.cache import FILE_MODE, CropCache, CropName
-from prismcache_service.cache.errors import storage_error
+from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prismcache.errors import InvalidSourceError, MissingChunksError, UnknownChannelError
-from prismcache.layout import SourceObject
+from prismcache.layout import SourceObject, file_bytes_bound
 from prismcache.schema import NO_CONTEXT, Context
-from prismcache_service.cache.cache import file_bytes_bound
 from prismcache_service.pipeline.plan.align import Alignment, align
 from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, Shape
 

@@ -7,6 +7,7 @@ it keeps the first error, drops what comes after, and raises once HDF5 has close
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,9 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from prismcache.disk import storage_error
 from prismcache.errors import StorageError
 from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, raw_dataset
-from prismcache_service.cache.errors import storage_error
 from prismcache_service.pipeline.codec.encode import EncodedChunk
 from prismcache_service.pipeline.libc import call_if_there
 from prismcache_service.pipeline.plan.plan import CropPlan
@@ -239,8 +240,9 @@ class CropWriter(SafeFile):
             raise
 
     def write_ids(self, labels_ids: np.ndarray[Any, Any]) -> None:
-        """Write the table of original ids, (n+1,) uint64; errors as in `write`."""
-        self._file.create_dataset(LABELS_IDS, data=labels_ids, track_times=False)
+        """Write the table of original ids, (n+1,) uint64, with its SHA-256 for readers; errors as in `write`."""
+        table = self._file.create_dataset(LABELS_IDS, data=labels_ids, compression="gzip", track_times=False)
+        table.attrs["sha256"] = hashlib.sha256(labels_ids.astype("<u8").tobytes()).hexdigest()
         self._sink.raise_error()
 
 

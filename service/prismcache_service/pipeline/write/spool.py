@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from prismcache.disk import TEMPORARY, storage_error
 from prismcache.errors import StorageError
-from prismcache_service.cache.errors import storage_error
 from prismcache_service.pipeline.codec.decode import Bytes, ScratchPad
 
 _scratch = ScratchPad()
@@ -25,8 +25,10 @@ class Spool:
 
     Parameters
     ----------
-    folder
-        Where the file lies; it has no name there and is gone when closed, or when the process dies.
+    target
+        The unfinished file beside which the spool lies. The spool has no name there and is gone when closed, or when
+        the process dies. Where the file system needs a name for a moment, the spool's begins as the target's does, so
+        that a sweep knows whose it was.
 
     Raises
     ------
@@ -34,13 +36,15 @@ class Spool:
         From every method, if the disk refuses (`NoSpaceError` when it is full).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, target: Path) -> None:
+        self._folder = folder = target.parent
         self._places: dict[str, tuple[int, int]] = {}
         self._end = 0
         self._lock = threading.Lock()
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 - closed by __exit__
+                dir=folder, prefix=f"{target.name.removesuffix(TEMPORARY)}.", suffix=TEMPORARY, buffering=0
+            )
         except OSError as error:
             raise storage_error(error, folder) from error
 

@@ -1,0 +1,49 @@
+"""What is kept of crops over restarts, by the job store: pins, retention leases, and times of last use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from prismcache.schema import Split
+
+CropKey = tuple[Split, int]
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """A retention lease on crops of one split, valid until `expires_at`."""
+
+    id: str
+    owner: str
+    split: Split
+    crops: tuple[int, ...]
+    expires_at: datetime
+
+
+class Uses(Protocol):
+    """Keeps when crops were last used."""
+
+    async def touch(self, crops: Iterable[CropKey], at: datetime) -> None: ...
+
+    async def last_used(self) -> Mapping[CropKey, datetime]: ...
+
+
+class PinsAndLeases(Protocol):
+    """Keeps pins and retention leases; its methods raise `StorageError`."""
+
+    async def pin(self, split: Split, crop: int, owner: str) -> None: ...
+
+    async def unpin(self, split: Split, crop: int) -> bool: ...
+
+    async def pins(self) -> set[CropKey]: ...
+
+    async def put_lease(self, lease: LeaseRecord) -> None: ...
+
+    async def lease(self, lease_id: str) -> LeaseRecord | None: ...
+
+    async def leases(self, now: datetime) -> list[LeaseRecord]: ...
+
+    async def drop_lease(self, lease_id: str) -> bool: ...
