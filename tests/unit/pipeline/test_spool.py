@@ -52,5 +52,9 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_no_space(tmp_path: Path) -> None:
-    with Spool(tmp_path / ".crop_0.h5.token.tmp") as spool, failing_operation(1), pytest.raises(NoSpaceError, match=str(tmp_path)):
+    with (
+        Spool(tmp_path / ".crop_0.h5.token.tmp") as spool,
+        failing_operation(1),
+        pytest.raises(NoSpaceError, match=str(tmp_path)),
+    ):
         spool.put("a", b"x" * 1000)
