@@ -26,6 +26,7 @@ from prismcache import (
 )
 from prismcache._testing_files import VOXEL_SIZE, CropArrays, crop_arrays, write_crop
 from prismcache.crop.boxes import voxel_box
+from prismcache.layout import FORMAT_VERSION
 from prismcache.schema import Split
 from tests.support.context_crops import write_context_crop
 
@@ -47,7 +48,7 @@ def test_it_says_what_it_is_and_where_it_lies(path: Path) -> None:
         assert (crop.split, crop.crop_id, crop.channels, crop.shape) == (Split.INSTANCE, 3, CHANNELS, (8, 24, 24))
         assert (crop.voxel_size, crop.resolution, crop.offset) == (VOXEL_SIZE, VOXEL_SIZE, (0, 0, 0))
         found = crop.provenance
-    assert (found.source, found.missing_chunks, found.format_version) == ("memory", 0, 1)
+    assert (found.source, found.missing_chunks, found.format_version) == ("memory", 0, FORMAT_VERSION)
     assert found.manifest is not None
     assert found.manifest.channels == CHANNELS
     assert "2025.09.26.678648" in crop.citation
