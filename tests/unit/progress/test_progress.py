@@ -52,93 +52,72 @@ def lines(stream: io.StringIO, clock: Clock) -> LineReporter:
     return LineReporter(stream, clock)
 
 
-def test_a_crop_says_when_it_starts_and_when_it_is_ready(lines, stream, clock):
-    lines.update(job(queued(0)))
-    assert written(stream) == []
-    lines.update(job(running(0)))
-    assert written(stream) == ["instance/0: started"]
-    clock.now += 4
-    lines.update(job(ready(0)))
-    lines.update(job(ready(0)))
-    assert written(stream) == ["instance/0: ready in 4.0 s, 100 MB fetched at 25.0 MB/s, 3.0 MB on disk"]
-
-
-def test_what_another_process_made_was_not_fetched_here(lines, stream, clock):
-    lines.update(job(running(0, total=0)))
-    clock.now += 4
-    lines.update(job(ready(0, total=0)))
-    assert written(stream)[1:] == ["instance/0: ready in 4.0 s, made by another process, 3.0 MB on disk"]
-
-
-def test_a_line_needs_ten_seconds_and_a_tenth(lines, stream, clock):
-    lines.update(job(running(0)))
-    written(stream)
-    clock.now += 9
-    lines.update(job(running(0, 50)))
-    assert written(stream) == []
-    clock.now += 1
-    lines.update(job(running(0, 50)))
-    assert written(stream) == ["instance/0: 50%, 50.0 MB of 100 MB, 50 of 100 objects, 5.0 MB/s, 10 s left"]
-    clock.now += 50
-    lines.update(job(running(0, 59)))
-    assert written(stream) == []
-    clock.now += 10
-    lines.update(job(running(0, 59)))
-    assert len(written(stream)) == 1, "a minute of silence is worth a line in any case"
-
-
-def test_a_crop_that_was_cached_says_nothing(lines, stream):
-    lines.update(job(ready(0), queued(5)))
-    lines.update(job(ready(0), ready(5)))
-    assert written(stream) == []
-
-
-def test_a_crop_that_fails_says_so(lines, stream):
-    lines.update(job(running(0), broken(5, NoSpaceError("no room"))))
-    assert written(stream) == ["instance/0: started", "instance/5: failed: error[no_space]"]
-    lines.update(job(CropProgress(crop=0, state=State.CANCELLED)))
-    assert written(stream) == ["instance/0: cancelled"]
-    lines.close()
-
-
-def test_a_listing_that_is_being_read_has_no_numbers(lines, stream, clock):
-    lines.update(job(running(0, total=0)))
-    clock.now += 60
-    lines.update(job(running(0, total=0)))
-    assert written(stream)[-1] == "instance/0: 0%, reading the listing"
-
-
 def download(crop: int, done: int, state: State = State.RUNNING) -> CropDownload:
     """A file of 3 MB of which so many are here."""
     file = crop_file(crop) if state is State.DONE else None
     return CropDownload(crop=crop, state=state, bytes_done=done * MB, bytes_total=3 * MB, file=file)
 
 
-def test_a_download_has_its_own_rate_and_end_after_that_of_the_making(lines, stream, clock):
+HALF = "instance/0: 50%, 50.0 MB of 100 MB, 50 of 100 objects"
+STORIES = {
+    "a crop starts and is ready": [
+        (0, job(queued(0)), []),
+        (0, job(running(0)), ["instance/0: started"]),
+        (4, job(ready(0)), ["instance/0: ready in 4.0 s, 100 MB fetched at 25.0 MB/s, 3.0 MB on disk"]),
+        (0, job(ready(0)), []),
+    ],
+    "another process makes the crop": [
+        (0, job(running(0, total=0)), ["instance/0: started"]),
+        (4, job(ready(0, total=0)), ["instance/0: ready in 4.0 s, made by another process, 3.0 MB on disk"]),
+    ],
+    "a line needs ten seconds and a tenth of the crop, or a minute": [
+        (0, job(running(0)), ["instance/0: started"]),
+        (9, job(running(0, 50)), []),
+        (1, job(running(0, 50)), [f"{HALF}, 5.0 MB/s, 10 s left"]),
+        (50, job(running(0, 50)), []),
+        (10, job(running(0, 50)), [f"{HALF}, 714 kB/s, 1:10 min left"]),
+    ],
+    "a cached crop is not mentioned": [(0, job(ready(0), queued(5)), []), (0, job(ready(0), ready(5)), [])],
+    "crops fail and are cancelled": [
+        (
+            0,
+            job(running(0), broken(5, NoSpaceError("no room"))),
+            ["instance/0: started", "instance/5: failed: error[no_space]"],
+        ),
+        (0, job(CropProgress(crop=0, state=State.CANCELLED)), ["instance/0: cancelled"]),
+    ],
+    "a listing that is being read has no numbers": [
+        (0, job(running(0, total=0)), ["instance/0: started"]),
+        (60, job(running(0, total=0)), ["instance/0: 0%, reading the listing"]),
+    ],
+    "a download, begun earlier, has its own rate and end": [
+        (0, job(running(0)), ["instance/0: started"]),
+        (4, job(ready(0)), ["instance/0: ready in 4.0 s, 100 MB fetched at 25.0 MB/s, 3.0 MB on disk"]),
+        (100, job(download(0, 1)), ["instance/0: downloading 3.0 MB"]),
+        (10, job(download(0, 2)), ["instance/0: 67%, 2.0 MB of 3.0 MB downloaded, 100 kB/s, 10 s left"]),
+        (10, job(download(0, 3, State.DONE)), ["instance/0: downloaded in 20 s, 3.0 MB at 100 kB/s"]),
+        (0, job(ready(0)), []),
+    ],
+    "the service had the crop": [
+        (0, job(ready(0), ready(5)), []),
+        (0, job(download(0, 0), ready(5)), ["instance/0: downloading 3.0 MB"]),
+        (3, job(download(0, 3, State.DONE), ready(5)), ["instance/0: downloaded in 3.0 s, 3.0 MB at 1.0 MB/s"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_lines_tell(name, lines, stream, clock):
+    for seconds, snapshot, said in STORIES[name]:
+        clock.now += seconds
+        lines.update(snapshot)
+        assert written(stream) == said
+    lines.close()
+
+
+def test_a_log_that_is_closed_stops_nothing(lines, stream):
+    stream.close()
     lines.update(job(running(0)))
-    clock.now += 4
-    lines.update(job(ready(0)))
-    clock.now += 100
-    written(stream)
-    lines.update(job(download(0, 1)))  # which an earlier call left
-    assert written(stream) == ["instance/0: downloading 3.0 MB"]
-    clock.now += 10
-    lines.update(job(download(0, 2)))
-    assert written(stream) == ["instance/0: 67%, 2.0 MB of 3.0 MB downloaded, 100 kB/s, 10 s left"]
-    clock.now += 10
-    lines.update(job(download(0, 3, State.DONE)))
-    lines.update(job(ready(0)))
-    assert written(stream) == ["instance/0: downloaded in 20 s, 3.0 MB at 100 kB/s"]
-
-
-def test_a_download_of_what_the_service_had_is_shown_too(lines, stream, clock):
-    lines.update(job(ready(0), ready(5)))
-    lines.update(job(download(0, 0), ready(5)))
-    clock.now += 3
-    lines.update(job(download(0, 3, State.DONE), ready(5)))
-    assert written(stream) == [
-        "instance/0: downloading 3.0 MB", "instance/0: downloaded in 3.0 s, 3.0 MB at 1.0 MB/s"
-    ]  # fmt: skip
 
 
 def test_bars_show_a_download_and_keep_the_total_of_what_is_made(clock):
@@ -158,11 +137,6 @@ def test_bars_show_a_download_and_keep_the_total_of_what_is_made(clock):
     assert "2.0 MB of 3.0 MB downloaded" in drawn
     assert "1 of 2 crops" in drawn
     assert "instance/0: downloaded in 1.0 s, 3.0 MB at 2.0 MB/s" in drawn
-
-
-def test_a_log_that_is_closed_stops_nothing(lines, stream):
-    stream.close()
-    lines.update(job(running(0)))
 
 
 def test_bars_show_crops_and_total_and_leave_lines(clock):
