@@ -66,13 +66,15 @@ def test_a_chunk_is_a_range_of_the_file(opened):
     shape = crop.channel(crop.channels[1]).chunks
     chunk = np.frombuffer(zlib.decompress(data[span.offset : span.offset + span.size]), np.uint8).reshape(shape)
     whole = expected.raw[1][tuple(slice(0, size) for size in shape)]
+    places = np.frombuffer(face.get("0/.chunks"), "<u8").reshape(len(crop.channels), -1, 2)
+    assert tuple(places[1, 0]) == (span.offset, span.size)
     assert np.array_equal(chunk[tuple(slice(0, size) for size in whole.shape)], whole)
 
 
 def test_every_key_that_is_listed_is_there_and_no_other(opened):
     crop, _ = opened
     mapping = FaceMapping(crop)
-    assert len(mapping) == len(set(mapping)) == 16
+    assert len(mapping) == len(set(mapping)) == 18
     assert all(key in mapping and mapping[key] for key in mapping)
     absent = ["", "0", "0/", "0/0.0.0", "0/0.0.0.9999", "0/9999.0.0.0", "0/-1.0.0.0", "0/0.0.0.0/..", "labels/0/0.0.0",
               f"labels/{crop.split.value}/0/0.0.0.0", "../crop_0.h5", "0/.zarray/", "labels_ids/1"]  # fmt: skip

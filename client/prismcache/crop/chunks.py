@@ -31,6 +31,12 @@ class ChunkTable:
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     sizes: np.ndarray[Any, np.dtype[np.int64]]
 
+    def pairs(self) -> bytes:
+        """Return (chunks, 2) uint64, little-endian: offset and size of each chunk, in C order of the grid."""
+        import numpy as np
+
+        return np.stack([self.offsets, self.sizes], axis=-1).astype("<u8").tobytes()
+
 
 def chunk_table(dataset: h5py.Dataset) -> ChunkTable | None:
     """Return where the chunks of a dataset lie, or None if it is not (Z, Y, X) in gzip chunks and nothing else."""

@@ -11,6 +11,9 @@ key                     content
 ``0/c.z.y.x``           raw, (C, Z, Y, X) uint8, one channel a chunk
 ``labels/SPLIT/0/z.y.x``  labels, (Z, Y, X) uint32, consecutive ids
 ``labels_ids/0``        (n+1,) uint64, the id in the source of each consecutive label
+``0/.chunks``           where the chunks lie in the file: (chunks, 2) uint64, offset and size in bytes, in C order of
+                        the grid; size 0 where none was written. For viewers that fetch many chunks with one range
+                        request; likewise ``labels/SPLIT/0/.chunks``
 ======================  ==================================================================================
 
 A chunk that was never written has no key: its voxels are zarr's fill value, 0.
@@ -95,6 +98,8 @@ class ZarrFace:
         }
         self._documents = {key: json.dumps(value).encode() for key, value in documents.items()}
         self._documents[f"{LABELS_IDS}/0"] = ids.astype("<u8").tobytes()
+        for name, tables in self._tables.items():
+            self._documents[f"{name}/.chunks"] = b"".join(table.pairs() for table in tables)
 
     def get(self, key: str) -> bytes | Span | None:
         """Return the bytes of a key, where they lie in the file, or None if the hierarchy has no such key.

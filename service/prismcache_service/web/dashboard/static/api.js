@@ -23,8 +23,8 @@ export const token = {
   clear: () => sessionStorage.removeItem(STORE),
 };
 
-export async function request(path, { method = "GET", body, signal } = {}) {
-  const headers = {};
+export async function request(path, { method = "GET", body, signal, headers: given = {} } = {}) {
+  const headers = { ...given };
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;

@@ -7,19 +7,29 @@ export function colourOf(label) {
   return [64 + (hash & 191), 64 + ((hash >>> 8) & 191), 64 + ((hash >>> 16) & 191)];
 }
 
+const table = new Map(); // colours that were computed before: a slice has few labels and many voxels
+
 // Return RGBA of a slice. `planes` are [{plane, colour}] with colour 0, 1, 2 for red, green, blue: planes of the same
 // colour are added. `gain` multiplies brightness; `labels` is a plane or null; `opacity` is that of labels, 0 to 1.
 export function compose(planes, gain, labels, opacity, count) {
   const rgba = new Uint8ClampedArray(4 * count);
   for (const { plane, colour } of planes) {
-    for (let i = 0; i < count; i += 1) rgba[4 * i + colour] = Math.min(255, rgba[4 * i + colour] + plane[i] * gain);
+    for (let i = 0, to = colour; i < count; i += 1, to += 4) rgba[to] += plane[i] * gain;
   }
-  for (let i = 0; i < count; i += 1) {
-    rgba[4 * i + 3] = 255;
-    const label = labels && opacity ? labels[i] : 0;
+  const rest = 1 - opacity;
+  let [last, red, green, blue] = [0, 0, 0, 0];
+  for (let i = 0, to = 0; i < count; i += 1, to += 4) {
+    rgba[to + 3] = 255;
+    const label = opacity && labels ? labels[i] : 0;
     if (!label) continue;
-    const colour = colourOf(label);
-    for (let k = 0; k < 3; k += 1) rgba[4 * i + k] = rgba[4 * i + k] * (1 - opacity) + colour[k] * opacity;
+    if (label !== last) {
+      if (!table.has(label)) table.set(label, colourOf(label));
+      [red, green, blue] = table.get(label);
+      last = label;
+    }
+    rgba[to] = rgba[to] * rest + red * opacity;
+    rgba[to + 1] = rgba[to + 1] * rest + green * opacity;
+    rgba[to + 2] = rgba[to + 2] * rest + blue * opacity;
   }
   return rgba;
 }

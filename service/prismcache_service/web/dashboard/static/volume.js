@@ -1,8 +1,13 @@
 // A crop's voxels by URL: metadata, and chunks that are inflated once and kept while there is room.
+//
+// The chunks of a slice lie side by side in the cached file, so they are fetched with few range requests of the file
+// instead of one request each; `.chunks` beside an array says where each lies.
 
 import { json, request } from "./api.js";
 
 const KEEP_BYTES = 400e6;
+const GAP_BYTES = 64e3; // two chunks this near are fetched together with what lies between them
+const RUN_BYTES = 4e6;
 
 async function inflate(buffer) {
   const stream = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -11,37 +16,62 @@ async function inflate(buffer) {
 
 // One array of the zarr hierarchy: (C, Z, Y, X) uint8 or (Z, Y, X) uint32.
 class ZarrArray {
-  constructor(url, metadata, kept) {
-    this.url = url;
+  constructor(file, etag, metadata, places) {
+    this.file = file;
+    this.etag = etag;
     this.shape = metadata.shape;
     this.chunks = metadata.chunks;
+    this.grid = this.shape.map((extent, axis) => Math.ceil(extent / this.chunks[axis]));
+    this.places = places; // offset and size of each chunk, in C order
     this.Type = metadata.dtype === "|u1" ? Uint8Array : Uint32Array;
-    this.kept = kept;
+    this.size = this.chunks.reduce((product, extent) => product * extent, this.Type.BYTES_PER_ELEMENT);
+    this.kept = new Map(); // promises of voxels, by the chunk's number; the last used at the end
   }
 
-  // Return a promise of the voxels of a chunk, or of null where none was written. `index` has one number an axis.
-  chunk(index) {
-    const key = `${this.url}/${index.join(".")}`;
-    let found = this.kept.get(key);
-    if (found) {
-      this.kept.delete(key); // the last used goes to the end
-    } else {
-      found = this.fetch(key);
-      found.catch(() => this.kept.delete(key));
+  number(index) {
+    return index.reduce((sum, place, axis) => sum * this.grid[axis] + place, 0);
+  }
+
+  // Return promises of the voxels of chunks, null where none was written; `numbers` are places in C order.
+  fetch(numbers) {
+    const missing = [];
+    for (const number of numbers) {
+      const found = this.kept.get(number);
+      this.kept.delete(number);
+      if (found) this.kept.set(number, found);
+      else if (this.places[2 * number + 1] === 0) this.kept.set(number, Promise.resolve(null));
+      else missing.push(number);
     }
-    this.kept.set(key, found);
-    const size = this.chunks.reduce((product, extent) => product * extent, this.Type.BYTES_PER_ELEMENT);
-    while (this.kept.size * size > KEEP_BYTES) this.kept.delete(this.kept.keys().next().value);
-    return found;
+    missing.sort((a, b) => this.places[2 * a] - this.places[2 * b]);
+    let run = [];
+    const end = () => (run.length ? this.places[2 * run.at(-1)] + this.places[2 * run.at(-1) + 1] : 0);
+    for (const number of missing) {
+      const start = this.places[2 * number];
+      if (run.length && (start - end() > GAP_BYTES || start - this.places[2 * run[0]] > RUN_BYTES)) {
+        this.fetchRun(run);
+        run = [];
+      }
+      run.push(number);
+    }
+    if (run.length) this.fetchRun(run);
+    while (this.kept.size * this.size > KEEP_BYTES && this.kept.size > numbers.length) {
+      this.kept.delete(this.kept.keys().next().value);
+    }
+    return numbers.map((number) => this.kept.get(number));
   }
 
-  async fetch(key) {
-    try {
-      const response = await request(key);
-      return new this.Type(await inflate(await response.arrayBuffer()));
-    } catch (error) {
-      if (error.status === 404) return null; // zarr's fill value, 0
-      throw error;
+  fetchRun(run) {
+    const [start, last] = [this.places[2 * run[0]], run.at(-1)];
+    const stop = this.places[2 * last] + this.places[2 * last + 1];
+    const bytes = request(this.file, { headers: { Range: `bytes=${start}-${stop - 1}`, "If-Match": this.etag } })
+      .then((response) => response.arrayBuffer());
+    for (const number of run) {
+      const at = this.places[2 * number] - start;
+      const voxels = bytes
+        .then((buffer) => inflate(buffer.slice(at, at + this.places[2 * number + 1])))
+        .then((buffer) => new this.Type(buffer));
+      voxels.catch(() => this.kept.delete(number));
+      this.kept.set(number, voxels);
     }
   }
 
@@ -53,45 +83,52 @@ class ZarrArray {
     const [row, column] = [0, 1, 2].filter((other) => other !== axis);
     const [height, width] = [shape[row], shape[column]];
     const plane = new this.Type(height * width);
-    const wanted = [];
+    const met = [];
     for (let r = 0; r * size[row] < height; r += 1) {
       for (let c = 0; c * size[column] < width; c += 1) {
         const index = [0, 0, 0];
         [index[axis], index[row], index[column]] = [Math.floor(at / size[axis]), r, c];
-        wanted.push(this.chunk([...lead, ...index]).then((voxels) => {
-          if (!voxels) return;
-          const step = [size[1] * size[2], size[2], 1];
-          const start = (at % size[axis]) * step[axis];
-          const rows = Math.min(size[row], height - r * size[row]);
-          const columns = Math.min(size[column], width - c * size[column]);
-          for (let y = 0; y < rows; y += 1) {
-            const to = (r * size[row] + y) * width + c * size[column];
-            const from = start + y * step[row];
-            if (step[column] === 1) plane.set(voxels.subarray(from, from + columns), to);
-            else for (let x = 0; x < columns; x += 1) plane[to + x] = voxels[from + x * step[column]];
-          }
-        }));
+        met.push({ r, c, number: this.number([...lead, ...index]) });
       }
     }
-    await Promise.all(wanted);
+    const voxels = await Promise.all(this.fetch(met.map(({ number }) => number)));
+    const step = [size[1] * size[2], size[2], 1];
+    const first = (at % size[axis]) * step[axis];
+    met.forEach(({ r, c }, place) => {
+      const chunk = voxels[place];
+      if (!chunk) return;
+      const rows = Math.min(size[row], height - r * size[row]);
+      const columns = Math.min(size[column], width - c * size[column]);
+      for (let y = 0; y < rows; y += 1) {
+        const to = (r * size[row] + y) * width + c * size[column];
+        const from = first + y * step[row];
+        if (step[column] === 1) plane.set(chunk.subarray(from, from + columns), to);
+        else for (let x = 0; x < columns; x += 1) plane[to + x] = chunk[from + x * step[column]];
+      }
+    });
     return { plane, height, width };
   }
 }
 
-// Open a cached crop.
-export async function openVolume(split, crop) {
-  const url = `v1/crops/${split}/${crop}/zarr`;
-  const [attributes, raw, labels, idsOf] = await Promise.all([
-    json(`${url}/.zattrs`), json(`${url}/0/.zarray`), json(`${url}/labels/${split}/0/.zarray`), json(`${url}/labels_ids/.zarray`),
+async function openArray(crop, name) {
+  const [metadata, response] = await Promise.all([
+    json(`${crop}/zarr/${name}/.zarray`), request(`${crop}/zarr/${name}/.chunks`),
   ]);
-  const ids = idsOf.shape[0]
-    ? new BigUint64Array(await (await request(`${url}/labels_ids/0`)).arrayBuffer())
-    : new BigUint64Array(1);
-  const kept = new Map();
+  const places = Float64Array.from(new BigUint64Array(await response.arrayBuffer()), Number);
+  return new ZarrArray(`${crop}/file`, response.headers.get("ETag"), metadata, places);
+}
+
+// Open a cached crop.
+export async function openVolume(split, number) {
+  const crop = `v1/crops/${split}/${number}`;
+  const [attributes, raw, labels, ids] = await Promise.all([
+    json(`${crop}/zarr/.zattrs`), openArray(crop, "0"), openArray(crop, `labels/${split}/0`),
+    request(`${crop}/zarr/labels_ids/0`).then((response) => response.arrayBuffer()),
+  ]);
   return {
-    raw: new ZarrArray(`${url}/0`, raw, kept),
-    labels: new ZarrArray(`${url}/labels/${split}/0`, labels, kept),
-    ids,
+    raw,
+    labels,
+    ids: new BigUint64Array(ids),
     channels: attributes.omero.channels.map((channel) => channel.label),
     voxelSize: attributes.multiscales[0].datasets[0].coordinateTransformations[0].scale.slice(1),
   };
