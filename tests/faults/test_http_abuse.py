@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import httpx2
 import pytest
 
 from prismcache.config import Settings
-from prismcache_service.web.server import HEADER_SECONDS
+from prismcache_service.web.server import HEADER_SECONDS, MAX_CONNECTIONS_OF_ADDRESS
+from tests.support.processes import eventually
 from tests.support.service import Service, service_config
 
 MB = 1_000_000
@@ -108,6 +110,41 @@ def test_what_is_no_http_is_refused_and_the_connection_closed(service: Service, 
 
     # An empty answer is a reset: the rest of what was sent arrived after the connection was closed.
     assert not answer or answer.split()[1] in {b"400", b"403", b"431"}, answer[:200]
+
+
+def test_a_body_with_two_ways_to_tell_its_end_is_refused_and_what_follows_is_no_request(service: Service) -> None:
+    smuggled = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = f"Content-Length: {len(smuggled)}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+    answer = _answer(service, BODY_HEAD + head + smuggled)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in answer.lower()
+    assert b"application/problem+json" in answer
+
+
+def test_idle_connections_of_one_address_leave_room_for_others(service: Service) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(_connect(service)) for _ in range(MAX_CONNECTIONS_OF_ADDRESS + 1)]
+            with contextlib.suppress(ConnectionError):
+                assert idle[-1].recv(1) == b""  # closed at once
+            host, port = service.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), 20, source_address=("127.0.0.2", 0)) as other:
+                other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert _read(other).startswith(b"HTTP/1.1 200 ")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def is_served() -> bool:
+        with contextlib.suppress(httpx2.TransportError), service.client() as http:
+            return http.get("/healthz").status_code == 200
+        return False
+
+    eventually(is_served, "the address is served again")
 
 
 def test_a_hundred_megabytes_are_refused_by_their_announcement(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_me_is_who_asks(clients: dict[str, httpx2.Client]) -> None:
 
 
 def test_a_lease_belongs_to_its_token(clients: dict[str, httpx2.Client]) -> None:
-    path = clients["ruth"].post("/v1/leases", json=JSON).headers["location"]
+    path = "/v1/" + clients["ruth"].post("/v1/leases", json=JSON).headers["location"]
 
     assert clients["rose"].put(path).json()["code"] == "unknown_lease"
     clients["rose"].delete(path)
@@ -185,6 +186,24 @@ def test_no_token_is_in_the_log(service: Service, tokens: dict[str, str]) -> Non
     assert '"event": "request"' in service.log
     assert '"caller": "ruth"' in service.log
     assert all(token.removeprefix("prism_") not in service.log for token in tokens.values())
+
+
+def test_the_log_says_who_changed_what(service: Service, clients: dict[str, httpx2.Client]) -> None:
+    job = clients["ruth"].post("/v1/jobs", json={"split": "semantic", "crops": [7]}).json()["id"]
+    clients["ada"].delete(f"/v1/jobs/{job[:31]}")  # the start of an id is enough
+    clients["ada"].delete("/v1/crops/instance/3")
+    clients["ada"].post("/v1/verify", json={"split": "instance", "crops": [3]})
+    clients["ada"].delete("/v1/quarantine")
+
+    lines = [json.loads(line) for line in service.log.splitlines() if '"event": "audit"' in line]
+    changes = [(line["action"], line["by"], line.get("crop") or line.get("job")) for line in lines if "by" in line]
+    assert [change for change in changes if change[1] == "ada"][-4:] == [
+        ("cancel", "ada", job),
+        ("evict", "ada", "instance/3"),
+        ("verify", "ada", None),
+        ("clear quarantine", "ada", None),
+    ]
+    assert all(line["request"] for line in lines if "by" in line)
 
 
 def test_a_token_has_a_rate_and_others_are_not_held_up(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_job_for_cached_crops_is_final_at_once(site: Site) -> None:
 def test_a_job_is_accepted_followed_and_finished(site: Site, held: Stall) -> None:
     answer = site.http.post("/v1/jobs", json={"split": "instance", "crops": [1, 0]})
     job = Job.model_validate(answer.json())
-    assert (answer.status_code, answer.headers["location"]) == (202, f"/v1/jobs/{job.id}")
+    assert (answer.status_code, answer.headers["location"]) == (202, f"jobs/{job.id}")
     assert [crop.crop for crop in job.crops] == [1, 0]
 
     held.release()
@@ -289,7 +289,7 @@ def test_a_pinned_crop_stays_until_it_is_unpinned(site: Site) -> None:
 
 def test_a_leased_crop_stays_until_it_is_released(site: Site) -> None:
     answer = site.http.post("/v1/leases", json={"split": "instance", "crops": [0]})
-    path = answer.headers["location"]
+    path = f"/v1/{answer.headers['location']}"  # relative to /v1/leases
     assert (answer.status_code, path) == (201, f"/v1/leases/{answer.json()['id']}")
     assert site.http.put(path).json() == answer.json()
     assert site.http.get("/v1/crops/instance/0").json()["leases"] == 1

@@ -66,7 +66,7 @@ def test_the_whole_file_with_its_digests(site: Site) -> None:
     assert answer.headers["x-prismcache-sha256"] == digest.hexdigest()
     assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
     assert answer.headers["content-disposition"] == 'attachment; filename="crop_0.h5"'
-    assert answer.headers["content-type"] == "application/x-hdf5"
+    assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["accept-ranges"] == "bytes"
 
 

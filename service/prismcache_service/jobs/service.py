@@ -325,7 +325,7 @@ class JobService:
         return crops
 
     async def _fail_unpublished(self, split: Split, found: Sequence[CropProgress]) -> list[CropProgress]:
-        """Mark crops as failed that are neither cached nor published, as far as the catalog is known."""
+        """Mark all crops as failed if the catalog is known and has none of them, so that no job waits for a mistake."""
         missing = {crop.crop for crop in found if not crop.state.is_final}
         catalog = await self._catalog.recall() if missing else ()
         if catalog and missing - _of_split(catalog, split) and monotonic() - self._refreshed_at > _REFRESH_S:
@@ -336,23 +336,18 @@ class JobService:
             except (PrismError, TimeoutError):
                 catalog = ()  # the crop may have been published since; the job will find out
         published = _of_split(catalog, split)
-        if not catalog or not missing - published:
+        if not catalog or any(crop.state.is_final or crop.crop in published for crop in found):
             return list(found)
         there = f"there are crops {', '.join(map(str, sorted(published)))}" if published else "it has no crop"
-        return [
-            crop.model_copy(
-                update={
-                    "state": State.FAILED,
-                    "problem": UnknownCropError(
-                        f"crop {crop.crop} of split {split.value!r} is not published: {there}",
-                        remedy="`prismcache ls --refresh` or GET /v1/crops?refresh=true lists what is published.",
-                    ).to_problem(),
-                }
+        remedy = "`prismcache ls --refresh` or GET /v1/crops?refresh=true lists what is published."
+
+        def failed(crop: CropProgress) -> CropProgress:
+            error = UnknownCropError(
+                f"crop {crop.crop} of split {split.value!r} is not published: {there}", remedy=remedy
             )
-            if crop.crop in missing - published
-            else crop
-            for crop in found
-        ]
+            return crop.model_copy(update={"state": State.FAILED, "problem": error.to_problem()})
+
+        return [failed(crop) for crop in found]
 
     def _refuse_excess(self, owner: str) -> None:
         mine = sum(job.owner == owner for job in self._live.values())

@@ -1,7 +1,8 @@
-"""Middleware that decides who comes in: the Host header, the token, the rate. Handlers ask for roles."""
+"""Middleware that admits or refuses a request: by its headers, token and rate. Handlers check roles."""
 
 from __future__ import annotations
 
+from collections import Counter
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -10,20 +11,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from prismcache.errors import ForbiddenError, PrismError, ServiceBusyError, UnauthorizedError
 from prismcache_service.config import ServiceConfig
 from prismcache_service.web.dashboard import is_public_path
-from prismcache_service.web.limits import FailedLogins, RateLimiter, retry_after
+from prismcache_service.web.limits import FailedLogins, RateLimiter, network, retry_after
 from prismcache_service.web.problems import HttpError, answer
 from prismcache_service.web.tokens import Caller, Role, TokenBook, is_loopback
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_REQUESTS = 1000  # under way at the same time
-# What may be known without a token: whether the service runs, and how to speak to it.
+MAX_REQUESTS_OF_ONE = 400  # of one token; without tokens, of one address
+# Paths that need no token: whether the service runs, and how to use it.
 PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Refusal(Exception):  # noqa: N818 - it carries the error
-    """An error with the headers of its answer."""
+    """An error with the headers of its response."""
 
     def __init__(self, error: PrismError | HttpError, headers: dict[str, str] | None = None) -> None:
         super().__init__(str(error))
@@ -31,16 +33,16 @@ class Refusal(Exception):  # noqa: N818 - it carries the error
 
 
 class Gate:
-    """Sets ``scope["state"]["caller"]``, or refuses.
+    """Sets ``scope["state"]["caller"]``, or refuses the request.
 
     Parameters
     ----------
     app
-        What comes next.
+        The next application.
     tokens
-        The tokens accepted now.
+        The tokens that are accepted now.
     config
-        Limits, and whether tokens may be done without.
+        Limits, and whether the service may run without tokens.
     """
 
     def __init__(self, app: ASGIApp, tokens: TokenBook, config: ServiceConfig) -> None:
@@ -48,22 +50,25 @@ class Gate:
         self._check_host = not config.insecure
         self._rates = RateLimiter(config.rate_limit)
         self._failures = FailedLogins(config.failed_auth_limit)
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()  # by caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            scope.setdefault("state", {})["caller"] = self._admit(scope)
+            caller = scope.setdefault("state", {})["caller"] = self._admit(scope)
         except Refusal as refusal:
             await answer(scope, refusal.error, refusal.headers)(scope, receive, send)
             return
-        self._under_way += 1
+        one = caller.name or _address(scope)
+        self._under_way[one] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._under_way -= 1
+            self._under_way[one] -= 1
+            if not self._under_way[one]:
+                del self._under_way[one]
 
     def _admit(self, scope: Scope) -> Caller:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
@@ -71,13 +76,21 @@ class Gate:
             too_large = HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
             raise Refusal(too_large, {"Connection": "close"})
         headers = _single_headers(scope)
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy in front may take another of the two to tell where the next request begins.
+            both = HttpError(HTTPStatus.BAD_REQUEST, "the headers have both Content-Length and Transfer-Encoding")
+            raise Refusal(both, {"Connection": "close"})
         if self._tokens.enforced:
             caller = self._authenticate(scope, headers.get(b"authorization"))
         else:
             self._refuse_strangers(scope, headers)
             caller = Caller("", Role.ADMIN)
-        if self._under_way >= MAX_REQUESTS and not _is_public(scope["path"]):
-            raise Refusal(ServiceBusyError(f"{self._under_way} requests are under way"), retry_after(1))
+        if not _is_public(scope["path"]):
+            if self._under_way.total() >= MAX_REQUESTS:
+                raise Refusal(ServiceBusyError(f"{MAX_REQUESTS} requests are under way"), retry_after(1))
+            if self._under_way[caller.name or _address(scope)] >= MAX_REQUESTS_OF_ONE:
+                whose = "of this token" if caller.name else "from this address"
+                raise Refusal(ServiceBusyError(f"{MAX_REQUESTS_OF_ONE} requests {whose} are under way"), retry_after(1))
         return caller
 
     def _authenticate(self, scope: Scope, authorization: bytes | None) -> Caller:
@@ -92,14 +105,13 @@ class Gate:
         return caller
 
     def _failed(self, scope: Scope, *, was_sent: bool) -> Refusal:
-        # Only failures are refused more briefly: a valid token from the same address is served as ever.
-        address = scope["client"][0] if scope.get("client") else ""
-        if wait := self._failures.note(address):
+        # Only failures are limited: a valid token from the same address is still accepted.
+        if wait := self._failures.note(_address(scope)):
             return Refusal(ServiceBusyError("too many failed authentications from this address"), retry_after(wait))
         return Refusal(UnauthorizedError("the token is not a valid one" if was_sent else "a token is needed"))
 
     def _refuse_strangers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """Without tokens, keep web pages of other sites from using the browser of somebody on this machine."""
+        """Refuse requests that a web page of another site could send through a browser on this machine."""
         host = headers.get(b"host", b"").decode("latin-1")
         if self._check_host and not is_loopback(_host_name(host)):
             raise Refusal(
@@ -113,12 +125,17 @@ class Gate:
             raise Refusal(ForbiddenError("without tokens, pages of other sites may change nothing"))
 
 
+def _address(scope: Scope) -> str:
+    """Return the sender's network (see `limits.network`), or "" if unknown."""
+    return network(scope["client"][0]) if scope.get("client") else ""
+
+
 def _is_public(path: str) -> bool:
     return path in PUBLIC or is_public_path(path)
 
 
 def _single_headers(scope: Scope) -> dict[bytes, bytes]:
-    """Headers by name; one that is sent more than once counts as an empty one."""
+    """Return headers by name; a header that is sent more than once counts as empty."""
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         found[name] = b"" if name in found else value

@@ -1,4 +1,4 @@
-"""Bounds on what clients may send: requests a second, failed authentications, bytes and seconds of a body."""
+"""Limits on what clients may send: requests a second, failed authentications, bytes and seconds of a body."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prismcache_service.web.problems import HttpError, answer, declares_body
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0
 _WINDOW_S = 60.0
-_MAX_KEYS = 10_000  # what is remembered at most, so that many addresses cost no memory
+_MAX_KEYS = 10_000  # entries of a table, so that many addresses do not use up memory
 _MIN_BURST = 10.0
 
 Clock = Callable[[], float]
@@ -41,7 +41,7 @@ class RateLimiter:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, key: str) -> float:
-        """Take one; answers 0, or the seconds until there is one again."""
+        """Take a token from the bucket; return 0, or the seconds until there is one again."""
         now = self._clock()
         level, since = self._buckets.pop(key, (self._burst, now))
         level = min(self._burst, level + (now - since) * self._rate)
@@ -57,7 +57,7 @@ class FailedLogins:
     Parameters
     ----------
     limit
-        Failures a minute that are answered as such.
+        Failures a minute that get the response 401; later ones get 429.
     clock
         Monotonic seconds.
     """
@@ -67,8 +67,8 @@ class FailedLogins:
         self._windows: dict[str, tuple[int, float]] = {}
 
     def note(self, address: str) -> float:
-        """Note a failure; answers 0, or the seconds until the address may fail again."""
-        now, key = self._clock(), _network(address)
+        """Count a failure; return 0, or the seconds until the address may fail again."""
+        now, key = self._clock(), network(address)
         count, since = self._windows.pop(key, (0, now))
         if now - since >= _WINDOW_S:
             count, since = 0, now
@@ -77,8 +77,8 @@ class FailedLogins:
         return 0.0 if count < self._limit else since + _WINDOW_S - now
 
 
-def _network(address: str) -> str:
-    """An IPv4 address, or the /64 of an IPv6 one: whoever has one of its addresses has them all."""
+def network(address: str) -> str:
+    """Return an IPv4 address, or the /64 of an IPv6 address: one host can use all addresses of its /64."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -94,19 +94,19 @@ def _shrink(table: dict[str, T]) -> None:
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says when to come back."""
+    """Return the header that says when to try again."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 class BodyLimit:
-    """Middleware: reads the whole body, which is small, before anybody works on the request.
+    """Middleware: reads the whole body, which is small, before a handler runs.
 
     Parameters
     ----------
     app
-        What comes next.
+        The next application.
     max_bytes, seconds
-        How large a body may be, chunked or not, and how long it may take.
+        Largest body in bytes, chunked or not, and the time in which it must arrive.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS) -> None:
@@ -126,7 +126,7 @@ class BodyLimit:
         await self._app(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None if the client has gone."""
+        """Return the body, or None if the client has closed the connection."""
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self._max_bytes:
                 raise self._too_large()

@@ -1,7 +1,7 @@
 """structlog for people (console) or machines (JSON), on standard error, and one line for each request.
 
-Whoever works on a job or a crop binds it (`bound`), and every line below says so. Nothing here writes headers, query
-strings or bodies, so no token gets into a log; values under telling names are blotted out all the same.
+Code that works on a job or a crop binds its name (`bound`), so that every log line within says which. No headers,
+query strings or bodies are logged, so no token gets into a log; values named like a secret are replaced all the same.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ _SECRET = re.compile(r"token|secret|password|authorization|cookie|credential", r
 _TOKEN = re.compile(r"prism_[A-Za-z0-9_-]{8,}|(?i:bearer)\s+[^\s\"']+|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _MAX_PATH = 200
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds by machines
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # requested every few seconds by machines
 
 _log = structlog.get_logger(__name__)
 
 
 def bound(**values: Any) -> AbstractContextManager[None]:
-    """Bind e.g. ``job=…, crop=…`` to every line logged within the block, also by tasks started there."""
+    """Return a context manager that adds e.g. ``job=…`` to each log line within it, also of tasks started there."""
     return structlog.contextvars.bound_contextvars(**values)
 
 
+def audit(action: str, by: str, **values: Any) -> None:
+    """Log that the caller `by` (empty where there are no tokens) changed something; the request's id is added."""
+    _log.info("audit", action=action, by=by, **values)
+
+
 def configure(log_format: Literal["console", "json"], level: int = logging.INFO) -> None:
-    """Send all logging of this process, structlog's and the standard library's, to standard error."""
+    """Write all logging of this process, structlog's and the standard library's, to standard error."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -50,7 +55,7 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,  # a later `configure` must reach loggers that exist
+        cache_logger_on_first_use=False,  # a later `configure` must change existing loggers too
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -67,7 +72,7 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Requests have a line of ours; uvicorn's own start and stop messages add nothing to it.
+    # `RequestLog` logs requests; uvicorn's start and stop messages add nothing.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     for chatty in ("aiobotocore", "botocore", "aiosqlite", "alembic", "asyncio", "sse_starlette"):
@@ -81,7 +86,7 @@ def _renderer(log_format: Literal["console", "json"]) -> Processor:
 
 
 def blot_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Replace what is named like a secret, or looks like one of ours, by dots (a structlog processor)."""
+    """Replace values that are named like a secret or look like a token by "…" (a structlog processor)."""
     for key, value in event.items():
         if _SECRET.search(key) and isinstance(value, str | bytes):
             event[key] = "…"
@@ -91,12 +96,12 @@ def blot_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 class RequestLog:
-    """Middleware: gives each request an id, logs its end, and answers what nobody foresaw with a bare 500.
+    """Middleware: gives each request an id, logs its end, and turns an unexpected error into a bare 500.
 
     Parameters
     ----------
     app
-        What comes next.
+        The next application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -120,26 +125,26 @@ class RequestLog:
         with bound(request=request_id):
             try:
                 await self._app(scope, receive, noting)
-            except asyncio.CancelledError:  # by the server, when a shutdown has taken too long
+            except asyncio.CancelledError:  # the server cancels requests when a shutdown takes too long
                 if status == 0:
                     await answer(scope, ServiceUnreachableError("the service is shutting down"))(scope, receive, noting)
             except Exception as error:  # noqa: BLE001 - the last line of defence
-                await self._unforeseen(scope, receive, noting, error, has_begun=status != 0)
+                await self._unexpected(scope, receive, noting, error, has_begun=status != 0)
             finally:
                 _log_end(scope, status, time.perf_counter() - began)
 
-    async def _unforeseen(
+    async def _unexpected(
         self, scope: Scope, receive: Receive, send: Send, error: Exception, *, has_begun: bool
     ) -> None:
-        if has_begun:  # the server closes a connection whose answer was left unfinished, and the client sees it
-            _log.warning("answer broken off", path=_path(scope), reason=f"{type(error).__name__}: {error}")
+        if has_begun:  # the server closes the connection, so that the client sees that the response is incomplete
+            _log.warning("response broken off", path=_path(scope), reason=f"{type(error).__name__}: {error}")
             return
-        _log.error("unforeseen error", path=_path(scope), exc_info=error)
+        _log.error("unexpected error", path=_path(scope), exc_info=error)
         await answer(scope, error)(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:
-    """The id that a proxy in front gave, if it is a plain one, else a new one."""
+    """Return the id that a proxy in front set, if it has plain characters, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
@@ -154,7 +159,7 @@ def _add_headers(message: Message, request_id: str) -> None:
 
 
 def _path(scope: Scope) -> str:
-    """The path as it was sent, still percent-encoded: no control characters, no query."""
+    """Return the path as sent, percent-encoded: without control characters and query."""
     return (scope.get("raw_path") or b"").decode("latin-1")[:_MAX_PATH]
 
 

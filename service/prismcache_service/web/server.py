@@ -1,4 +1,4 @@
-"""The process: one uvicorn with one app, that starts, re-reads its tokens, and ends in time.
+"""The process: one uvicorn with one app; it starts, watches its tokens, and ends in time.
 
 Run by ``prismcache serve`` or ``python -m prismcache_service.web.server`` with settings from the environment.
 """
@@ -14,7 +14,9 @@ import signal
 import socket
 import sys
 import threading
+from collections import Counter
 from types import FrameType
+from typing import ClassVar
 
 import h11
 import structlog
@@ -27,11 +29,13 @@ from prismcache_service.config import ServiceConfig
 from prismcache_service.web import logs
 from prismcache_service.web.app import create_app
 from prismcache_service.web.gate import MAX_HEADER_BYTES
+from prismcache_service.web.limits import network
 from prismcache_service.web.problems import MEDIA_TYPE
 
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 15
 MAX_CONNECTIONS = 2000
+MAX_CONNECTIONS_OF_ADDRESS = 1000
 
 _ANSWER_SHARE = 0.4  # of a shutdown's time is for requests under way, the rest for closing what they used
 _BACKLOG = 2048
@@ -39,12 +43,12 @@ _log = structlog.get_logger(__name__)
 
 
 def serve(config: ServiceConfig) -> None:
-    """Run the service until SIGTERM or SIGINT; SIGHUP re-reads the tokens.
+    """Run the service until SIGTERM or SIGINT; SIGHUP reads the tokens again at once.
 
     Raises
     ------
     PrismError
-        If it cannot start, with the reason.
+        If the service cannot start; the message gives the reason.
     """
     logs.configure(config.log_format)
     _raise_file_limit()
@@ -60,25 +64,25 @@ def serve(config: ServiceConfig) -> None:
 
 
 async def _run(app: FastAPI, server: Server, listener: socket.socket) -> None:
-    # The lifespan is ours rather than uvicorn's, so that what stops it from starting is raised as it is.
+    # Entered here and not by uvicorn, so that an error at the start is raised unchanged.
     async with app.router.lifespan_context(app):
         await server.serve(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; early clients wait in its queue until the service is ready.
+    """Return a listening socket; early clients wait in its queue until the service is ready.
 
     Raises
     ------
     ConfigError
-        If the address cannot be had.
+        If the address cannot be used.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         # Inherited by every connection. asyncio sets it only on sockets that name their protocol, which this does not;
-        # without it each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+        # without it each response on a kept connection waits 40 ms for the client's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
         raise ConfigError(
@@ -89,13 +93,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """How to reach a listening socket."""
+    """Return the URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our limits, which tells open streams and long polls to end when it shuts down.
+    """uvicorn with our limits; open streams and long polls end when the server shuts down.
 
     Parameters
     ----------
@@ -107,7 +111,7 @@ class Server(uvicorn.Server):
     Attributes
     ----------
     deadline
-        Started with the shutdown; ends the process if that takes too long. No job is lost by it, only a goodbye.
+        Started with the shutdown; ends the process if the shutdown takes too long. No job is lost by that.
     """
 
     def __init__(self, app: FastAPI, config: ServiceConfig) -> None:
@@ -123,7 +127,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                proxy_headers=False,  # whoever connects could name any address in them
+                proxy_headers=False,  # any client could write any address into them
                 server_header=False,
                 limit_concurrency=MAX_CONNECTIONS,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -158,12 +162,18 @@ class Server(uvicorn.Server):
 
 
 class GuardedProtocol(H11Protocol):
-    """HTTP/1.1 of which a request's head must arrive in time, and whose refusals are problems."""
+    """HTTP/1.1 with a deadline for a request's head, a limit for each address, and refusals as problems."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _of_address: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so
         super().connection_made(transport)
+        self._address = network(self.client[0]) if self.client else ""
+        self._of_address[self._address] += 1
+        if self._of_address[self._address] > MAX_CONNECTIONS_OF_ADDRESS:
+            transport.abort()  # so that one address cannot take all of `MAX_CONNECTIONS`
+            return
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
@@ -172,10 +182,13 @@ class GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watch()
+        self._of_address[self._address] -= 1
+        if not self._of_address[self._address]:
+            del self._of_address[self._address]
         super().connection_lost(exc)
 
     def _watch_head(self) -> None:
-        """One timer for the whole head, which further bytes do not wind up again."""
+        """Run one timer for the whole head; further bytes do not restart the timer."""
         if self.conn.their_state is not h11.IDLE:
             self._stop_watch()
         elif self._head_timer is None and not self.transport.is_closing():
@@ -188,7 +201,7 @@ class GuardedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            problem = RequestError("this is no HTTP request that can be read").to_problem()
+            problem = RequestError("this is not a valid HTTP request").to_problem()
             body = problem.model_copy(update={"status": 400, "title": "Bad Request"}).model_dump_json().encode()
             headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
@@ -197,7 +210,7 @@ class GuardedProtocol(H11Protocol):
 
 
 def _raise_file_limit() -> None:
-    """Each connection is a file; the usual soft limit of 1024 is for programs that use select()."""
+    """Raise the limit on open files: each connection is one, and the usual limit of 1024 is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else 65_536
     if soft < wanted:
@@ -206,7 +219,7 @@ def _raise_file_limit() -> None:
 
 
 def main() -> None:
-    """Serve with settings from the environment; answers with status 1 and the reason if it cannot."""
+    """Serve with settings from the environment; exit with status 1 and the reason on standard error on failure."""
     try:
         serve(ServiceConfig.load())
     except PrismError as error:

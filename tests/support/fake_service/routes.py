@@ -124,7 +124,7 @@ def _status(call: Call) -> httpx2.Response:
 @_route("POST", "/v1/jobs")
 def _submit(call: Call) -> httpx2.Response:
     job = call.lab.submit(JobRequest.model_validate_json(call.request.content), call.client or "")
-    return answer_json(job, 200 if job.state.is_final else 202, {"Location": f"/v1/jobs/{job.id}"})
+    return answer_json(job, 200 if job.state.is_final else 202, {"Location": f"jobs/{job.id}"})
 
 
 @_route("GET", "/v1/jobs")
@@ -182,7 +182,7 @@ def _file(call: Call) -> httpx2.Response:
         headers["Content-Range"] = f"bytes {start}-{file.size - 1}/{file.size}"
     headers["Content-Length"] = str(file.size - start)
     content = b"" if call.request.method == "HEAD" else Path(file.path).read_bytes()[start:]
-    return answer(206 if start else 200, content, headers, "application/x-hdf5")
+    return answer(206 if start else 200, content, headers, "application/octet-stream")
 
 
 @_route("POST", "/v1/leases")

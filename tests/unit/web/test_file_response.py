@@ -88,7 +88,7 @@ def test_a_file_that_is_replaced_while_it_is_looked_up_is_described_as_what_was_
 
 
 def test_a_file_that_changes_all_the_time_is_given_up(path: Path) -> None:
-    with pytest.raises(CropCorruptError, match="all the time"):
+    with pytest.raises(CropCorruptError, match="again and again"):
         _open(_Crops(path, lambda look: _replace(path, b"%04d" % look)))
 
 

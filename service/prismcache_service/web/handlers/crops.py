@@ -1,4 +1,4 @@
-"""``/v1/crops``, ``/v1/leases`` and ``/v1/verify``: what is published, what is cached, what must stay."""
+"""``/v1/crops``, ``/v1/leases`` and ``/v1/verify``: list, pin, lease, verify and evict crops."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from prismcache_service.web.handlers.dependencies import (
     Requester,
     SplitPath,
 )
+from prismcache_service.web.logs import audit
 from prismcache_service.web.problems import documented
 
 router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
@@ -85,19 +86,21 @@ async def describe(split: SplitPath, crop: CropPath, crops: Crops, caller: Reade
     summary="Delete a crop's cached files",
     responses=documented(ForbiddenError, CropInUseError),
 )
-async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> RemovedFiles:  # noqa: ARG001 - checks the role
-    """Answers what was deleted, which may be nothing. A pinned or leased crop stays."""
+async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> RemovedFiles:
+    """The response lists the deleted files, if any. A pinned or leased crop is not deleted."""
+    audit("evict", caller.name, crop=f"{split.value}/{crop}")
     return RemovedFiles(files=tuple(await crops.remove(split, [crop])))
 
 
 @router.put(
     "/v1/crops/{split}/{crop}/pin",
     operation_id="pin_crop",
-    summary="Keep a crop from eviction",
+    summary="Protect a crop from eviction",
     responses=documented(ForbiddenError, UnknownCropError),
 )
 async def pin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:
     """Pinning again changes nothing. A crop may be pinned before it is cached."""
+    audit("pin", caller.name, crop=f"{split.value}/{crop}")
     return await crops.pin(split, crop, caller.name)
 
 
@@ -107,8 +110,9 @@ async def pin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> 
     summary="Allow a crop's eviction again",
     responses=documented(ForbiddenError, UnknownCropError),
 )
-async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:  # noqa: ARG001 - checks the role
+async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:
     """Unpinning again changes nothing."""
+    audit("unpin", caller.name, crop=f"{split.value}/{crop}")
     return await crops.unpin(split, crop)
 
 
@@ -116,7 +120,7 @@ async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -
     "/v1/leases",
     operation_id="create_lease",
     status_code=status.HTTP_201_CREATED,
-    summary="Keep crops from eviction while you use them",
+    summary="Protect crops from eviction while you use them",
     responses=documented(ForbiddenError),
     tags=["leases"],
 )
@@ -128,9 +132,9 @@ async def lease(
     caller: Requester,
     response: Response,
 ) -> Lease:
-    """The lease ends `seconds` after it was last renewed; renew it at a sixth of that."""
+    """Create a retention lease. It ends `seconds` after it was last renewed; renew it six times as often."""
     made = await crops.lease(body, caller.name)
-    response.headers["Location"] = f"/v1/leases/{made.id}"
+    response.headers["Location"] = f"leases/{made.id}"  # relative, so that it is right behind a proxy too
     return made
 
 
@@ -155,7 +159,7 @@ async def renew(lease_id: LeasePath, crops: Crops, caller: Requester) -> Lease:
     tags=["leases"],
 )
 async def release(lease_id: LeasePath, crops: Crops, caller: Requester) -> None:
-    """Only the token that made a lease can give it up; one that has ended already is no error."""
+    """Only the token that made a lease can give it up; a lease that has ended already is no error."""
     await crops.release(lease_id, caller.name)
 
 
@@ -166,8 +170,9 @@ async def release(lease_id: LeasePath, crops: Crops, caller: Requester) -> None:
     responses=documented(ForbiddenError),
     tags=["operation"],
 )
-async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  # noqa: ARG001 - checks the role
-    """Files that were found wrong, or lay in a crop's place unknown. They also go after a week, or for want of room."""
+async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:
+    """Delete files that were set aside as corrupt or unknown. They also go after a week, or to make room."""
+    audit("clear quarantine", caller.name)
     return await crops.clear_quarantine()
 
 
@@ -178,6 +183,8 @@ async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:  #
     responses=documented(ForbiddenError, CropNotCachedError),
     tags=["operation"],
 )
-async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:  # noqa: ARG001 - checks the role
-    """Compares every byte with the manifests, which takes as long as reading does."""
+async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:
+    """Compare every byte with the manifests, which takes as long as reading the files."""
+    named = "all" if body.crops is None else list(body.crops)
+    audit("verify", caller.name, split=body.split and body.split.value, crops=named, repair=body.repair)
     return VerifyReport(results=tuple(await crops.verify(body.split, body.crops, repair=body.repair)))

@@ -1,4 +1,4 @@
-"""What handlers ask for: the services, who is calling, and parameters as they stand in URLs."""
+"""What handlers depend on: the services, the caller, and parameters of URLs."""
 
 from __future__ import annotations
 
@@ -74,20 +74,31 @@ def _with_role(caller: Caller, role: Role) -> Caller:
     return caller
 
 
+async def _job_id(
+    job_id: Annotated[
+        str,
+        Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The job's id, or its start if no other job's begins so."),
+    ],
+    jobs: Annotated[JobService, Depends(_jobs)],
+    _caller: Annotated[Caller, Depends(_reader)],
+) -> str:
+    return await jobs.whole_id(job_id)
+
+
 def _decimal(value: Any) -> Any:
-    """Only what we would write ourselves: no sign, space, underscore, leading zero or other alphabet's digits."""
+    """Accept plain decimal numbers only: no sign, space, underscore, leading zero or digits beyond ASCII."""
     if isinstance(value, str) and not _DECIMAL.fullmatch(value):
         raise ValueError("must be a plain decimal number")
     return value
 
 
 def parse_channels(text: str | None) -> tuple[int, ...] | None:
-    """Channels of a URL, e.g. ``0-2,5``, ascending and each once; None for all.
+    """Return the channels that a URL names, e.g. ``0-2,5``, ascending and each once; None for all.
 
     Raises
     ------
     RequestError
-        If a range goes down, or there are too many.
+        If a range goes down, or there are too many channels.
     """
     if text is None:
         return None
@@ -101,7 +112,7 @@ def parse_channels(text: str | None) -> tuple[int, ...] | None:
 
 
 async def _refuse_unknown_query(request: Request) -> None:
-    """Refuse query parameters that the route does not have: a misspelt one must not be taken for a default."""
+    """Refuse query parameters that the route does not have: a misspelt one must not silently mean the default."""
     operation_id = getattr(request.scope["route"], "operation_id", None)
     known = request.app.state.query_names.get(operation_id)
     unknown = sorted(set(request.query_params) - known) if known is not None else []
@@ -138,6 +149,6 @@ AnyCaller = Annotated[Caller, Depends(_caller)]
 Decimal = BeforeValidator(_decimal)
 SplitPath = Annotated[Split, Path(description="Which set of crops.")]
 CropPath = Annotated[int, Decimal, Path(ge=0, le=999_999, description="The crop's number.", examples=[0])]
-JobPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The job's id.")]
+JobId = Annotated[str, Depends(_job_id)]
 LeasePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The lease's id.")]
 Channels = Annotated[tuple[int, ...] | None, Depends(_channels)]

@@ -1,4 +1,4 @@
-"""``/v1/crops/{split}/{crop}/file``: a cached file over HTTP, whole or in parts, for machines without the mount."""
+"""``/v1/crops/{split}/{crop}/file``: download a cached file, whole or in parts, where the folder is not mounted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from prismcache_service.web.handlers.dependencies import Channels, CropPath, Cro
 from prismcache_service.web.handlers.ranges import Part, decide
 from prismcache_service.web.problems import HttpError, documented
 
-MEDIA_TYPE = "application/x-hdf5"
+MEDIA_TYPE = "application/octet-stream"  # which generated clients can download
 _CHUNK = 512 * 1024  # bytes in memory for each download
-_SEND_TIMEOUT_S = 60.0  # a client that takes no byte for so long is gone
+_SEND_TIMEOUT_S = 60.0  # a download ends when the client reads nothing for so long
 _TRIES = 5
 
 router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
@@ -88,17 +88,17 @@ async def download(
 async def open_crop(
     crops: CropService, split: Split, crop: int, channels: tuple[int, ...] | None
 ) -> tuple[CropFile, io.FileIO]:
-    """A cached file, open, and certainly the one that is described.
+    """Return a cached file's description and the same file, open.
 
-    The file may be replaced between the look at its manifest and the opening. If the manifest and file are right, and
-    the same, before and after, then what was opened in between is that file.
+    The file may be replaced after its manifest is read and before the file is opened. If manifest and file agree, and
+    are the same before and after the opening, then the file that was opened is the described one.
 
     Raises
     ------
     CropNotCachedError
-        If it is not cached.
+        If the crop is not cached.
     CropCorruptError
-        If what lies there is not what the manifest says, or changes all the time.
+        If the file does not match its manifest, or is replaced again and again.
     """
     before = await crops.file(split, crop, channels)
     for _ in range(_TRIES):
@@ -111,11 +111,11 @@ async def open_crop(
                 stack.pop_all()
                 return after, opened
         before = after
-    raise CropCorruptError(f"{before.path} changes all the time")
+    raise CropCorruptError(f"{before.path} is replaced again and again")
 
 
 def _open(file: CropFile, path: Path) -> io.FileIO | None:
-    """The file, open; None if there is none any more, as after an eviction."""
+    """Open the file; return None if it does not exist any more, as after an eviction."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def _open(file: CropFile, path: Path) -> io.FileIO | None:
 
 
 def headers_of(file: CropFile) -> dict[str, str]:
-    """The headers that identify a file's content."""
+    """Return the headers that identify a file's content."""
     digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
     return {
         "ETag": f'"{file.sha256}"',
@@ -150,18 +150,18 @@ def _refusal_headers(part: Part, file: CropFile) -> dict[str, str]:
 
 
 class FileResponse(Response):
-    """Sends a part of an open file, a piece at a time, read in threads; closes the file whatever happens.
+    """Sends a part of an open file in pieces that are read in threads; always closes the file.
 
     Parameters
     ----------
     opened
         The file.
     part
-        Status and bytes.
+        The response's status, and which bytes to send.
     size
-        Of the whole file.
+        Size of the whole file in bytes.
     headers
-        That identify it.
+        From `headers_of`.
     """
 
     def __init__(self, opened: io.FileIO, part: Part, size: int, headers: dict[str, str]) -> None:

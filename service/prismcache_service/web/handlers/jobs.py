@@ -1,9 +1,9 @@
-"""``/v1/jobs``: ask for crops, and follow how they come."""
+"""``/v1/jobs``: request crops, and follow the jobs that make them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response, status
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -13,10 +13,12 @@ from prismcache.errors import (
     SourceUnreachableError,
     UnknownCropError,
     UnknownJobError,
+    error_from_problem,
 )
-from prismcache.schema import Job, JobEvent, JobPage, JobRequest, Split, State
-from prismcache_service.web.handlers.dependencies import Decimal, JobPath, Jobs, KnownQuery, Reader, Requester
+from prismcache.schema import Job, JobEvent, JobPage, JobRequest, Problem, Split, State
+from prismcache_service.web.handlers.dependencies import Decimal, JobId, Jobs, KnownQuery, Reader, Requester
 from prismcache_service.web.handlers.lifetime import or_none, until_closing
+from prismcache_service.web.logs import audit
 from prismcache_service.web.problems import documented
 from prismcache_service.web.tokens import Role
 
@@ -44,7 +46,7 @@ _REQUESTS: dict[str, Any] = {
         "value": {"split": "instance", "crops": [3], "strict": True, "priority": 5}
     },
 }
-_LOCATION = {"Location": {"description": "The job's path.", "schema": {"type": "string"}}}
+_LOCATION = {"Location": {"description": "The job's URL, relative to this one.", "schema": {"type": "string"}}}
 _STREAM = (
     "id: 17\r\nevent: crop\r\n"
     'data: {"seq":17,"job":"5f…","kind":"crop","at":"2025-01-01T00:00:00Z","state":"running","crop":{…}}\r\n\r\n'
@@ -70,11 +72,14 @@ async def submit(
     response: Response,
     client: Client = None,
 ) -> Job:
-    """Start a job. While a job of yours for the same is active, that one is answered: asking again is safe."""
+    """Start a job. If a job of yours for the same request is active, the response is that job: a retry is safe."""
     job = await jobs.submit(body, caller.name, client or "")
+    problems = [crop.problem for crop in job.crops]
+    if body.crops and all(problem and problem.code == UnknownCropError.code for problem in problems):
+        raise error_from_problem(cast("Problem", problems[0]))
     if job.state.is_final:
         response.status_code = status.HTTP_200_OK
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Location"] = f"jobs/{job.id}"  # relative, so that it is right behind a proxy too
     return job
 
 
@@ -91,7 +96,7 @@ async def page(
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=500)] = None,
     limit: Annotated[int, Decimal, Query(ge=1, le=500)] = 50,
 ) -> JobPage:
-    """Jobs that were stored; one for crops that were all cached already is not."""
+    """Stored jobs. A job whose crops were all cached already is not stored."""
     name = caller.name if owner == "me" else owner
     return await jobs.page(states=tuple(state or ()), split=split, owner=name, cursor=cursor, limit=limit)
 
@@ -100,7 +105,7 @@ async def page(
     "/{job_id}", operation_id="get_job", summary="A job as it is", responses=documented(ForbiddenError, UnknownJobError)
 )
 async def get(
-    job_id: JobPath,
+    job_id: JobId,
     jobs: Jobs,
     caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
@@ -111,7 +116,7 @@ async def get(
         int | None, Decimal, Query(ge=0, description="Wait for another revision than this; default: than now.")
     ] = None,
 ) -> Job:
-    """A snapshot; with `wait` a long poll, which answers early if the service shuts down."""
+    """A snapshot; with `wait` a long poll, which ends early if the service shuts down."""
     newer = await or_none(request, jobs.wait(job_id, revision, wait)) if wait else None
     return newer or await jobs.get(job_id)
 
@@ -122,14 +127,15 @@ async def get(
     summary="Cancel a job",
     responses=documented(ForbiddenError, UnknownJobError),
 )
-async def cancel(job_id: JobPath, jobs: Jobs, caller: Requester, client: Client = None) -> Job:
-    """Stop a job; crops that another job wants are made all the same. Jobs of others need the role `admin`.
+async def cancel(job_id: JobId, jobs: Jobs, caller: Requester, client: Client = None) -> Job:
+    """Cancel a job; crops that another job needs are made all the same. Jobs of others need the role `admin`.
 
-    With `Prismcache-Client`, only that client wants the job no more: it goes on for others that submitted it.
+    With `Prismcache-Client`, only that client's wish ends; the job goes on for other clients that submitted it.
     """
     job = await jobs.get(job_id)
     if job.owner != caller.name and not caller.may(Role.ADMIN):
         raise ForbiddenError(f"job {job_id!r} belongs to {job.owner!r}")
+    audit("cancel", caller.name, job=job_id, owner=job.owner, client=client or "")
     return await jobs.cancel(job_id, client)
 
 
@@ -149,7 +155,7 @@ async def cancel(job_id: JobPath, jobs: Jobs, caller: Requester, client: Client 
     },
 )
 async def follow(
-    job_id: JobPath,
+    job_id: JobId,
     jobs: Jobs,
     caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
@@ -160,8 +166,8 @@ async def follow(
         int | None, Decimal, Query(ge=0, le=2**63 - 1, description="As `Last-Event-ID`, for the first connection.")
     ] = None,
 ) -> EventSourceResponse:
-    """What happened to a job and what happens to it."""
-    await jobs.get(job_id)  # an unknown job is a 404, not an empty stream
+    """The job's stored events, then new ones as they happen."""
+    await jobs.get(job_id)  # so that an unknown job gives 404, not an empty stream
     events = jobs.events(job_id, last_event_id if last_event_id is not None else after or 0)
     stream = _encoded(until_closing(request.app.state.closing, events))
     return EventSourceResponse(stream, ping=PING_S, ping_message_factory=_ping, send_timeout=_SEND_TIMEOUT_S)
