@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PANEL = "Commands for the lab's service (PRISMCACHE_URL)"
-_ID_LENGTH = 32
 _PAGE = 100
 
 JobArgument = Annotated[
@@ -93,13 +92,16 @@ def jobs(
 def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: JsonOption = False) -> None:
     """Show a job's progress until it ends; exit 1 if it fails. With --json, one line for each event."""
     from prismcache.cli.output import end_of_job, show_event
+    from prismcache.errors import UnknownJobError
     from prismcache.progress.reporter import make_reporter
 
     reporter = make_reporter(False if as_json else None)
     show = show_event(reporter, as_json=as_json)
 
     async def follow(api: ServiceApi) -> Job:
-        job_id = await _job_id(api, job)
+        job_id = job or next((latest.id for latest in (await api.jobs(limit=1)).jobs), None)
+        if job_id is None:
+            raise UnknownJobError("the service has no jobs", remedy="`prismcache ensure` submits one.")
         async for message in api.events(job_id):
             show(message)
         return await api.job(job_id)
@@ -115,11 +117,7 @@ def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: J
 @with_service
 def cancel(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = False) -> None:
     """Cancel a job; crops that another job wants are made all the same."""
-
-    async def end(api: ServiceApi) -> Job:
-        return await api.cancel(await _job_id(api, job))
-
-    ended = _ask(settings, end)
+    ended = _ask(settings, lambda api: api.cancel(job))
     if as_json:
         from prismcache.cli.output import print_json
 
@@ -224,28 +222,6 @@ async def _ask_service(settings: Settings, question: Callable[[ServiceApi], Awai
 
     async with ServiceApi(settings) as api:
         return await question(api)
-
-
-async def _job_id(api: ServiceApi, prefix: str | None) -> str:
-    """Return the id of the only job whose id begins with `prefix`; of the latest job for None."""
-    from prismcache.errors import RequestError, UnknownJobError
-
-    if prefix is not None and len(prefix) >= _ID_LENGTH:
-        return prefix
-    page = await api.jobs(limit=1 if prefix is None else _PAGE)
-    found = [job.id for job in page.jobs if job.id.startswith(prefix or "")]
-    while prefix is not None and page.next_cursor is not None:
-        page = await api.jobs(limit=_PAGE, cursor=page.next_cursor)
-        found += [job.id for job in page.jobs if job.id.startswith(prefix)]
-    if not found:
-        what = (
-            "the service has no jobs" if prefix is None else f"the service has no job whose id begins with {prefix!r}"
-        )
-        raise UnknownJobError(what)
-    if len(found) > 1:
-        remedy = f"Type more of it; the ids are {', '.join(found[:5])}."
-        raise RequestError(f"the ids of {len(found)} jobs begin with {prefix!r}", remedy=remedy)
-    return found[0]
 
 
 def _each(

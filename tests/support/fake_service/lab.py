@@ -247,9 +247,10 @@ class Lab:
         return file if sha256_of(Path(file.path)) == file.sha256 else None
 
     def _find(self, job_id: str) -> _Record:
-        if job_id not in self._jobs:
+        found = [record for known, record in self._jobs.items() if known.startswith(job_id)]
+        if len(found) != 1:
             raise UnknownJobError(f"there is no job {job_id!r}")
-        return self._jobs[job_id]
+        return found[0]
 
     def _source(self, split: Split, crop: int) -> CropArrays:
         if (split, crop) not in self.published:

@@ -107,13 +107,6 @@ def test_watch_alone_takes_the_latest_job(service, run):
     assert run("watch").stderr.endswith(f"{latest}: done, 1 of 1 crops\n")
 
 
-def test_the_beginning_of_several_ids_is_refused_with_their_list(service, run):
-    ids = [submit(service, crop) for crop in (0, 1)]
-    result = run("cancel", "")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert all(job in result.stderr for job in ids)
-
-
 def test_watch_as_json_has_a_line_for_each_event(service, run):
     job = submit(service, 0)
     result = run("watch", job, "--json")
