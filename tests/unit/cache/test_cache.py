@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -683,3 +684,35 @@ def test_the_module_stays_light() -> None:
     text = Path(caching.__file__).read_text()
     assert "import numpy" not in text
     assert "import h5py" not in text
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_folders_and_files_follow_the_group_permissions_of_the_root(cache: CropCache, umask: int) -> None:
+    cache.root.mkdir()
+    cache.root.chmod(0o2770)
+    before = os.umask(umask)
+    try:
+        published = publish(cache)
+        lock = cache.locks.try_acquire(WHOLE.lock)
+    finally:
+        os.umask(before)
+    folders = [path for path in cache.root.rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o2070 for path in folders} == {0o2070}
+    files = [Path(published.path), manifest_file(cache), cache.locks_folder / WHOLE.lock]
+    assert lock is not None
+    assert [path.stat().st_mode & 0o060 for path in files] == [0o060] * 3
+
+
+def test_folders_that_cannot_all_be_made_are_taken_away_again(cache: CropCache) -> None:
+    real, made = Path.mkdir, []
+
+    def mkdir(path: Path, mode: int) -> None:
+        if path.name == "quarantine":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        made.append(path)
+        real(path, mode)
+
+    with patch.object(Path, "mkdir", mkdir), pytest.raises(StorageUnwritableError, match="quarantine"):
+        cache.prepare(Split.INSTANCE)
+    assert made
+    assert not cache.root.exists()
