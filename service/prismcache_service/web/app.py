@@ -1,7 +1,7 @@
-"""The app: what there is at which path, and what every request goes through.
+"""The app: its routes, and the middleware that every request passes.
 
-A request passes `logs.RequestLog` (an id, one line in the log, a bare 500 for what nobody foresaw), the instrumentator,
-`gate.Gate` (who is it?), `limits.BodyLimit`, and then the handler.
+A request passes `logs.RequestLog` (an id, one line in the log, a bare 500 for an unexpected error), the instrumentator,
+`gate.Gate` (token, limits), `limits.BodyLimit`, and then the handler.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ _DESCRIPTION = """\
 Ask for PRISM crops by name; each is fetched from the bucket once, verified, and kept as an HDF5 file that everybody \
 in the lab can use. Submit a job, wait for it (`?wait=`) or follow its events, then open the paths that it names, or \
 download the files. Every error is an RFC 9457 problem with a stable `code`, one sentence in `detail` and advice in \
-`remedy`; `Retry-After` says when trying again may help. Requests with unknown fields are refused; answers may gain \
+`remedy`; `Retry-After` says when trying again may help. Requests with unknown fields are refused; responses may gain \
 fields. Bodies are JSON of at most 64 KiB."""
 
 
 def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
-    """A fresh app; what it works with is opened when it starts and closed when it ends.
+    """Return a new app; its services are opened when the app starts and closed when it ends.
 
     Parameters
     ----------
     config
         All settings.
     opener
-        Opens the services, as `factory.open_factory` does, which is the default.
+        Opens the services; default: `factory.open_factory`.
 
     Raises
     ------
     ConfigError
-        If the tokens' file is unusable, or the service would be open to other machines without tokens.
+        If the tokens file cannot be used, or the service would be open to other machines without tokens.
     """
     tokens = TokenBook(tokens_path(config))
     require_safe_address(config, tokens)
@@ -88,12 +88,12 @@ _TAGS = [
     {"name": "jobs", "description": "Ask for crops and follow them."},
     {"name": "crops", "description": "What is published and what is cached."},
     {"name": "leases", "description": "Protect crops while they are used."},
-    {"name": "operation", "description": "For whoever keeps the service."},
+    {"name": "operation", "description": "For the person who runs the service."},
 ]
 
 
 def _complete_document(app: FastAPI) -> dict[str, set[str]]:
-    """Add what FastAPI cannot see to the OpenAPI document; answers the query parameters of each operation in it."""
+    """Add the schema of events to the OpenAPI document; return the query parameters of each operation."""
     document = app.openapi()  # kept by the app, so that what is added stays
     event = JobEvent.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     event.pop("$defs")  # all of them are there
@@ -106,7 +106,7 @@ def _complete_document(app: FastAPI) -> dict[str, set[str]]:
 
 
 def _add_middleware(app: FastAPI, config: ServiceConfig) -> None:
-    """What is added last comes first."""
+    """Add the middleware; the last one added runs first."""
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, tokens=app.state.tokens, config=config)
     metrics.install(app, app.state.metrics)

@@ -1,4 +1,4 @@
-"""Figures for Prometheus. One `Metrics` for each app, handed to whoever has something to count."""
+"""Metrics for Prometheus: one `Metrics` for each app, which implements `jobs.Observer`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TASK_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
 class Metrics:
-    """Counters that the services move, and gauges that are set when somebody asks.
+    """Counters that the services increase, and gauges that are set when Prometheus reads them.
 
     Names begin with ``prismcache_``; bytes and seconds are base units, as Prometheus wants them.
     """
@@ -57,36 +57,36 @@ class Metrics:
         return Gauge(name, text, labels, namespace=_NAMESPACE, registry=self.registry)
 
     def crops_found(self, *, hits: int, misses: int) -> None:
-        """A job was accepted, and so many of its crops were cached or not."""
+        """Count the crops of an accepted job that are cached (`hits`) and that are not (`misses`)."""
         self._hits.inc(hits)
         self._misses.inc(misses)
 
     def bytes_fetched(self, count: int) -> None:
-        """So many more bytes came from the bucket."""
+        """Count bytes that came from the bucket."""
         self._fetched.inc(count)
 
     def task_ended(self, seconds: float, code: str | None = None) -> None:
-        """A crop was made, or failed with an error `code` (``cancelled`` is none of the errors)."""
+        """Count a crop that was made, or failed with an error `code` (``cancelled`` is not counted as an error)."""
         cancelled = code == "cancelled"
         self._tasks.labels("done" if code is None else "cancelled" if cancelled else "failed").observe(seconds)
         if code is not None and not cancelled:
             self._failures.labels(code).inc()
 
     def evicted(self, files: int, size: int) -> None:
-        """Files of `size` bytes in all were deleted to make room."""
+        """Count files, `size` bytes together, that were deleted to make room."""
         self._evicted.inc(files)
         self._evicted_bytes.inc(size)
 
     def bound(self, **values: str) -> AbstractContextManager[None]:
-        """Add values to every line that is logged within the block."""
+        """Return a context manager that adds the values to every log line within the block."""
         return logs.bound(**values)
 
     def request_failed(self, code: str) -> None:
-        """A request was answered with a problem."""
+        """Count a response that is a problem."""
         self._problems.labels(code).inc()
 
     def expose(self, status: ServiceStatus) -> bytes:
-        """All figures as text, with the gauges as `status` has them."""
+        """Return all metrics as text, with the gauges taken from `status`."""
         self._jobs.labels("queued").set(status.jobs_queued)
         self._jobs.labels("running").set(status.jobs_running)
         self._crops.labels("queued").set(status.crops_queued)

@@ -1,4 +1,4 @@
-"""Every error as an RFC 9457 problem: ours, HTTP's own, failed validation, and what nobody foresaw."""
+"""Every error as an RFC 9457 problem: prismcache's, HTTP's, failed validation, and unexpected errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prismcache.schema import Problem
 
 MEDIA_TYPE = "application/problem+json"
 
-# Seconds after which another try may help, by code. An error that waiting does not mend has no entry.
+# Seconds after which a retry may help, by code. An error that waiting does not change has no entry.
 RETRY_AFTER = {
     "busy": 5,
     "source_unreachable": 10,
@@ -45,7 +45,7 @@ class HttpError(HTTPException):
     detail
         One sentence.
     headers
-        More headers for the answer.
+        More headers for the response.
     """
 
     def __init__(self, status: http.HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
@@ -53,7 +53,7 @@ class HttpError(HTTPException):
 
 
 def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
-    """What is said of an error, and the headers that go with it."""
+    """Return an error's problem and the headers that belong to it."""
     if isinstance(error, PrismError):
         problem = error.to_problem()
         headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
@@ -64,10 +64,10 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
         return _of_http(error), dict(error.headers or {})
     if isinstance(error, RequestValidationError):
         return _of_validation(error.errors()).to_problem(), {}
-    # No word of the exception: its text may hold anything. The log has it, under the request's id.
+    # Without the exception's text, which may contain anything. The log has the exception under the request's id.
     return PrismError(
-        "something went wrong in the service that nobody foresaw",
-        remedy="Tell your service's keeper the request's id; the log says more.",
+        "the service failed with an unexpected error",
+        remedy="Give the request's id to the person who runs the service; the log says more.",
     ).to_problem(), {}
 
 
@@ -87,7 +87,7 @@ def _of_http(error: HTTPException) -> Problem:
 
 
 def _of_validation(errors: Sequence[Any]) -> RequestError:
-    """Names the first field and what is wrong with it, never the value."""
+    """Return an error that names the first invalid field and the reason, never the value."""
     first = errors[0]
     where, *path = [str(part) for part in first["loc"]] or ["request"]
     if first["type"] == "json_invalid":
@@ -105,12 +105,12 @@ def _of_validation(errors: Sequence[Any]) -> RequestError:
 
 
 def _plain(text: str) -> str:
-    """Text of the client's that is safe to say again: short, ASCII, without control characters."""
+    """Return text of the client so that repeating it is safe: short, ASCII, without control characters."""
     return text[:_SAID_OF_A_FIELD].encode("ascii", "backslashreplace").decode()
 
 
 def answer(scope: Scope, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer to a request that failed with `error`; counts it."""
+    """Return the response to a request that failed with `error`; count the failure."""
     problem, more = problem_of(error)
     if "app" in scope:
         scope["app"].state.metrics.request_failed(problem.code)
@@ -122,13 +122,13 @@ def answer(scope: Scope, error: Exception, headers: Mapping[str, str] | None = N
 
 
 def response(problem: Problem, headers: Mapping[str, str], request_id: str = "") -> Response:
-    """A problem as a response."""
+    """Return a problem as a response."""
     instance = {"instance": f"urn:prismcache:request:{request_id}"} if request_id else {}
     return Response(json.dumps(problem.model_dump() | instance), problem.status, headers, MEDIA_TYPE)
 
 
 def declares_body(scope: Scope) -> bool:
-    """Whether the request's headers announce a body."""
+    """Return True if the request's headers announce a body."""
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
         for name, value in scope["headers"]
@@ -136,7 +136,7 @@ def declares_body(scope: Scope) -> bool:
 
 
 def install(app: FastAPI) -> None:
-    """Answer what handlers raise with problems. What nobody foresaw is left to `logs.RequestLog`."""
+    """Turn errors that handlers raise into problems. `logs.RequestLog` handles unexpected errors."""
 
     async def handle(request: Request, error: Exception) -> Response:
         return answer(request.scope, error)
@@ -146,7 +146,7 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*classes: type[PrismError]) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that may fail in these ways, besides those that every route may."""
+    """Return the ``responses`` of a route that may raise `classes`, besides the errors of every route."""
     found: dict[int | str, dict[str, Any]] = {
         "default": {"description": "Any other problem.", "content": {MEDIA_TYPE: _media()}}
     }

@@ -1,4 +1,4 @@
-"""Answers that wait must end when the client goes, and when the service shuts down."""
+"""Responses that wait must end when the client disconnects, and when the service shuts down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def or_none(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` answers; None if the client went, or the service began to shut down, before it did."""
+    """Return the result of `work`, or None if the client disconnects or the service shuts down before."""
     working = asyncio.create_task(work)
     ends = [asyncio.create_task(request.app.state.closing.wait()), asyncio.create_task(_gone(request))]
     try:
@@ -23,7 +23,7 @@ async def or_none(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
 
 
 async def until_closing(closing: asyncio.Event, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """What `source` yields, until `closing` is set."""
+    """Yield what `source` yields, until `closing` is set."""
     ending = asyncio.create_task(closing.wait())
     step: asyncio.Task[T] | None = None
     try:

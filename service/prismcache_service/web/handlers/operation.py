@@ -1,4 +1,4 @@
-"""Whether the service lives, what it is doing, and how to speak to it."""
+"""Health, readiness, status and metrics."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from prismcache_service.web.tokens import Role
 router = APIRouter(tags=["operation"], dependencies=[KnownQuery])
 
 _READY = {"storage": "ok", "store": "ok", "engine": "ok", "source": "ok"}
-# Crops that are cached can be had without it.
+# Cached crops are served without the source.
 _MAY_FAIL = frozenset({"source"})
 _READY_S = 2.0
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     status: str = "ok"
 
 
 class Readiness(BaseModel):
-    """Each check with "ok", or what is wrong with it (only "failing" for callers without a token)."""
+    """Each check with "ok" or the reason why it fails (only "failing" for callers without a token)."""
 
     ready: bool
     checks: dict[str, str]
@@ -39,7 +39,7 @@ class Readiness(BaseModel):
 @router.get("/healthz", operation_id="health", summary="Does the process live?")
 @router.head("/healthz", operation_id="head_health", include_in_schema=False)
 async def health() -> Health:
-    """Says nothing about storage, store, engine or bucket: a restart would mend none of them."""
+    """Storage, store, engine and bucket are not checked: a restart would not repair them."""
     return Health()
 
 
@@ -54,7 +54,7 @@ async def health() -> Health:
     },
 )
 async def readiness(factory: FactoryOf, caller: AnyCaller, request: Request, response: Response) -> Readiness:
-    """An unreachable bucket alone is shown but does not count: cached crops are served all the same."""
+    """An unreachable bucket is shown, but the service counts as ready: cached crops are served without the bucket."""
     checks = await _recent_checks(request, factory)
     ready = all(said == "ok" for name, said in checks.items() if name not in _MAY_FAIL)
     if not ready:
@@ -66,7 +66,7 @@ async def readiness(factory: FactoryOf, caller: AnyCaller, request: Request, res
 
 
 async def _recent_checks(request: Request, factory: Factory) -> dict[str, str]:
-    """The checks ask disk, database and bucket, and everybody may ask for them: so at most once in a while."""
+    """Return the checks, made at most once in `_READY_S` s: they use disk, database and bucket, and need no token."""
     state = request.app.state
     async with state.readiness_lock:
         if state.readiness is None or time.monotonic() - state.readiness[0] > _READY_S:
@@ -83,7 +83,7 @@ async def _recent_checks(request: Request, factory: Factory) -> dict[str, str]:
     responses=documented(ForbiddenError, StorageError),
 )
 async def service_status(factory: FactoryOf, caller: Reader) -> ServiceStatus:  # noqa: ARG001 - checks the role
-    """What the service is doing, and how much room there is."""
+    """Queued and running jobs and crops, and the space used."""
     return await factory.status()
 
 
@@ -98,6 +98,6 @@ async def service_status(factory: FactoryOf, caller: Reader) -> ServiceStatus:  
     },
 )
 async def metrics(factory: FactoryOf, caller: Reader, request: Request) -> Response:  # noqa: ARG001 - checks the role
-    """Where there are tokens, give Prometheus one of role `reader`."""
+    """If the service has tokens, give Prometheus one of role `reader`."""
     figures: Metrics = request.app.state.metrics
     return Response(figures.expose(await factory.status()), media_type=MEDIA_TYPE)
