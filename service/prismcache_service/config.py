@@ -22,7 +22,7 @@ class ServiceConfig(Settings):
     Attributes
     ----------
     host, port
-        Where it listens; port 0 takes a free one.
+        Where the service listens; port 0 takes a free one.
     database_url
         SQLAlchemy URL of the job store (``postgresql+asyncpg://…``); default: SQLite in `state_folder`.
     state_folder
@@ -34,22 +34,22 @@ class ServiceConfig(Settings):
     advertised_root
         What other machines call the cache folder, where it differs from `root`.
     cors_origins
-        Origins of web pages that may read from the service, as ``https://viewer.lab:8080``, separated by spaces;
+        Origins of web pages that may read from the service, such as ``https://viewer.lab:8080``, separated by spaces;
         default: only the service's own.
     max_bytes
-        Bound on published files and reservations; None for no bound but the disk's.
+        Limit in bytes on published files and reservations together; None: only the disk is the limit.
     min_free_bytes
-        What is kept free on the file system.
+        Bytes that are kept free on the file system.
     low_water
         Eviction, once begun, goes on until this share of `max_bytes` is used.
     lease_seconds
-        Life of a client's lease.
+        Life of a retention lease that is not renewed.
     engine
         Where crops are made: "local" in processes of this machine, "dask" on the workers of a Dask cluster.
     dask_scheduler
         Address of its scheduler (``tcp://…``, ``tls://…``) or path of its scheduler file.
     dask_timeout
-        Seconds that a crop waits while no worker can be given it, before it fails.
+        Seconds that a crop waits while no worker can take it, before the crop fails.
     max_jobs, max_jobs_per_owner, max_crops_per_job
         Limits on unfinished jobs and their size.
     rate_limit, failed_auth_limit
@@ -57,7 +57,7 @@ class ServiceConfig(Settings):
     keep_jobs_days
         Finished jobs are forgotten after so many days.
     shutdown_seconds
-        How long a shutdown may take.
+        Seconds that a shutdown may take.
     log_format
         "console" or "json".
     """
