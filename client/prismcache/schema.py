@@ -131,15 +131,23 @@ class CropFile(_Response):
     source_fingerprint: str = ""
 
 
-class CropProgress(_Response):
-    """The progress of one crop of a job. Totals are 0 until the crop's listing and metadata have been read."""
+class Progress(_Response):
+    """Chunk objects and bytes fetched and verified so far, of those needed.
 
-    crop: int
-    state: State = State.QUEUED
+    Totals are 0 until the crop's listing and metadata have been read.
+    """
+
     objects_done: int = 0
     objects_total: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
+
+
+class CropProgress(Progress):
+    """The state and progress of one crop of a job."""
+
+    crop: int
+    state: State = State.QUEUED
     file: CropFile | None = None
     problem: Problem | None = None
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from prismcache.errors import PrismError
-from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Split, State
+from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropName
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.jobs.observer import NoObserver
 from prismcache_service.jobs.service import JobLimits, JobService
-from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store.base import JobRecord, MemoryJobStore
 
 DEADLINE = 10.0

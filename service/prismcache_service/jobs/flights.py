@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from prismcache.errors import PrismError
-from prismcache.schema import CropFile
+from prismcache.schema import CropFile, Progress
 from prismcache_service.cache import CropName
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.engine.base import Outcome
 from prismcache_service.jobs.observer import Observer
 from prismcache_service.jobs.schedule import Wish, choose
-from prismcache_service.pipeline.progress import Progress, Report
+from prismcache_service.pipeline.progress import Report
 
 _log = logging.getLogger(__name__)
 

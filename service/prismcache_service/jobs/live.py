@@ -7,10 +7,9 @@ import contextlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from prismcache.schema import CropFile, CropProgress, Job, JobEvent, JobRequest, State
+from prismcache.schema import CropFile, CropProgress, Job, JobEvent, JobRequest, Progress, State
 from prismcache_service.cache import CropName
 from prismcache_service.engine.base import Outcome
-from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store import JobRecord
 
 _TICK_BITS = 20
@@ -87,7 +86,7 @@ class LiveJob:
 
     def progress(self, crop: int, progress: Progress) -> None:
         """Set a crop's progress."""
-        self._set(self.crops[crop].model_copy(update={"state": State.RUNNING, **progress.__dict__}))
+        self._set(self.crops[crop].model_copy(update={"state": State.RUNNING, **dict(progress)}))
 
     def ended(self, crop: int, outcome: Outcome | None) -> CropProgress:
         """Return the crop in its final state for `outcome` (None: cancelled); the job is not changed."""

@@ -19,7 +19,7 @@ from prismcache.config import Settings
 from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
 from prismcache.layout import FORMAT_VERSION, SourceObject
-from prismcache.schema import NO_CONTEXT, Context
+from prismcache.schema import NO_CONTEXT, Context, Progress
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
 from prismcache_service.pipeline.codec.encode import RECIPE
@@ -27,7 +27,7 @@ from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
 from prismcache_service.pipeline.plan.budget import plan_budget
 from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan.plan import CropPlan, plan_crop
-from prismcache_service.pipeline.progress import Moved, Progress, Report
+from prismcache_service.pipeline.progress import Moved, Report
 from prismcache_service.pipeline.write.hdf5 import CropWriter, check_file
 from prismcache_service.pipeline.write.spool import Spool
 from prismcache_service.pipeline.write.stream import stream_crop
@@ -240,11 +240,11 @@ def _counter(plan: CropPlan, report: Report) -> Callable[[int], None]:
     fetched = plan.fetched()
     objects, size = len(fetched), sum(item.size for item in fetched)
     done = [0, 0]
-    report(Progress(0, objects, 0, size))
+    report(Progress(objects_total=objects, bytes_total=size))
 
     def count(bytes_: int) -> None:
         done[0] += 1
         done[1] += bytes_
-        report(Progress(done[0], objects, done[1], size))
+        report(Progress(objects_done=done[0], objects_total=objects, bytes_done=done[1], bytes_total=size))
 
     return count

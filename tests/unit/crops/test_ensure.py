@@ -14,12 +14,11 @@ import pytest
 
 from prismcache.errors import MissingChunksError, PrismError, SourceCorruptError, StorageUnwritableError
 from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
-from prismcache.schema import CropFile, JobRequest, Split, State
+from prismcache.schema import CropFile, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.cache import making_lock as leasing
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.engine.base import CropTask, Engine
-from prismcache_service.pipeline.progress import Progress
 from tests.support.cache_root import quarantined, unfinished
 from tests.support.stored_crops import store_crop
 
@@ -46,7 +45,7 @@ class QuickEngine(Engine):
         self.tasks.append(task)
         self.started.set()
         self._begun.release()
-        report(Progress(1, 2, 3, 4))
+        report(Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4))
         await self.gate.wait()
         if self._error is not None:
             raise self._error
@@ -120,7 +119,7 @@ def test_what_is_not_there_is_made_with_progress_and_what_is_there_is_not(cache:
         service = EnsureService(cache, engine)
         seen: list[Progress] = []
         made = await service.ensure(NAME, seen.append)
-        assert seen == [Progress(1, 2, 3, 4)]
+        assert seen == [Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4)]
         assert content(made) == CONTENT
         assert await service.ensure(NAME, seen.append) == made
         assert (await cache.find(NAME)).file == made

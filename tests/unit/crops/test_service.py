@@ -17,14 +17,13 @@ from prismcache.errors import (
     UnknownCropError,
     UnknownLeaseError,
 )
-from prismcache.schema import CropFile, CropInfo, LeaseRequest, Split, Verdict
+from prismcache.schema import CropFile, CropInfo, LeaseRequest, Progress, Split, Verdict
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import service as crops_module
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService
-from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store.base import MemoryJobStore
 from tests.support.cache_root import published, quarantined
 from tests.support.job_scene import Published

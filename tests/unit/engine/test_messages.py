@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prismcache.errors import NoSpaceError
-from prismcache.schema import CropFile, Split
+from prismcache.schema import CropFile, Progress, Split
 from prismcache_service.engine.local.messages import News, WorkOrder
-from prismcache_service.pipeline.progress import Progress
 
 FILE = CropFile(
     split=Split.INSTANCE, crop=3, channels=(0, 5), path="/lab/ü\n.h5", size=2**40, sha256="0" * 64, missing_chunks=2

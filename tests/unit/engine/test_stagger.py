@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from prismcache.schema import Progress
 from prismcache_service.engine.local.stagger import Stagger
-from prismcache_service.pipeline.progress import Progress
 
 
 def at(percent: int) -> Progress:

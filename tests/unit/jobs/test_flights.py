@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from prismcache.errors import SourceUnreachableError
-from prismcache.schema import CropFile, Split
+from prismcache.schema import CropFile, Progress, Split
 from prismcache_service.cache import CropName
 from prismcache_service.jobs.flights import Flights, Outcome, Passenger
 from prismcache_service.jobs.observer import NoObserver
 from prismcache_service.jobs.schedule import Wish
-from prismcache_service.pipeline.progress import Progress
 
 
 @dataclass
@@ -87,9 +86,9 @@ def test_two_jobs_share_the_making_its_progress_and_its_end() -> None:
         first, second = Traveller("a", 0), Traveller("b", 0)
         await flights.board(first.passenger())
         await settle()
-        maker.reports[0](Progress(1, 2, 10, 20))
+        maker.reports[0](Progress(objects_done=1, objects_total=2, bytes_done=10, bytes_total=20))
         await flights.board(second.passenger())
-        assert second.progress == [Progress(1, 2, 10, 20)]
+        assert second.progress == [Progress(objects_done=1, objects_total=2, bytes_done=10, bytes_total=20)]
         maker.results[0].set_result(made(0))
         assert await first.ended == await second.ended == made(0)
         assert (first.started, second.started) == (1, 1)

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 import pytest
 
 from prismcache.errors import SourceDeniedError
-from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
+from prismcache.schema import CropProgress, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropName
 from prismcache_service.jobs.live import LiveJob, job_of, state_of
-from prismcache_service.pipeline.progress import Progress
 from prismcache_service.store.base import JobRecord
 from tests.support.job_scene import made, settle
 
@@ -62,7 +61,7 @@ def test_each_change_makes_a_greater_revision_also_after_a_restart(job: LiveJob)
     job.begin(4)
     seen.append(job.revision)
     for objects in range(1000):
-        job.progress(4, Progress(objects, 1000, 0, 0))
+        job.progress(4, Progress(objects_done=objects, objects_total=1000, bytes_done=0, bytes_total=0))
     seen.append(job.revision)
     job.record(event(job, 9, crop=CropProgress(crop=4, state=State.DONE, file=made(4))))
     seen.append(job.revision)
@@ -75,13 +74,13 @@ def test_each_change_makes_a_greater_revision_also_after_a_restart(job: LiveJob)
 def test_nothing_moves_a_crop_that_has_ended(job: LiveJob) -> None:
     job.record(event(job, 8, crop=CropProgress(crop=4, state=State.DONE, file=made(4))))
     revision = job.revision
-    job.progress(4, Progress(1, 2, 3, 4))
+    job.progress(4, Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4))
     job.begin(4)
     assert (job.crops[4].state, job.revision, job.open_crops()) == (State.DONE, revision, [1])
 
 
 def test_what_becomes_of_a_crop_keeps_how_far_it_came(job: LiveJob) -> None:
-    job.progress(4, Progress(1, 2, 3, 4))
+    job.progress(4, Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4))
     assert job.ended(4, None) == job.crops[4].model_copy(update={"state": State.CANCELLED})
     assert job.ended(4, PROBLEM) == job.crops[4].model_copy(update={"state": State.FAILED, "problem": PROBLEM})
     done = job.ended(4, made(4))

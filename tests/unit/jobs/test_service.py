@@ -18,10 +18,9 @@ from prismcache.errors import (
     UnknownCropError,
     UnknownJobError,
 )
-from prismcache.schema import CropProgress, Job, JobEvent, JobRequest, Split, State
+from prismcache.schema import CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.jobs import service as jobs_module
 from prismcache_service.jobs.service import JobLimits
-from prismcache_service.pipeline.progress import Progress
 from tests.support.job_scene import Maker, Published, Scene, made, play, settle
 
 ONE = CropProgress(crop=0, state=State.DONE, file=made(0))
@@ -100,7 +99,7 @@ def test_what_is_not_cached_is_made_and_stored_on_the_way() -> None:
         job = await scene.submit(5, 0, 5)
         assert (job.state, states(job), job.owner) == (State.QUEUED, ["queued", "done"], "ada")
         assert (await scene.jobs.get(job.id)).state is State.RUNNING
-        scene.maker.report(5, Progress(1, 2, 10, 20))
+        scene.maker.report(5, Progress(objects_done=1, objects_total=2, bytes_done=10, bytes_total=20))
         now = (await scene.jobs.get(job.id)).crops[0]
         assert (now.state, now.objects_done, now.bytes_total) == (State.RUNNING, 1, 20)
         scene.maker.finish(5)
@@ -155,7 +154,7 @@ def test_another_owner_has_a_job_of_its_own_but_the_crop_is_made_once() -> None:
     async def story(scene: Scene) -> None:
         ada, bob = await scene.submit(0), await scene.submit(0, 1, owner="bob")
         assert ada.id != bob.id
-        scene.maker.report(0, Progress(1, 2, 10, 20))
+        scene.maker.report(0, Progress(objects_done=1, objects_total=2, bytes_done=10, bytes_total=20))
         assert (await scene.jobs.get(bob.id)).crops[0].bytes_done == 10
         scene.maker.finish(0, 1)
         for job in (ada, bob):
@@ -217,7 +216,7 @@ def test_a_wait_ends_with_the_next_change_or_the_time() -> None:
         assert await scene.jobs.wait(job.id, None, 0) == now
         waiting = [asyncio.create_task(scene.jobs.wait(job.id, known, 60)) for known in (now.revision, None)]
         await settle()
-        scene.maker.report(0, Progress(1, 2, 3, 4))
+        scene.maker.report(0, Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4))
         newer = [await each for each in waiting]
         assert newer[0] == newer[1]
         assert newer[0].revision > now.revision
@@ -259,7 +258,7 @@ def test_pages_show_every_stored_job_once_newest_first() -> None:
 def test_a_page_shows_progress_that_is_not_stored() -> None:
     async def story(scene: Scene) -> None:
         await scene.submit(0)
-        scene.maker.report(0, Progress(1, 2, 3, 4))
+        scene.maker.report(0, Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4))
         assert (await scene.jobs.page()).jobs[0].crops[0].objects_done == 1
 
     play(story)
@@ -428,7 +427,7 @@ def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_last_snapshot(
         job = await scene.submit(0, 1)
         following = asyncio.create_task(scene.events(job.id))
         await settle()
-        scene.maker.report(0, Progress(1, 2, 10, 20))
+        scene.maker.report(0, Progress(objects_done=1, objects_total=2, bytes_done=10, bytes_total=20))
         await settle()
         scene.maker.finish(0)
         await settle()

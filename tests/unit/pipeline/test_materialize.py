@@ -36,13 +36,12 @@ from prismcache.errors import (
     UnknownCropError,
 )
 from prismcache.layout import SourceObject
-from prismcache.schema import NO_CONTEXT, Context, Split
+from prismcache.schema import NO_CONTEXT, Context, Progress, Split
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline import materialize
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer, first_error
 from prismcache_service.pipeline.plan import plan
 from prismcache_service.pipeline.plan.budget import Budget, plan_budget
-from prismcache_service.pipeline.progress import Progress
 from tests.support.codecs import ArrayLayout, Compressor
 from tests.support.crops import BUCKET, PREFIX, CropSpec, crop_folder, write_crop
 from tests.support.folder_source import FolderSource

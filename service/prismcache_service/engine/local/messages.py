@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from prismcache.schema import CropFile, Problem, Split
-from prismcache_service.pipeline.progress import Progress
+from prismcache.schema import CropFile, Problem, Progress, Split
 
 
 class WorkOrder(BaseModel):

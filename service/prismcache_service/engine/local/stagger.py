@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from prismcache_service.pipeline.progress import Progress, Report
+from prismcache.schema import Progress
+from prismcache_service.pipeline.progress import Report
 
 PATIENCE_S = 3.0
 

@@ -28,12 +28,11 @@ from prismcache.config import Settings
 from prismcache.disk import storage_error
 from prismcache.errors import PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
-from prismcache.schema import CropFile, Problem
+from prismcache.schema import CropFile, Problem, Progress
 from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
-from prismcache_service.pipeline.progress import Progress
 
 ALIVE_S = 1.0
 _REPORT_S = 0.1
