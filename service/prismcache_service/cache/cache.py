@@ -424,7 +424,10 @@ class CropCache(Places):
             stamp = compare(self.path(name), manifest, self.shown_path(name), full=True)
         except CropCorruptError:
             return False
-        pending.replace(self.manifest_path(name))
+        try:
+            pending.replace(self.manifest_path(name))
+        except OSError:
+            return False
         with contextlib.suppress(OSError):  # without the stamp, the file is read again by the first look-up
             self._stamp(name, manifest, stamp)
         return True

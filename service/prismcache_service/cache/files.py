@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
 from prismcache.disk import sha256_of, stamp_of, storage_error
 from prismcache.errors import CropCorruptError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, Manifest
@@ -40,9 +42,8 @@ def patiently(operation: Callable[[], T], path: Path) -> T:
     except OSError as error:
         if error.errno in _NO_FILE:
             raise
-    # Imported here: a warm `ensure` needs no second attempt.
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-
+    # Made here, since a warm `ensure` needs no second attempt; imported above, since a process without descriptors
+    # cannot import.
     again = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, OSError) and error.errno not in _NO_FILE),
         stop=stop_after_attempt(_ATTEMPTS - 1),

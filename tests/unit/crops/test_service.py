@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -39,11 +41,14 @@ class Restorer(EnsureService):
         self._cache = cache
         self.made: list[CropName] = []
         self.errors: dict[int, PrismError] = {}
+        self.holds: dict[CropName, CropFile] = {}  # names whose channels another file has
 
     async def ensure(self, name: CropName, report: Callable[[Progress], None], *, strict: bool = False) -> CropFile:
         self.made.append(name)
         if name.crop in self.errors:
             raise self.errors[name.crop]
+        if name in self.holds:
+            return self.holds[name]
         return store_crop(self._cache, name)
 
 
@@ -210,6 +215,35 @@ def test_every_answer_tells_the_root_that_others_know(tmp_path: Path) -> None:
         assert right.path == "/lab/prism/instance/crop_0.h5"
         assert str(answers).count("/lab/prism") > 6
         assert str(tmp_path) not in str(answers)
+
+    run(story)
+
+
+def test_a_bad_subset_beside_a_full_file_is_set_aside_and_the_full_file_is_named(shelf: Shelf) -> None:
+    async def story() -> None:
+        full, part = shelf.put(0), shelf.put(0, (1,))
+        os.truncate(part.path, 3)
+        shelf.restorer.holds[CropName(INSTANCE, 0, (1,))] = full
+        found = await shelf.crops.verify(INSTANCE, [0], repair=True)
+        assert [(each.verdict, each.path) for each in found] == [
+            (Verdict.OK, full.path), (Verdict.REPAIRED, full.path)
+        ]  # fmt: skip
+        assert found[1].reason.endswith(f"set aside and not made again, since {full.path} holds its channels")
+        assert [each.path for each in await shelf.crops.verify()] == [full.path]
+
+    run(story)
+
+
+def test_the_same_verification_asked_for_again_joins_the_first(shelf: Shelf) -> None:
+    async def story() -> None:
+        shelf.put(0)
+        with patch.object(shelf.cache, "verify", wraps=shelf.cache.verify) as verify:
+            impatient = asyncio.create_task(shelf.crops.verify(INSTANCE, [0]))
+            await asyncio.sleep(0)
+            impatient.cancel()
+            found = await asyncio.gather(*(shelf.crops.verify(INSTANCE, [0]) for _ in range(3)))
+        assert [each[0].verdict for each in found] == [Verdict.OK] * 3
+        assert verify.call_count == 1
 
     run(story)
 
