@@ -54,6 +54,7 @@ def files_on_mount(mount: Path, split: Split) -> list[CropFile]:
                     sha256=manifest.sha256,
                     missing_chunks=manifest.missing_chunks,
                     source_fingerprint=manifest.source_fingerprint,
+                    notes=manifest.notes,
                 )
             )
     return found

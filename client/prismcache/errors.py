@@ -242,7 +242,11 @@ class UnauthorizedError(ServiceError):
     default_remedy = "Set PRISMCACHE_TOKEN to a token that your service's operator made with `prismcache token create`."
 
 
-class MissingChunksWarning(UserWarning):
+class SourceWarning(UserWarning):
+    """A crop's source lacks something: a voxel size, ETags, chunks."""
+
+
+class MissingChunksWarning(SourceWarning):
     """A crop holds zarr's fill value where chunks are absent from the bucket."""
 
 

@@ -14,7 +14,9 @@ attributes         ``crop_id``, ``split``, ``num_channels``, ``format_version``,
 ``labels``         (Z, Y, X) uint32, consecutive: the n ids of the source in ascending order become 1…n, 0 stays 0
 ``labels_ids``     (n+1,) uint64: ``labels_ids[labels]`` are the source's ids; entry 0 is 0
 on 3-D datasets    integers ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units``; with
-                   context, raw has an ``offset`` and a shape of its own
+                   context, raw has an ``offset`` and a shape of its own. Where nm are not whole, these are rounded
+                   and floats ``offset_nm`` and ``voxel_size_nm`` are beside; where the source has no voxel size,
+                   ``units`` are "voxel", ``offset`` is 0 and ``voxel_size`` 1
 =================  ==================================================================================
 
 Paths, attributes, ``raw/ch_NN`` and ``labels`` are those of torch_em's ``e11bio`` loader, so that it reads our files.
@@ -38,6 +40,7 @@ STATE_FOLDER = ".prismcache"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 AXIS_NAMES = ("z", "y", "x")
 UNITS = ("nm", "nm", "nm")
+VOXEL_UNITS = ("voxel", "voxel", "voxel")  # of a file whose source gives no voxel size
 
 LABELS = "labels"
 LABELS_IDS = "labels_ids"
@@ -250,3 +253,4 @@ class Manifest(_Record):
     prismcache_version: str
     libraries: dict[str, str]
     created_at: str
+    notes: tuple[str, ...] = ()

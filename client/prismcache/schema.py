@@ -118,7 +118,8 @@ class CropFile(_Response):
     """One published file: where the machine that made it sees it, and what identifies its content.
 
     `channels` are the crop's channels in it, ascending; `size` is in bytes; `missing_chunks` counts source chunks
-    that were absent and hold zarr's fill value; `source_fingerprint` is a digest of the source's listing.
+    that were absent and hold zarr's fill value; `source_fingerprint` is a digest of the source's listing; `notes` are
+    sentences on what its source lacks (a voxel size, ETags), of which clients warn.
     """
 
     split: Split
@@ -129,6 +130,7 @@ class CropFile(_Response):
     sha256: str
     missing_chunks: int = 0
     source_fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Progress(_Response):

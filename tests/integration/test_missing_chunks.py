@@ -42,6 +42,7 @@ def _sharded(crop: int) -> CropSpec:
 CASES = {
     "raw": (_absent(1, ((0, 0, 1, 0), (0, 1, 0, 0)), (), 0), 2),
     "background": (_absent(2, (), ((0, 0, 0), (1, 1, 1)), 0), 0),
+    "no-labels-at-all": (_absent(10, (), tuple(np.ndindex(2, 2, 2)), 0), 8),
     "undefined-labels": (_absent(8, (), ((0, 0, 0),), None), 1),
     "fill-value": (_absent(3, ((0, 1, 1, 1),), ((1, 0, 1),), 77), 2),
     "all-labels": (_absent(4, (), tuple(np.ndindex(2, 2, 2)), 5), 8),

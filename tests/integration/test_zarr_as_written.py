@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
-from prismcache import PrismClient
+from prismcache import Crop, PrismClient, SourceWarning
+from prismcache.layout import manifest_path
+from prismcache.schema import Split
 from tests.support.cache_root import tiny_spec
-from tests.support.crops import write_crop
+from tests.support.crops import CropSpec, write_crop
+from tests.support.faults import FaultProxy, Rewrite
 from tests.support.s3 import S3Server
 
 SPEC = tiny_spec(0)
@@ -63,6 +69,26 @@ def _one_channel_of_labels(crop: Path) -> None:
         chunk.rename(chunk.with_name(f"0.{chunk.name}"))
 
 
+def _fractional(crop: Path) -> None:
+    """Voxels of 281.6 × 35.2 × 35.2 nm, and places that fit them."""
+    size = (281.6, 35.2, 35.2)
+    for array in ("raw", "labels"):
+
+        def change(attributes: dict) -> None:
+            whole = zip(attributes["offset"], SPEC.resolution, size, strict=True)
+            attributes["offset"] = [round(n / r) * s for n, r, s in whole]
+            if "resolution" in attributes:
+                attributes["resolution"] = size
+
+        _edit(crop / array / ".zattrs", change)
+
+
+def _nowhere(crop: Path) -> None:
+    """Neither voxel size nor offset, and raw of the labels' shape."""
+    for array in ("raw", "labels"):
+        _edit(crop / array / ".zattrs", dict.clear)
+
+
 WAYS = [_funlib, _multiscales, _one_channel_of_labels]
 
 
@@ -85,3 +111,46 @@ def test_the_same_voxels_in_the_same_place(tmp_path: Path) -> None:
                     np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{path}: {name}")
                     for key in ("offset", "resolution", "voxel_size") if "offset" in expected[name].attrs else ():
                         np.testing.assert_array_equal(found[name].attrs[key], expected[name].attrs[key])
+
+
+def _ensured(folder: Path, spec: CropSpec, change: Callable[[Path], None], warning: str) -> Crop:
+    change(write_crop(folder / "bucket", spec))
+    with (
+        S3Server(folder / "bucket") as server,
+        PrismClient(root=folder / "root", s3_endpoint_url=server.endpoint) as client,
+    ):
+        for _ in range(2):  # every call warns, not only the one that fetched
+            with pytest.warns(SourceWarning, match=warning):
+                [file] = client.ensure_files("instance", 0, progress=False)
+    return Crop(file.path)
+
+
+def test_fractional_nm_are_rounded_with_the_exact_values_beside(tmp_path: Path) -> None:
+    with _ensured(tmp_path, SPEC, _fractional, r"voxel size \(281.6, 35.2, 35.2\) .* rounded") as crop:
+        assert (crop.voxel_size, crop.voxel_size_nm) == ((282, 35, 35), (281.6, 35.2, 35.2))
+        assert "281.6" in crop._repr_html_()
+        for name in ("labels", "raw/ch_00"):
+            exact = crop.file[name].attrs["offset_nm"]
+            np.testing.assert_array_equal(np.round(exact), crop.file[name].attrs["offset"])
+
+
+def test_an_unknown_voxel_size_is_said_and_not_made_up(tmp_path: Path) -> None:
+    size = SPEC.labels_shape
+    spec = dataclasses.replace(SPEC, raw_shape=size, labels_offset=None)
+    with _ensured(tmp_path, spec, _nowhere, "the source gives no voxel size") as crop:
+        assert crop.voxel_size_nm is None
+        assert "size unknown" in crop._repr_html_()
+        assert list(crop.file["labels"].attrs["units"]) == ["voxel"] * 3
+    assert "no voxel size" in (tmp_path / "root" / manifest_path(Split.INSTANCE, 0)).read_text()
+
+
+def test_a_listing_without_etags_is_unverified_in_the_manifest(tmp_path: Path) -> None:
+    write_crop(tmp_path / "bucket", SPEC)
+    with S3Server(tmp_path / "bucket") as server, FaultProxy(server.endpoint) as proxy:
+        gone = Rewrite(lambda r: dataclasses.replace(r, body=re.sub(rb"<ETag>[^<]*</ETag>", b"", r.body)))
+        proxy.add(gone, listing=True)
+        with (
+            PrismClient(root=tmp_path / "root", s3_endpoint_url=proxy.endpoint) as client,
+            pytest.warns(SourceWarning, match="unverified: .* objects have no ETag"),
+        ):
+            client.ensure("instance", 0, progress=False)

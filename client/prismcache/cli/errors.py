@@ -142,8 +142,8 @@ def show_error(error: PrismError, *, as_json: bool = False) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print warnings of absent chunks as ``warning: …``, each time, without the line of code that Python adds."""
-    from prismcache.errors import MissingChunksWarning
+    """Print warnings of what a source lacks as ``warning: …``, each time, without the line of code that Python adds."""
+    from prismcache.errors import SourceWarning
 
     def show(
         message: Warning | str,
@@ -153,13 +153,13 @@ def warnings_as_lines() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, MissingChunksWarning):
+        if issubclass(category, SourceWarning):
             typer.echo(f"warning: {message}", err=True)
         else:
             python_shows(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", MissingChunksWarning)
+        warnings.simplefilter("always", SourceWarning)
         python_shows, warnings.showwarning = warnings.showwarning, show
         yield
 

@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from prismcache.client.drive import Event
-from prismcache.errors import MissingChunksWarning
+from prismcache.errors import MissingChunksWarning, SourceWarning
 from prismcache.progress.reporter import Progress, make_reporter
 from prismcache.schema import CropFile
 
@@ -38,6 +38,9 @@ class Delivery:
             return None
         if event.missing_chunks:
             warn_of_missing_chunks(event)
+        for note in event.notes:
+            place = f"crop {event.split.value}/{event.crop}"
+            warnings.warn(f"{place}: {note}", SourceWarning, stacklevel=frames_inside())
         return event
 
 

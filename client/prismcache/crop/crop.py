@@ -22,7 +22,7 @@ from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
 from prismcache.crop.provenance import CITATION, Provenance
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
 from prismcache.errors import CropCorruptError, PrismError, RequestError, UnknownChannelError
-from prismcache.layout import LABELS, LABELS_IDS, Manifest, manifest_path, parse_file_name, raw_dataset
+from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, Manifest, manifest_path, parse_file_name, raw_dataset
 from prismcache.schema import Split
 from prismcache.units import format_shape, format_voxel_size
 
@@ -123,7 +123,8 @@ class Crop:
         }
         if self.raw_shape != self.shape:
             shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
-        return shown | {"voxel": format_voxel_size(self.voxel_size)}
+        size = self.voxel_size_nm
+        return shown | {"voxel": "size unknown" if size is None else format_voxel_size(size)}
 
     def close(self) -> None:
         """Close the file; the next access opens it again."""
@@ -173,6 +174,17 @@ class Crop:
     def voxel_size(self) -> Shape3:
         """(Z, Y, X) in nm of the expanded tissue."""
         return self._numbers("voxel_size")
+
+    @property
+    def voxel_size_nm(self) -> tuple[float, float, float] | None:
+        """(Z, Y, X) in nm, exact where `voxel_size` is rounded; None if the source gave no voxel size."""
+        with self._errors("attribute 'voxel_size_nm'"):
+            attributes = self._dataset(LABELS).attrs
+            if "voxel_size_nm" in attributes:
+                z, y, x = map(float, attributes["voxel_size_nm"])
+                return z, y, x
+            is_unknown = tuple(attributes.get("units", ())) == VOXEL_UNITS
+        return None if is_unknown else self.voxel_size
 
     @property
     def resolution(self) -> Shape3:

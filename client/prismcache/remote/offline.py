@@ -58,6 +58,7 @@ def _read(mount: Path, split: Split, crop: int, channels: tuple[int, ...] | None
         sha256=manifest.sha256,
         missing_chunks=manifest.missing_chunks,
         source_fingerprint=manifest.source_fingerprint,
+        notes=manifest.notes,
     )
 
 

@@ -285,6 +285,7 @@ class CropCache(Places):
             sha256=manifest.sha256,
             missing_chunks=manifest.missing_chunks,
             source_fingerprint=manifest.source_fingerprint,
+            notes=manifest.notes,
         )
 
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:

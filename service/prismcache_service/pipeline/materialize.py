@@ -48,6 +48,7 @@ class MadeCrop:
     source_objects: tuple[SourceObject, ...]
     missing_chunks: int
     recipe: str
+    notes: tuple[str, ...] = ()
 
 
 class Materializer:
@@ -209,6 +210,7 @@ class Materializer:
                 source_objects=tuple(crop.objects[key] for key in sorted(crop.objects)),
                 missing_chunks=plan.missing_chunks,
                 recipe=RECIPE,
+                notes=plan.notes,
             )
 
 

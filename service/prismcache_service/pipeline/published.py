@@ -57,7 +57,7 @@ def _with_metadata(listed: CropInfo, crop: CropSource) -> CropInfo:
         update={
             "raw_shape": crop.raw.shape,
             "labels_shape": crop.labels.shape,
-            "offset": place.offset,
-            "voxel_size": place.resolution,
+            "offset": place.offset if place.has_voxel_size else None,
+            "voxel_size": place.resolution if place.has_voxel_size else None,
         }
     )

@@ -97,9 +97,16 @@ def test_a_resolution_that_only_one_array_carries_is_both_arrays(raw: Vector, la
     assert aligned(raw_resolution=raw, labels_resolution=labels) == aligned()
 
 
-def test_a_resolution_that_no_array_carries_is_1() -> None:
-    found = aligned((2.0, 2.0, 2.0), (4.0, 5.0, 6.0), raw_resolution=None, labels_resolution=None)
-    assert (found.start, found.resolution) == ((2, 3, 4), (1, 1, 1))
+def test_without_a_voxel_size_places_are_in_voxels_which_is_said() -> None:
+    found = aligned((2.0, 2.0, 2.5), (2.0, 2.0, 2.5), raw_resolution=None, labels_resolution=None)
+    assert (found.start, found.offset, found.resolution) == ((0, 0, 0), (0, 0, 0), (1, 1, 1))
+    assert (found.has_voxel_size, found.offset_nm, found.voxel_size_nm) == (False, (2.0, 2.0, 2.5), None)
+    assert "no voxel size" in " ".join(found.notes)
+
+
+def test_without_a_voxel_size_a_shift_is_unknown() -> None:
+    with pytest.raises(MisalignedError, match=r"neither has a resolution"):
+        aligned((2.0, 2.0, 2.0), (4.0, 5.0, 6.0), raw_resolution=None, labels_resolution=None)
 
 
 @pytest.mark.parametrize("missing", ["raw", "labels", "raw and labels"])
@@ -124,13 +131,33 @@ def test_a_missing_offset_is_no_shift_where_the_shapes_agree(raw: Vector, labels
     assert (found.start, found.stop, found.offset) == ((0, 0, 0), LABELS_SHAPE, expected)
 
 
-@pytest.mark.parametrize("name", ["offset", "resolution"])
-def test_what_is_not_in_whole_nm_is_refused(name: str) -> None:
-    half = (0.5, 0.5, 0.5)
-    zero = (0.0, 0.0, 0.0)
-    offset, resolution = (half, RESOLUTION) if name == "offset" else (zero, half)
-    with pytest.raises(InvalidSourceError, match=rf"{name} \(0.5, 0.5, 0.5\) is not in whole nm"):
-        aligned(offset, offset, raw_resolution=resolution, labels_resolution=resolution)
+FRACTIONAL = (281.6, 35.2, 35.2)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "whole"),
+    [
+        ((0.5, 0.0, 0.0), RESOLUTION, ((0, 0, 0), (400, 168, 168))),
+        ((2816.0, 0.0, 0.0), FRACTIONAL, ((2816, 0, 0), (282, 35, 35))),
+    ],
+)
+def test_what_is_not_in_whole_nm_is_rounded_with_the_exact_values_beside(offset, size, whole) -> None:
+    found = aligned(offset, offset, raw_resolution=size, labels_resolution=size)
+    assert (found.offset, found.resolution) == whole
+    assert (found.offset_nm, found.voxel_size_nm) == (offset, size)
+    assert len(found.notes) == 1
+    assert str(size) in found.notes[0]
+
+
+def test_a_shift_counts_exact_voxels() -> None:
+    shift = tuple(n * size for n, size in zip((3, 20, 40), FRACTIONAL, strict=True))
+    assert aligned((0.0, 0.0, 0.0), shift, raw_resolution=FRACTIONAL, labels_resolution=None).start == (3, 20, 40)
+
+
+def test_voxels_below_half_a_nm_are_refused() -> None:
+    with pytest.raises(InvalidSourceError, match="less than half a nm"):
+        aligned(raw_resolution=(0.4, 1.0, 1.0), labels_resolution=None, raw_offset=None, labels_offset=None,
+                raw_shape=(2, *LABELS_SHAPE))  # fmt: skip
 
 
 def test_the_alignment_does_not_depend_on_chunks() -> None:

@@ -27,7 +27,6 @@ from prismcache.config import Settings
 from prismcache.errors import (
     InvalidSourceError,
     MemoryLimitError,
-    MissingChunksError,
     NoSpaceError,
     PrismError,
     SourceChangedError,
@@ -286,17 +285,6 @@ def test_an_object_that_does_not_decode_is_corruption_by_its_key(bucket_dir: Pat
     (crop_folder(bucket_dir, SPEC) / "labels/1.0.0").write_bytes(body)
     with pytest.raises(SourceCorruptError, match=r"instance/crop_0\.zarr: object 'labels/1\.0\.0'"):
         make(bucket_dir, target)
-
-
-def test_absent_chunks_are_filled_and_counted_or_refused_when_strict(bucket_dir: Path, target: Path) -> None:
-    folder = crop_folder(bucket_dir, SPEC)
-    for key in ("raw/0.0.0.0", "labels/0.0.0"):
-        (folder / key).unlink()
-    with pytest.raises(MissingChunksError, match="2 chunks are absent"):
-        make(bucket_dir, target, strict=True)
-    assert not target.exists()
-    assert make(bucket_dir, target).missing_chunks == 2
-    assert_crop_file_equals_oracle(target, folder)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def _manifest(name: CropName, made: MadeCrop) -> Manifest:
         endpoint=made.endpoint,
         source_fingerprint=made.source_fingerprint,
         missing_chunks=made.missing_chunks,
+        notes=made.notes,
         recipe=made.recipe,
         prismcache_version=version("prismcache"),
         libraries={name: version(name) for name in _LIBRARIES} | {"hdf5": h5py.version.hdf5_version},

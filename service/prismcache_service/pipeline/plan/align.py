@@ -13,20 +13,39 @@ from prismcache.errors import InvalidSourceError, MisalignedError
 from prismcache_service.pipeline.plan.metadata import ArraySource
 
 Triple = tuple[int, int, int]
+Vector = tuple[float, float, float]
 
 _WHOLE_VOXEL_TOLERANCE = 0.01  # voxels; offsets written as floats carry rounding noise, never more
-
 _WHOLE_NM_TOLERANCE = 0.001  # nm; the same
+_NO_VOXEL_SIZE = "the source gives no voxel size: places and sizes in the file are in voxels"
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The labels' box in raw, half-open in voxels (Z,Y,X), and its place in the world (nm; Z,Y,X)."""
+    """The labels' box in raw, half-open in voxels (Z,Y,X), and its place in the world (Z,Y,X).
+
+    Attributes
+    ----------
+    start, stop
+        The box.
+    offset, resolution
+        Whole nm, as gunpowder wants them; in voxels, 0 and 1, without a voxel size.
+    offset_nm, voxel_size_nm
+        The exact values in nm where the whole ones are rounded, or say nothing; else None.
+    has_voxel_size
+        Whether raw or labels have a voxel size.
+    notes
+        Sentences on what the source lacks or what was rounded.
+    """
 
     start: Triple
     stop: Triple
     offset: Triple
     resolution: Triple
+    offset_nm: Vector | None = None
+    voxel_size_nm: Vector | None = None
+    has_voxel_size: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
@@ -36,57 +55,61 @@ def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
     ------
     MisalignedError
         If the shift is no whole number of voxels, the box leaves raw on any side, the resolutions differ, or an offset
-        is missing though the shapes differ; the message gives the numbers.
+        or both resolutions are missing where they are needed; the message gives the numbers.
     InvalidSourceError
-        If the offset or the resolution is not in whole nm.
+        If a voxel is too small for whole nm.
     """
-    resolution = _common_resolution(where, raw, labels)
-    if raw.offset is None or labels.offset is None:
-        shift, offset = _shift_without_offsets(where, raw, labels), labels.offset or raw.offset or (0.0, 0.0, 0.0)
-    else:
-        shift, offset = _whole_shift(where, raw.offset, labels.offset, resolution), labels.offset
+    if raw.resolution and labels.resolution and raw.resolution != labels.resolution:
+        raise MisalignedError(f"{where}: raw has resolution {raw.resolution}, labels have {labels.resolution}")
+    size, offset = raw.resolution or labels.resolution, labels.offset or raw.offset
+    shift = _shift(where, raw, labels, size)
     stop = _triple(s + n for s, n in zip(shift, labels.shape, strict=True))
     if min(shift) < 0 or any(e > n for e, n in zip(stop, raw.shape[1:], strict=True)):
         raise MisalignedError(
             f"{where}: labels of shape {labels.shape} at offset {labels.offset} would cover voxels {shift} to {stop} "
-            f"of raw, which has {raw.shape[1:]} at offset {raw.offset} (resolution {resolution})"
+            f"of raw, which has {raw.shape[1:]} at offset {raw.offset} (resolution {size})"
         )
-    return Alignment(shift, stop, _whole_nm(where, "offset", offset), _whole_nm(where, "resolution", resolution))
+    if size is None:
+        return Alignment(shift, stop, (0, 0, 0), (1, 1, 1), offset, None, has_voxel_size=False, notes=(_NO_VOXEL_SIZE,))
+    place = offset or (0.0, 0.0, 0.0)
+    whole_place, whole_size = _triple(map(round, place)), _triple(map(round, size))
+    if min(whole_size) < 1:
+        raise InvalidSourceError(f"{where}: resolution {size} is less than half a nm, which files cannot hold")
+    if all(
+        abs(a - b) <= _WHOLE_NM_TOLERANCE for a, b in zip((*place, *size), (*whole_place, *whole_size), strict=True)
+    ):
+        return Alignment(shift, stop, whole_place, whole_size)
+    note = (
+        f"voxel size {size} and offset {place} nm are rounded to {whole_size} and {whole_place} in `voxel_size` and "
+        "`offset`; `voxel_size_nm` and `offset_nm` are exact"
+    )
+    return Alignment(shift, stop, whole_place, whole_size, place, size, notes=(note,))
 
 
-def _common_resolution(where: str, raw: ArraySource, labels: ArraySource) -> tuple[float, float, float]:
-    if raw.resolution and labels.resolution and raw.resolution != labels.resolution:
-        raise MisalignedError(f"{where}: raw has resolution {raw.resolution}, labels have {labels.resolution}")
-    return raw.resolution or labels.resolution or (1.0, 1.0, 1.0)
-
-
-def _shift_without_offsets(where: str, raw: ArraySource, labels: ArraySource) -> Triple:
-    if raw.shape[1:] != labels.shape:
-        missing = " and ".join(a.name for a in (raw, labels) if a.offset is None)
+def _shift(where: str, raw: ArraySource, labels: ArraySource, size: Vector | None) -> Triple:
+    """Return the labels' first voxel in raw."""
+    if raw.offset is None or labels.offset is None:
+        if raw.shape[1:] != labels.shape:
+            missing = " and ".join(a.name for a in (raw, labels) if a.offset is None)
+            raise MisalignedError(
+                f"{where}: the offset of {missing} is missing, and raw {raw.shape[1:]} and labels {labels.shape} "
+                "differ in shape, so that their places cannot be told"
+            )
+        return 0, 0, 0
+    if raw.offset == labels.offset:
+        return 0, 0, 0
+    if size is None:
         raise MisalignedError(
-            f"{where}: the offset of {missing} is missing, and raw {raw.shape[1:]} and labels {labels.shape} differ in "
-            "shape, so that their places cannot be told"
+            f"{where}: raw is at offset {raw.offset}, labels at {labels.offset}, and neither has a resolution, so that "
+            "the shift in voxels is unknown"
         )
-    return 0, 0, 0
-
-
-def _whole_shift(
-    where: str, raw: tuple[float, ...], labels: tuple[float, ...], resolution: tuple[float, ...]
-) -> Triple:
-    exact = [(b - a) / r for a, b, r in zip(raw, labels, resolution, strict=True)]
-    whole = _triple(round(s) for s in exact)
+    exact = [(b - a) / r for a, b, r in zip(raw.offset, labels.offset, size, strict=True)]
+    whole = _triple(map(round, exact))
     if any(abs(s - w) > _WHOLE_VOXEL_TOLERANCE for s, w in zip(exact, whole, strict=True)):
         raise MisalignedError(
-            f"{where}: labels at offset {labels} are shifted by {tuple(exact)} voxels against raw at {raw} (resolution "
-            f"{resolution}), which is not whole"
+            f"{where}: labels at offset {labels.offset} are shifted by {tuple(exact)} voxels against raw at "
+            f"{raw.offset} (resolution {size}), which is not whole"
         )
-    return whole
-
-
-def _whole_nm(where: str, name: str, values: tuple[float, ...]) -> Triple:
-    whole = _triple(round(v) for v in values)
-    if any(abs(v - w) > _WHOLE_NM_TOLERANCE for v, w in zip(values, whole, strict=True)):
-        raise InvalidSourceError(f"{where}: {name} {values} is not in whole nm")
     return whole
 
 

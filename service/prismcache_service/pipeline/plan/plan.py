@@ -117,15 +117,25 @@ class CropPlan:
         """Return the keys of the chunks that are not listed, labels first, each once.
 
         Labels whose fill value is 0 are background there. zarr leaves such chunks out by default, so that they are not
-        counted.
+        counted; unless all are absent, as they are where the metadata name other keys than the bucket has.
         """
-        background = self.labels.source.has_fill and self.labels.source.fill_value == 0
-        visits = itertools.chain(() if background else self.labels.visits, self.raw.visits)
+        labels = self.labels
+        background = labels.source.has_fill and labels.source.fill_value == 0 and any(v.item for v in labels.visits)
+        visits = itertools.chain(() if background else labels.visits, self.raw.visits)
         return [v.key for v in visits if v.item is None and not v.again]
 
     @property
     def missing_chunks(self) -> int:
         return len(self.absent())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return sentences on what the source lacks, for the manifest and the user."""
+        without = sum(not item.etag for item in self.fetched())
+        unverified = (
+            f"unverified: {without} objects have no ETag in the bucket's listing; only their lengths were checked"
+        )
+        return (*self.alignment.notes, *([unverified] if without else []))
 
     @property
     def file_bytes_bound(self) -> int:
@@ -135,9 +145,19 @@ class CropPlan:
     @property
     def raw_offset(self) -> Shape:
         """Place of raw's first voxel in the file (nm; Z,Y,X): before that of the labels where there is context."""
-        place, resolution = self.alignment.offset, self.alignment.resolution
+        return tuple(int(n) for n in self._before_labels(self.alignment.offset, self.alignment.resolution))
+
+    @property
+    def raw_offset_nm(self) -> Sequence[float] | None:
+        """The same as exact floats, where the alignment has them."""
+        place = self.alignment
+        if place.offset_nm is None or place.voxel_size_nm is None:
+            return place.offset_nm
+        return self._before_labels(place.offset_nm, place.voxel_size_nm)
+
+    def _before_labels(self, place: Sequence[float], voxel_size: Sequence[float]) -> Sequence[float]:
         before = (a - b for a, b in zip(self.alignment.start, self.raw.region.start[1:], strict=True))
-        return tuple(o - n * r for o, n, r in zip(place, before, resolution, strict=True))
+        return [o - n * r for o, n, r in zip(place, before, voxel_size, strict=True)]
 
 
 def plan_crop(

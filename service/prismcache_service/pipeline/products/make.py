@@ -192,7 +192,10 @@ def _raw(crop: Crop, z: int, planes: int) -> Iterator[Bytes]:
 
 def _create(file: SafeFile, name: str, crop: Crop) -> None:
     chunk = [min(n, c) for n, c in zip(crop.shape, _CHUNK, strict=True)]
-    file.create(name, crop.shape, np.uint8, chunk=chunk, offset=crop.offset, resolution=crop.resolution)
+    known = crop.voxel_size_nm is not None
+    file.create(
+        name, crop.shape, np.uint8, chunk=chunk, offset=crop.offset, resolution=crop.resolution, has_voxel_size=known
+    )
 
 
 def _write(file: SafeFile, name: str, voxels: Array, corner: Triple) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from prismcache.disk import storage_error
 from prismcache.errors import StorageError
-from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, raw_dataset
+from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, VOXEL_UNITS, raw_dataset
 from prismcache_service.pipeline.codec.encode import EncodedChunk
 from prismcache_service.pipeline.libc import call_if_there
 from prismcache_service.pipeline.plan.plan import CropPlan
@@ -180,8 +180,13 @@ class SafeFile:
         chunk: Sequence[int],
         offset: Sequence[int],
         resolution: Sequence[int],
+        has_voxel_size: bool = True,
+        exact_nm: Mapping[str, Sequence[float] | None] | None = None,
     ) -> None:
-        """Create a dataset in gzip chunks; shape and chunk are (Z, Y, X) in voxels, offset and resolution in nm."""
+        """Create a dataset in gzip chunks; shape and chunk are (Z, Y, X) in voxels, offset and resolution in nm.
+
+        Without a voxel size, offset and resolution are in voxels. `exact_nm` are float attributes in nm, by name.
+        """
         dataset = self._file.create_dataset(
             name, shape=shape, dtype=dtype, chunks=tuple(chunk), compression="gzip", track_times=False
         )
@@ -189,7 +194,10 @@ class SafeFile:
         dataset.attrs["resolution"] = np.array(resolution, np.int64)
         dataset.attrs["voxel_size"] = np.array(resolution, np.int64)
         dataset.attrs["axis_names"] = list(AXIS_NAMES)
-        dataset.attrs["units"] = list(UNITS)
+        dataset.attrs["units"] = list(UNITS if has_voxel_size else VOXEL_UNITS)
+        for key, exact in (exact_nm or {}).items():
+            if exact is not None:
+                dataset.attrs[key] = np.array(exact, np.float64)
         self._datasets[name] = dataset
 
     def chunk(self, name: str) -> tuple[int, ...]:
@@ -229,11 +237,20 @@ class CropWriter(SafeFile):
     def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
         super().__init__(path, attributes, mode)
         place = plan.alignment
-        arrays = [(raw_dataset(channel), plan.raw, np.uint8, plan.raw_offset) for channel in plan.channels]
+        of_raw, of_labels = (plan.raw_offset, plan.raw_offset_nm), (place.offset, place.offset_nm)
+        arrays = [(raw_dataset(channel), plan.raw, np.uint8, *of_raw) for channel in plan.channels]
         try:
-            for name, array, dtype, offset in [*arrays, (LABELS, plan.labels, np.uint32, place.offset)]:
-                shape = array.region.shape[1:]
-                self.create(name, shape, dtype, chunk=array.chunk, offset=offset, resolution=place.resolution)
+            for name, array, dtype, offset, offset_nm in [*arrays, (LABELS, plan.labels, np.uint32, *of_labels)]:
+                self.create(
+                    name,
+                    array.region.shape[1:],
+                    dtype,
+                    chunk=array.chunk,
+                    offset=offset,
+                    resolution=place.resolution,
+                    has_voxel_size=place.has_voxel_size,
+                    exact_nm={"offset_nm": offset_nm, "voxel_size_nm": place.voxel_size_nm},
+                )
             self._sink.raise_error()
         except BaseException:
             self.__exit__(None, None, None)
