@@ -23,7 +23,7 @@ from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
-from prismcache_service.engine.base import Engine
+from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import JobLimits, JobService, NoObserver, Observer
 from prismcache_service.store import JobStore, open_store

@@ -31,7 +31,7 @@ from prismcache.errors import (
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropFile, Problem, Progress, Split
 from prismcache_service.cache import CropCache, CropName
-from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine
+from prismcache_service.engine import MAX_STRIKES, CropTask, Engine
 from prismcache_service.pipeline.progress import Report
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
 from tests.support.faults import FaultProxy, Rule, Stall, Status

@@ -13,7 +13,7 @@ import pytest
 
 from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, SourceDeniedError
-from prismcache_service.engine.base import Engine
+from prismcache_service.engine import Engine
 from prismcache_service.engine.dask.engine import DaskEngine
 from tests.conformance.engine import LATE, SPEC, EngineConformance, ignore, make, requested, task
 from tests.support.cache_root import Lab, files_below

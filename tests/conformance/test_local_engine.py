@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prismcache.errors import MemoryLimitError, WorkerError
-from prismcache_service.engine.base import Engine
+from prismcache_service.engine import Engine
 from prismcache_service.engine.local import engine as local
 from prismcache_service.engine.local.engine import LocalEngine
 from tests.conformance.engine import EngineConformance, ignore, make, task

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from prismcache.errors import MissingChunksError, PrismError, StorageUnwritableError
 from prismcache.schema import CropFile, CropProgress, JobRequest, State
 from prismcache_service.cache import CropCache, CropName, Found, Watch
-from prismcache_service.engine.base import CropTask, Engine, Outcome
+from prismcache_service.engine import CropTask, Engine, Outcome
 from prismcache_service.pipeline.progress import Report
 
 Room = Callable[[CropName], AbstractAsyncContextManager[None]]

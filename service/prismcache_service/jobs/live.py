@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from prismcache.schema import CropFile, CropProgress, Job, JobEvent, JobRequest, Progress, State
 from prismcache_service.cache import CropName
-from prismcache_service.engine.base import Outcome
+from prismcache_service.engine import Outcome
 from prismcache_service.store import JobRecord
 
 _TICK_BITS = 20

@@ -20,7 +20,7 @@ from prismcache.schema import CropInfo, CropProgress, Job, JobEvent, JobPage, Jo
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
-from prismcache_service.engine.base import Outcome
+from prismcache_service.engine import Outcome
 from prismcache_service.jobs.flights import Flights, Passenger
 from prismcache_service.jobs.live import LiveJob, job_of
 from prismcache_service.jobs.observer import Observer

@@ -18,7 +18,7 @@ from prismcache.schema import CropFile, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.cache import making_lock as leasing
 from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.engine.base import CropTask, Engine
+from prismcache_service.engine import CropTask, Engine
 from tests.support.cache_root import quarantined, unfinished
 from tests.support.stored_crops import store_crop
 

@@ -14,7 +14,7 @@ from prismcache.schema import Split
 from prismcache_service import factory
 from prismcache_service.cache import CropName
 from prismcache_service.config import ServiceConfig
-from prismcache_service.engine.base import CropTask
+from prismcache_service.engine import CropTask
 from prismcache_service.engine.dask.engine import DaskEngine
 from prismcache_service.engine.dask.messages import (
     differences,
