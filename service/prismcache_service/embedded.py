@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from prismcache.backend import ReceivedBytes
 from prismcache.cached_info import described
@@ -104,6 +105,12 @@ class EmbeddedBackend:
     async def clear_quarantine(self) -> ClearedQuarantine:
         """Delete everything that was set aside."""
         return await self._factory.crops.clear_quarantine()
+
+    async def adopt(self, paths: Sequence[Path]) -> list[CropFile]:
+        """Publish files that another cache made, if they are right; see `crops.adopt`."""
+        from prismcache_service.crops.adopt import adopt  # here, since it needs h5py
+
+        return [await adopt(path, self._factory.cache, self._factory.catalog, _log.warning) for path in paths]
 
     async def aclose(self) -> None:
         await self._wishes.end()

@@ -213,6 +213,31 @@ def export(
     typer.echo(written)
 
 
+@app.command(
+    cls=Command, epilog=examples("adopt ~/downloads/crop_0.h5", "adopt /scratch/ada/instance/*.h5 --root /lab/prism")
+)
+@with_settings
+def adopt(
+    settings: dict[str, Any],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Made by prismcache, elsewhere"),
+    ],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy files of another cache into this one, if attributes, checksums and bucket say that they are right."""
+    import asyncio
+
+    from prismcache.cli.output import working
+    from prismcache.config import Settings
+
+    loaded = Settings.load(**settings).model_copy(update={"url": None})
+    with working("reading the files"):
+        adopted = asyncio.run(service_commands.ask_cache_folder(loaded, lambda backend: backend.adopt(files)))
+    _print_files("files", adopted, as_json=as_json)
+
+
 service_commands.register(app)
 serve_commands.register(app)
 doctor_command.register(app)

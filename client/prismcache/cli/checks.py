@@ -20,7 +20,7 @@ from enum import StrEnum
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prismcache.config import Settings
@@ -225,13 +225,9 @@ def _clock_difference(url: str) -> float | None:
 
 
 async def _check_bucket(settings: Settings) -> Finding:
-    from prismcache.loading import service_part
+    from prismcache.cli.service import ask_cache_folder
 
-    backend: Any = service_part("prismcache_service.embedded", "create_backend", "embedded backend")(settings)
-    try:
-        source = (await backend.readiness())["source"]
-    finally:
-        await backend.aclose()
+    source = (await ask_cache_folder(settings, lambda backend: backend.readiness()))["source"]
     name = f"{settings.s3_bucket} at {settings.s3_endpoint_url or 'AWS'}"
     if source == "ok":
         return Finding("bucket", Verdict.OK, f"{name} lists its crops")

@@ -205,16 +205,18 @@ def _ask_either(settings: dict[str, Any], question: Callable[[Any], Awaitable[T]
 
     loaded = Settings.load(**settings)
 
-    async def ask_cache_folder() -> T:
-        from prismcache.loading import service_part
+    return asyncio.run(_ask_service(loaded, question) if loaded.url else ask_cache_folder(loaded, question))
 
-        backend = service_part("prismcache_service.embedded", "create_backend", "embedded backend")(loaded)
-        try:
-            return await question(backend)
-        finally:
-            await backend.aclose()
 
-    return asyncio.run(_ask_service(loaded, question) if loaded.url else ask_cache_folder())
+async def ask_cache_folder(settings: Settings, question: Callable[[Any], Awaitable[T]]) -> T:
+    """Return the response of this machine's cache folder."""
+    from prismcache.loading import service_part
+
+    backend = service_part("prismcache_service.embedded", "create_backend", "embedded backend")(settings)
+    try:
+        return await question(backend)
+    finally:
+        await backend.aclose()
 
 
 async def _ask_service(settings: Settings, question: Callable[[ServiceApi], Awaitable[T]]) -> T:

@@ -10,15 +10,19 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from prismcache.config import Settings
 from prismcache.errors import PrismError, SourceUnreachableError
-from prismcache.layout import STATE_FOLDER, file_bytes_bound
+from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
 from prismcache.schema import CropInfo, Split
 from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.extras import require_service_extra
+
+if TYPE_CHECKING:
+    from prismcache_service.pipeline.bucket.source import Source
 
 _CHECK_S = 30.0
 _MAX_AGE = timedelta(days=1)  # of a dataset that has not changed since it was published
@@ -119,6 +123,21 @@ class CatalogService:
                     count = info.raw_shape[0] if channels is None else len(channels)
                     return file_bytes_bound(info.labels_shape, count)
         return 0
+
+    async def objects(self, folder: str) -> tuple[list[SourceObject], str]:
+        """Return the objects of a crop's folder, by key, and the name of the server that listed them.
+
+        Raises
+        ------
+        SourceError
+            If the bucket cannot be read.
+        """
+
+        async def listing(source: Source) -> tuple[list[SourceObject], str]:
+            found = await source.list_objects(folder)
+            return [found[key] for key in sorted(found)], source.endpoint
+
+        return await self._source_thread.ask(listing)
 
     async def check(self) -> None:
         """List the split's folders in the source, at most every half minute.

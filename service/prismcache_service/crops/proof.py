@@ -1,0 +1,87 @@
+"""Read a whole file of a crop, and say what it holds, or what is wrong with it.
+
+``python -m prismcache_service.crops.proof FILE`` writes a `Proof` to standard output; with status `FAILED` it
+writes a `Problem` instead. It is a process of its own, because a damaged file can crash HDF5.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import BaseModel
+
+from prismcache.crop import Crop
+from prismcache.errors import CropCorruptError, PrismError, RequestError
+from prismcache.layout import FORMAT_VERSION, LABELS
+from prismcache.schema import Split
+
+FAILED = 3
+"""Exit status that goes with a problem. (1 and 2 are Python's own.)"""
+
+_SLAB = 16  # voxels along Z: one row of chunks
+
+
+class Proof(BaseModel):
+    """What a file says of itself; every chunk was read and has the checksum that was stored with it."""
+
+    split: Split
+    crop: int
+    channels: tuple[int, ...]
+    format_version: int
+    prismcache_version: str
+    source: str
+    source_fingerprint: str
+    missing_chunks: int
+
+
+def prove(path: str) -> Proof:
+    """Read the whole file.
+
+    Parameters
+    ----------
+    path
+        A file in prismcache's format.
+
+    Raises
+    ------
+    CropCorruptError
+        If a chunk does not match its checksum, or a label has no original id.
+    RequestError
+        If the file is no crop without context of a known format.
+    """
+    with Crop(path) as crop:
+        provenance, split = crop.provenance, crop.split
+        if not 1 <= provenance.format_version <= FORMAT_VERSION:
+            raise RequestError(f"{path} has format {provenance.format_version}; known are 1 to {FORMAT_VERSION}")
+        if crop.raw_shape != crop.shape:
+            raise RequestError(f"{path} has context, raw {crop.raw_shape} around labels {crop.shape}")
+        ids = len(crop.labels_ids)
+        for dataset in (crop.labels, *map(crop.channel, crop.channels)):
+            for z in range(0, dataset.shape[0], _SLAB):
+                voxels = dataset[z : z + _SLAB]  # inflating compares the chunk's Adler-32
+                if dataset.name == f"/{LABELS}" and voxels.size and voxels.max() >= ids:
+                    raise CropCorruptError(f"{path}: label {voxels.max()} has no original id")
+        return Proof(
+            split=split,
+            crop=crop.crop_id,
+            channels=crop.channels,
+            format_version=provenance.format_version,
+            prismcache_version=provenance.prismcache_version,
+            source=provenance.source,
+            source_fingerprint=provenance.source_fingerprint,
+            missing_chunks=provenance.missing_chunks,
+        )
+
+
+def main() -> None:
+    """Entry point of the process."""
+    try:
+        result, status = prove(sys.argv[1]).model_dump_json(), 0
+    except PrismError as error:
+        result, status = error.to_problem().model_dump_json(), FAILED
+    print(result, flush=True)  # noqa: T201 - the result
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()
