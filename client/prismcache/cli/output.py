@@ -19,7 +19,7 @@ from prismcache.layout import format_channels
 from prismcache.progress.reporter import SILENCE_SECONDS, Reporter
 from prismcache.remote.retry import Patience
 from prismcache.schema import CropFile, CropInfo, Job, JobEvent, ServiceStatus, State, Verdict, VerifyResult
-from prismcache.units import format_bytes
+from prismcache.units import format_bytes, format_voxel_size
 
 
 def print_json(document: BaseModel | dict[str, Sequence[BaseModel]]) -> None:
@@ -50,7 +50,7 @@ def print_crop(info: CropInfo) -> None:
         "crop": f"{info.split.value}/{info.crop}",
         "raw (C,Z,Y,X)": _shape(info.raw_shape),
         "labels (Z,Y,X)": _shape(info.labels_shape),
-        "voxel size, nm": _shape(info.voxel_size),
+        "voxel size": format_voxel_size(info.voxel_size) if info.voxel_size else "",
         "offset, nm": _shape(info.offset),
         "in the bucket": _source(info),
         "problem": info.problem.detail if info.problem else "",

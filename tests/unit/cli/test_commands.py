@@ -209,7 +209,7 @@ def test_info(run):
         "crop            instance/0",
         "raw (C,Z,Y,X)   (3, 300, 650, 650)",
         "labels (Z,Y,X)  (200, 500, 500)",
-        "voxel size, nm  (400, 168, 168)",
+        "voxel size      400 × 168 × 168 nm expanded, ≈ 80 × 34 × 34 nm in tissue",
         "offset, nm      (20000, 12600, 12600)",
         "in the bucket   1.6 GB, 1024 objects",
         f"cached          all channels, 3.0 MB, {CROP_0}",
