@@ -103,7 +103,7 @@ class Factory:
             terms=Terms(lease_seconds, None if bounds is None else _PATIENCE_S),
         )
         self.previews = PreviewService(self.cache)
-        self.faces = FaceService(self.crops.file, self.crops.local_path)
+        self.faces = FaceService(self.crops.file, self.crops.local_path, self.cache.threads)
         self._checking = SingleFlight()  # a hanging disk is not asked again while a check waits for it
 
     async def aclose(self) -> None:

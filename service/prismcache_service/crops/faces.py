@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from prismcache.crop import Crop
 from prismcache.crop.zarr_store import FaceMapping
 from prismcache.schema import CropFile, Split
+from prismcache_service.cache import DiskThreads, SingleFlight
 
 _MAX_OPEN = 32  # files; each costs a descriptor and 16 bytes a chunk
 _RECHECK_S = 1.0  # how long an open face is served without a look at the cache
@@ -45,16 +45,19 @@ class FaceService:
         Returns the file of a crop with these channels (None: all), or raises `CropNotCachedError`.
     local_path
         Returns where this machine has a file.
+    threads
+        Those of the cache folder, which alone wait for its disk.
     """
 
     def __init__(
         self,
         find: Callable[[Split, int, Sequence[int] | None], Awaitable[CropFile]],
         local_path: Callable[[CropFile], Path],
+        threads: DiskThreads,
     ) -> None:
-        self._find, self._local_path = find, local_path
+        self._find, self._local_path, self._threads = find, local_path, threads
         self._open: OrderedDict[tuple[Split, int], OpenFace] = OrderedDict()
-        self._lock = asyncio.Lock()
+        self._looks = SingleFlight()
 
     async def face(self, split: Split, crop: int) -> OpenFace:
         """Return the face of the file with all channels.
@@ -70,23 +73,27 @@ class FaceService:
         RequestError
             If another program wrote the file, so that it has no zarr face.
         """
-        key = split, crop
-        async with self._lock:
-            known = self._open.get(key)
-            if known is not None and time.monotonic() - known.checked < _RECHECK_S:
-                self._open.move_to_end(key)
-                return known
-            self._open.pop(key, None)
-            file = await self._find(split, crop, None)
-            if known is None or known.file.sha256 != file.sha256:
-                content = await asyncio.to_thread(_open, self._local_path(file))
-                known = OpenFace(file, content, 0.0)
-            known.checked = time.monotonic()
-            self._open[key] = known
-            while len(self._open) > _MAX_OPEN:
-                self._open.popitem(last=False)
+        known = self._open.get((split, crop))
+        if known is not None and time.monotonic() - known.checked < _RECHECK_S:
+            self._open.move_to_end((split, crop))
             return known
+        return await self._looks.run((split, crop), lambda: self._look(split, crop))
 
+    async def content(self, face: OpenFace, key: str) -> bytes | None:
+        """Return the bytes of a key of a face, or None if it has no such key."""
+        if key not in face.content:
+            return None
+        found: bytes = await self._threads.run(face.content.__getitem__, key)
+        return found
 
-def _open(path: Path) -> FaceMapping:
-    return FaceMapping(Crop(path))
+    async def _look(self, split: Split, crop: int) -> OpenFace:
+        known = self._open.pop((split, crop), None)
+        file = await self._find(split, crop, None)
+        if known is None or known.file.sha256 != file.sha256:
+            content = await self._threads.run(lambda: FaceMapping(Crop(self._local_path(file))))
+            known = OpenFace(file, content, 0.0)
+        known.checked = time.monotonic()
+        self._open[split, crop] = known
+        while len(self._open) > _MAX_OPEN:
+            self._open.popitem(last=False)
+        return known

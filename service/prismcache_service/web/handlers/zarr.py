@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Request, Response
 
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError
@@ -52,9 +51,9 @@ async def read(
 ) -> Response:
     """Chunks are sent as they lie in the cached file. A chunk that was never written is a 404: its voxels are 0."""
     face = await faces.face(split, crop)
-    if key not in face.content:
+    content = await faces.content(face, key)
+    if content is None:
         raise HttpError(HTTPStatus.NOT_FOUND, "the crop's zarr hierarchy has no such key")
-    content: bytes = await run_sync(face.content.__getitem__, key)
     is_document = key.rpartition("/")[2] in _DOCUMENTS
     etag = f'"{face.file.sha256}"'
     headers = {
