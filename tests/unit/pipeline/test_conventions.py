@@ -74,6 +74,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+ODD = [3, "400,168,168", [1, 2], [1, 2, 3, 4], [1, None, 3], [1, True, 3], {"z": 1}, [[1], 2, 3]]
+REFUSED |= {f"{key} {value}": ({key: value}, "not three numbers") for key in ("offset", "resolution") for value in ODD}
+REFUSED |= {f"{value:.0e}": ({"offset": [0, value, 0]}, "not finite") for value in (1e308, -(2.0**53))}
+REFUSED |= {"10**400": ({"offset": [0, 10**400, 0]}, "not finite")}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     attributes, words = REFUSED[name]

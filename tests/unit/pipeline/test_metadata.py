@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prismcache.errors import InvalidSourceError, SourceCorruptError
+from prismcache.errors import InvalidSourceError
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, parse_array, read_crop
-from tests.support.crops import BUCKET, PREFIX, layout_variants, small_spec, write_crop
+from tests.support.crops import BUCKET, PREFIX, small_spec, write_crop
 from tests.support.folder_source import FolderSource
 
 WHERE = "instance/crop_0.zarr: array 'labels'"
@@ -85,12 +85,6 @@ def test_a_shards_inner_chunks_are_what_is_decoded_at_once() -> None:
     assert not found.codec.sharding.index_at_end
 
 
-@pytest.mark.parametrize("attributes", [None, {}, {"offset": None}, {"something": "else"}])
-def test_missing_attributes_are_missing_and_no_error(attributes: dict[str, Any] | None) -> None:
-    found = parsed(attributes=attributes)
-    assert (found.offset, found.resolution) == (None, None)
-
-
 @pytest.mark.parametrize(("fill", "meant"), [(None, 0), (0, 0), (7, 7), (2**64 - 1, 2**64 - 1)])
 def test_a_fill_value_is_read_whatever_its_size(fill: int | None, meant: int) -> None:
     assert parsed(V2 | {"fill_value": fill}).fill_value == meant
@@ -156,28 +150,6 @@ def test_raw_must_be_uint8() -> None:
     assert parsed(document | {"dtype": "|u1"}, name="raw", ndim=4).dtype == np.uint8
 
 
-@pytest.mark.parametrize("key", ["offset", "resolution"])
-@pytest.mark.parametrize(
-    "value", [3, "400,168,168", [1, 2], [1, 2, 3, 4], [1, "2", 3], [1, None, 3], [1, True, 3], {"z": 1}, [[1], 2, 3]]
-)
-def test_an_attribute_that_is_not_three_numbers_is_refused_with_its_value(key: str, value: object) -> None:
-    with pytest.raises(InvalidSourceError, match=f"attribute {key} = .*not three numbers") as caught:
-        parsed(attributes={key: value})
-    assert repr(value) in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [1e308, -(2**53), 2**200, 10**400])
-def test_an_attribute_too_large_for_nm_is_refused(value: float) -> None:
-    with pytest.raises(InvalidSourceError, match="attribute offset"):
-        parsed(attributes={"offset": [0, value, 0]})
-
-
-@pytest.mark.parametrize("value", [0, -1, -168.0])
-def test_a_resolution_of_nothing_or_less_is_refused(value: float) -> None:
-    with pytest.raises(InvalidSourceError, match=r"resolution = \(400.0, .*must be above 0"):
-        parsed(attributes={"resolution": [400, value, 168]})
-
-
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -227,19 +199,6 @@ def read_listed(root: Path, folder: str, **changes: SourceObject | None) -> Crop
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("name", ["v2-delta", "v3-sharded", "v3-dot", "v2-consolidated", "v3-consolidated", "v2-slash"])
-def test_a_crop_as_written_is_read(tmp_path: Path, name: str) -> None:
-    spec = layout_variants()[name]
-    write_crop(tmp_path, spec)
-    found = read_listed(tmp_path / BUCKET / PREFIX, "instance/crop_0.zarr")
-    assert found.raw.shape == spec.raw_array_shape
-    assert found.labels.shape == spec.labels_shape
-    assert found.raw.chunks == spec.raw.object_shape(spec.raw_array_shape)
-    assert found.raw.offset == spec.raw_offset
-    assert found.labels.offset == spec.labels_world_offset
-    assert {key for key in found.objects if key in set(spec.keys)} == set(spec.keys)
-
-
 @pytest.fixture(scope="module")
 def crop_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bucket's prefix with one crop, to be read only."""
@@ -252,18 +211,6 @@ def crop_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_array_without_metadata_is_refused_by_name(crop_root: Path, array: str) -> None:
     with pytest.raises(InvalidSourceError, match=f"crop_0.zarr: array '{array}' has no metadata.*{array}/.zarray"):
         read_listed(crop_root, "instance/crop_0.zarr", **{f"{array}/.zarray": None})
-
-
-def test_metadata_that_is_listed_but_cannot_be_had_is_an_error_and_no_default(crop_root: Path) -> None:
-    """The reference takes offset 0 instead, and 92 % of raw are wrong."""
-    gone = SourceObject(key="raw/.zattrs", size=100, etag="0" * 32)
-    with pytest.raises(SourceCorruptError, match=r"raw/\.zattrs"):
-        read_listed(crop_root, "instance/crop_0.zarr", **{"raw/.zattrs": gone})
-
-
-def test_metadata_that_is_not_listed_is_missing(crop_root: Path) -> None:
-    found = read_listed(crop_root, "instance/crop_0.zarr", **{"raw/.zattrs": None})
-    assert (found.raw.offset, found.raw.resolution) == (None, None)
 
 
 def test_metadata_of_a_gigabyte_is_refused_before_it_is_fetched(crop_root: Path) -> None:

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismcache.errors import SourceCorruptError
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.bucket.source import check_digest, crop_of_folder, fingerprint, plain_md5
+from prismcache_service.pipeline.bucket.source import crop_of_folder, fingerprint, plain_md5
 
 MD5 = hashlib.md5(b"body").hexdigest()
 
@@ -27,20 +26,6 @@ def test_a_plain_etag_is_the_md5_of_the_body(etag: str) -> None:
 @pytest.mark.parametrize("etag", ["", f"{MD5}-12", f'W/"{MD5}"', MD5[:-1], f"{MD5}0", f"{MD5[:-1]}g", f"{MD5}\n"])
 def test_other_etags_are_no_digests(etag: str) -> None:
     assert plain_md5(etag) is None
-
-
-def test_a_body_with_the_listed_digest_passes() -> None:
-    check_digest(item(), memoryview(b"body"))
-
-
-def test_another_body_is_refused_with_key_and_both_digests() -> None:
-    with pytest.raises(SourceCorruptError, match=rf"'raw/0.0.0.0' has MD5 [0-9a-f]{{32}}, its listing says {MD5}"):
-        check_digest(item(), memoryview(b"bodY"))
-
-
-@pytest.mark.parametrize("etag", ["", f"{MD5}-2"])
-def test_a_body_without_a_listed_digest_passes(etag: str) -> None:
-    check_digest(item(etag), memoryview(b"anything"))
 
 
 OBJECTS = st.lists(

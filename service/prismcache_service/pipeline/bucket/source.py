@@ -7,7 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from prismcache.errors import SourceCorruptError
 from prismcache.layout import SourceObject
 
 _PLAIN_MD5 = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -71,19 +70,6 @@ def plain_md5(etag: str) -> str | None:
 def md5_of(data: memoryview) -> str:
     """Return the MD5 (hex) of a body; hashlib releases the GIL."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def check_digest(item: SourceObject, data: memoryview) -> None:
-    """Compare a body with the MD5 that its listing gave, where it gave one.
-
-    Raises
-    ------
-    SourceCorruptError
-        If they differ.
-    """
-    listed = plain_md5(item.etag)
-    if listed is not None and md5_of(data) != listed:
-        raise SourceCorruptError(f"object {item.key!r} has MD5 {md5_of(data)}, its listing says {listed}")
 
 
 def fingerprint(objects: Iterable[SourceObject]) -> str:
