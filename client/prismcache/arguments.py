@@ -9,9 +9,11 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import SupportsIndex, TypeAlias, TypeGuard, TypeVar, cast
 
+from pydantic import ValidationError
+
 from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError, UnknownSplitError
 from prismcache.numbers import parse_channels, parse_crops
-from prismcache.schema import JobRequest, Split
+from prismcache.schema import Context, JobRequest, Product, Split
 
 T = TypeVar("T")
 
@@ -20,6 +22,7 @@ Numbers: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | str
 
 MAX_CROP = 999_999
 MAX_CHANNEL = 9_999
+MAX_CONTEXT = 99_999
 MAX_COUNT = 1000
 
 
@@ -103,12 +106,70 @@ def as_channels(value: Numbers | None) -> tuple[int, ...] | None:
     return channels
 
 
+def as_context(value: Numbers | str) -> Context:
+    """Return a context: (Z, Y, X) voxels for one number, three numbers or text such as "16,46,46"; or "all".
+
+    Raises
+    ------
+    RequestError
+        If it is none of these, or a number is negative or above 99 999.
+
+    Examples
+    --------
+    >>> as_context(16), as_context("16,46,46"), as_context("all")
+    ((16, 16, 16), (16, 46, 46), 'all')
+    """
+    if value == "all":
+        return "all"
+    numbers: tuple[int, ...] = ()
+    if isinstance(value, str):
+        parts = value.split(",")
+        if all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+            numbers = tuple(int(part) for part in parts)
+    else:
+        numbers = tuple(_integers(value, "voxel"))
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != len("ZYX") or not all(0 <= n <= MAX_CONTEXT for n in numbers):
+        raise RequestError(
+            f"context must be voxels in Z, Y and X, from 0 to {MAX_CONTEXT}, or 'all', not {value!r}",
+            remedy="Write for example 16, (16, 46, 46) or 'all'.",
+        )
+    z, y, x = numbers
+    return z, y, x
+
+
 def job_request(
-    split: str | Split, crops: tuple[int, ...] | None, channels: Numbers | None, *, strict: bool
+    split: str | Split,
+    crops: tuple[int, ...] | None,
+    channels: Numbers | None,
+    *,
+    strict: bool,
+    context: Numbers | str = 0,
+    product: str | Product = Product.CROP,
 ) -> JobRequest:
-    """Return the request for `crops`, each once; the client keeps the order and the duplicates."""
-    unique = None if crops is None else tuple(dict.fromkeys(crops))
-    return JobRequest(split=as_split(split), crops=unique, channels=as_channels(channels), strict=strict)
+    """Return the request for `crops`, each once; the client keeps the order and the duplicates.
+
+    Raises
+    ------
+    RequestError
+        If an argument is invalid, or a product is asked for that the split does not have.
+    """
+    try:
+        wanted = Product(product)
+    except ValueError:
+        raise RequestError(f"there is no product {product!r}; there are {', '.join(Product)}") from None
+    try:
+        return JobRequest(
+            split=as_split(split),
+            crops=None if crops is None else tuple(dict.fromkeys(crops)),
+            channels=as_channels(channels),
+            strict=strict,
+            context=as_context(context),
+            product=wanted,
+        )
+    except ValidationError as error:  # what is checked above cannot be it
+        raise RequestError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def _typed(parse: Callable[[str], T], text: str) -> T:

@@ -149,6 +149,23 @@ def parse_file_name(name: str) -> FileName | None:
     return found if crop_file_name(*found) == name else None  # .ctx0-0-0 is no file's name
 
 
+def parse_manifest_name(name: str) -> FileName | None:
+    """Return what the name of a file's manifest says; None for any other name."""
+    return parse_file_name(name) or parse_file_name(f"{name.removesuffix('.json')}.h5")
+
+
+def covers(held: Context, wanted: Context) -> bool:
+    """Return whether a file with the context `held` serves a request for `wanted`.
+
+    More context serves a request for less, but no context is only served by raw of the labels' shape.
+    """
+    if NO_CONTEXT in (held, wanted):
+        return held == wanted
+    if held == "all" or wanted == "all":
+        return held == "all"
+    return all(a >= b for a, b in zip(held, wanted, strict=True))
+
+
 def parse_crop_file_name(name: str) -> tuple[int, tuple[int, ...] | None] | None:
     """Return (crop, channels or None for all) of a crop's file without context; None for any other name."""
     found = parse_file_name(name)
@@ -195,10 +212,14 @@ def manifest_path(
 
 
 def sources_path(
-    split: Split, crop: int, channels: Sequence[int] | None = None, context: Context = NO_CONTEXT
+    split: Split,
+    crop: int,
+    channels: Sequence[int] | None = None,
+    context: Context = NO_CONTEXT,
+    product: Product = Product.CROP,
 ) -> PurePosixPath:
-    """Return the path, below the root, of the list of source objects that a crop file was made from (`SourceList`)."""
-    return manifest_path(split, crop, channels, context).with_suffix(".sources.json")
+    """Return the path, below the root, of the list of source objects that a file was made from (`SourceList`)."""
+    return manifest_path(split, crop, channels, context, product).with_suffix(".sources.json")
 
 
 class _Record(BaseModel):
@@ -235,7 +256,10 @@ class SourceList(_Record):
 
 
 class Manifest(_Record):
-    """The record beside a published file (JSON). A crop is cached only when both are there and agree."""
+    """The record beside a published file (JSON). A crop is cached only when both are there and agree.
+
+    `crop_sha256` is that of the crop's file that a product was made from; empty for crops.
+    """
 
     format_version: int
     split: Split
@@ -254,3 +278,6 @@ class Manifest(_Record):
     libraries: dict[str, str]
     created_at: str
     notes: tuple[str, ...] = ()
+    context: Context = NO_CONTEXT
+    product: Product = Product.CROP
+    crop_sha256: str = ""

@@ -6,9 +6,18 @@ Requests refuse unknown fields; responses ignore them, so that an older client u
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from prismcache.html import table
@@ -105,6 +114,8 @@ class JobRequest(_Request):
 
     `crops` None means every published crop; `channels` None means every channel of each crop.
     `strict` refuses a crop with chunks that are absent from the bucket. Jobs of higher `priority` go first.
+    `context` is how many voxels (Z, Y, X) raw reaches beyond the labels on each side, or "all"; the file has what the
+    source has. `product` asks for what is derived from the whole crop, which has neither channels nor context.
     """
 
     split: Split
@@ -112,6 +123,16 @@ class JobRequest(_Request):
     channels: Annotated[tuple[ChannelId, ...], Field(min_length=1, max_length=1000), _NumberList] | None = None
     strict: StrictBool = False
     priority: Annotated[StrictInt, Field(ge=-10, le=10)] = 0
+    context: Context = NO_CONTEXT
+    product: Product = Product.CROP
+
+    @model_validator(mode="after")
+    def _product_exists(self) -> Self:
+        if self.product is not Product.CROP and (self.channels is not None or self.context != NO_CONTEXT):
+            raise ValueError(f"product {self.product.value!r} is made from the whole crop: leave out channels, context")
+        if self.product in {Product.FGBG, Product.BORDER_MASK} and self.split is not Split.SEMANTIC:
+            raise ValueError(f"product {self.product.value!r} exists for semantic crops only")
+        return self
 
 
 class CropFile(_Response):
@@ -131,6 +152,8 @@ class CropFile(_Response):
     missing_chunks: int = 0
     source_fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    context: Context = NO_CONTEXT
+    product: Product = Product.CROP
 
 
 class Progress(_Response):
@@ -174,6 +197,8 @@ class Job(_Response):
     priority: int = 0
     owner: str = ""
     created_at: AwareDatetime | None = None
+    context: Context = NO_CONTEXT
+    product: Product = Product.CROP
 
     def __str__(self) -> str:
         """Return one line for people; `repr` has everything."""

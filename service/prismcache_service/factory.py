@@ -151,7 +151,7 @@ class Factory:
 
     @asynccontextmanager
     async def _room(self, name: CropName) -> AsyncIterator[None]:
-        size = await self.catalog.file_bytes_bound(name.split, name.crop, name.channels)
+        size = await self.catalog.file_bytes_bound(name)
         async with self.space.reserved(size):
             yield
 

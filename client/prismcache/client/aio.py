@@ -17,7 +17,7 @@ from prismcache.config import Settings
 from prismcache.errors import RequestError
 from prismcache.loading import load_backend
 from prismcache.progress.reporter import Progress
-from prismcache.schema import Catalog, CropFile, CropInfo, Split, VerifyResult
+from prismcache.schema import Catalog, CropFile, CropInfo, Product, Split, VerifyResult
 
 
 class AsyncPrismClient:
@@ -96,13 +96,22 @@ class AsyncPrismClient:
         crops: Numbers | None = None,
         *,
         channels: Numbers | None = None,
+        context: Numbers | str = 0,
+        product: str | Product = "crop",
         strict: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - part of the request; it also leaves the job running
         progress: Progress = None,
     ) -> list[str]:
         """Return the paths of complete files, one for each crop asked for; see `PrismClient.ensure`."""
         files = await self.ensure_files(
-            split, crops, channels=channels, strict=strict, timeout=timeout, progress=progress
+            split,
+            crops,
+            channels=channels,
+            context=context,
+            product=product,
+            strict=strict,
+            timeout=timeout,
+            progress=progress,
         )
         return [file.path for file in files]
 
@@ -112,12 +121,16 @@ class AsyncPrismClient:
         crops: Numbers | None = None,
         *,
         channels: Numbers | None = None,
+        context: Numbers | str = 0,
+        product: str | Product = "crop",
         strict: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - see ensure
         progress: Progress = None,
     ) -> list[CropFile]:
         """Return the files that `ensure` finds, with channels, size and digest; see `PrismClient.ensure_files`."""
-        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        plan = plan_ensure(
+            split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
+        )
         found: dict[int, CropFile] = {}
         async with aclosing(self._files(plan, progress)) as files:
             async for file in files:
@@ -130,6 +143,8 @@ class AsyncPrismClient:
         crops: Numbers | None = None,
         *,
         channels: Numbers | None = None,
+        context: Numbers | str = 0,
+        product: str | Product = "crop",
         strict: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - see ensure
         progress: Progress = None,
@@ -139,7 +154,9 @@ class AsyncPrismClient:
         Use `contextlib.aclosing` where you may leave the loop early: a closed iterator cancels the remaining crops at
         once, an abandoned iterator only when it is garbage collected.
         """
-        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        plan = plan_ensure(
+            split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
+        )
         async with aclosing(self._files(plan, progress)) as files:
             async for file in files:
                 for _ in range(plan.times_asked(file.crop)):

@@ -27,7 +27,7 @@ from prismcache.errors import (
     WorkerError,
     error_from_problem,
 )
-from prismcache.schema import CropFile, CropProgress, Job, JobRequest, Split, State
+from prismcache.schema import CropFile, CropProgress, Job, JobRequest, Product, Split, State
 
 _Error = TypeVar("_Error", bound=PrismError)
 
@@ -110,6 +110,8 @@ def plan_ensure(
     channels: Numbers | None = None,
     strict: bool = False,
     timeout: float | None = None,
+    context: Numbers | str = 0,
+    product: str | Product = Product.CROP,
 ) -> EnsurePlan:
     """Return the plan for a call of ensure, after checking its arguments.
 
@@ -121,7 +123,8 @@ def plan_ensure(
     if timeout is not None and not timeout >= 0:  # also refuses NaN
         raise RequestError(f"timeout must be 0 or more seconds, not {timeout!r}")
     asked = as_crops(crops)
-    return EnsurePlan(job_request(split, asked, channels, strict=strict), asked, timeout)
+    request = job_request(split, asked, channels, strict=strict, context=context, product=product)
+    return EnsurePlan(request, asked, timeout)
 
 
 def begin(plan: EnsurePlan, now: float) -> EnsureState:

@@ -20,7 +20,7 @@ from prismcache.client.loop_thread import LoopOwner
 from prismcache.config import Settings
 from prismcache.errors import PrismError
 from prismcache.progress.reporter import Progress
-from prismcache.schema import CropFile, CropInfo, Split, VerifyResult
+from prismcache.schema import CropFile, CropInfo, Product, Split, VerifyResult
 
 _log = logging.getLogger("prismcache")
 
@@ -105,6 +105,8 @@ class PrismClient:
         crops: Numbers | None = None,
         *,
         channels: Numbers | None = None,
+        context: Numbers | str = 0,
+        product: str | Product = "crop",
         strict: bool = False,
         timeout: float | None = None,
         progress: Progress = None,
@@ -124,6 +126,13 @@ class PrismClient:
         channels
             One channel number or several, or text such as ``"0-2"``; None for all. A cached file with more channels
             is used, too.
+        context
+            Voxels that raw reaches beyond the labels on each side: one number, (Z, Y, X), or "all". Raw ends where the
+            source ends; nothing is padded. A cached file with more context is used, too, except that 0 always means
+            raw of the labels' shape.
+        product
+            "crop"; or "unlabelled", "avg_barcodes", "facts", and for semantic crops "fgbg", "border_mask": files that
+            are made from the whole crop, which is cached first.
         strict
             Refuse a crop with chunks that are absent from the bucket. Else these chunks hold the fill value, with a
             `MissingChunksWarning`.
@@ -156,7 +165,16 @@ class PrismClient:
         ['/lab/prism/semantic/crop_0.ch00.h5', '/lab/prism/semantic/crop_1.ch00.h5']
         """
         __tracebackhide__ = True
-        files = self.ensure_files(split, crops, channels=channels, strict=strict, timeout=timeout, progress=progress)
+        files = self.ensure_files(
+            split,
+            crops,
+            channels=channels,
+            context=context,
+            product=product,
+            strict=strict,
+            timeout=timeout,
+            progress=progress,
+        )
         return [file.path for file in files]
 
     def ensure_files(
@@ -165,6 +183,8 @@ class PrismClient:
         crops: Numbers | None = None,
         *,
         channels: Numbers | None = None,
+        context: Numbers | str = 0,
+        product: str | Product = "crop",
         strict: bool = False,
         timeout: float | None = None,
         progress: Progress = None,
@@ -179,7 +199,9 @@ class PrismClient:
         (0, 1, 2)
         """
         __tracebackhide__ = True
-        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        plan = plan_ensure(
+            split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
+        )
         with closing(self._files(plan, progress)) as files:
             return plan.arrange({file.crop: file for file in files})
 
@@ -189,6 +211,8 @@ class PrismClient:
         crops: Numbers | None = None,
         *,
         channels: Numbers | None = None,
+        context: Numbers | str = 0,
+        product: str | Product = "crop",
         strict: bool = False,
         timeout: float | None = None,
         progress: Progress = None,
@@ -207,7 +231,9 @@ class PrismClient:
         /lab/prism/instance/crop_5.h5
         """
         __tracebackhide__ = True
-        plan = plan_ensure(split, crops, channels=channels, strict=strict, timeout=timeout)
+        plan = plan_ensure(
+            split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
+        )
         with closing(self._files(plan, progress)) as files:
             for file in files:
                 for _ in range(plan.times_asked(file.crop)):

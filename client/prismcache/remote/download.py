@@ -28,10 +28,10 @@ from filelock import FileLock, Timeout
 from prismcache.backend import ReceivedBytes
 from prismcache.disk import HASH_BYTES, disk_errors, stamp_of
 from prismcache.errors import CropCorruptError, NoSpaceError, ServiceUnreachableError, SourceChangedError
-from prismcache.layout import parse_crop_file_name
+from prismcache.layout import parse_file_name
 from prismcache.remote.http import Connection, raised_as_ours
 from prismcache.remote.retry import AttemptFailedError, retrying, start_over
-from prismcache.schema import CropFile
+from prismcache.schema import NO_CONTEXT, CropFile, Product
 from prismcache.units import format_bytes
 from prismcache.verified import VerifiedFiles
 
@@ -166,9 +166,7 @@ class Downloader:
     async def _complete(self, file: CropFile, part: Part, report: ReceivedBytes) -> None:
         """Receive bytes until the part is as long as the file, resuming after each break."""
         path = f"/v1/crops/{file.split.value}/{file.crop}/file"
-        parsed = parse_crop_file_name(part.target.name)
-        channels = None if parsed is None else parsed[1]
-        params = None if channels is None else {"channels": ",".join(map(str, channels))}
+        params = _query(part.target.name)
         report(part.size)
         async for attempt in retrying(self._connection.patience):
             with attempt:
@@ -187,6 +185,21 @@ class Downloader:
                 if part.size < file.size:
                     early = ServiceUnreachableError(f"the service at {self._connection.url} ended a download early")
                     raise AttemptFailedError(early, may_pass=True)
+
+
+def _query(name: str) -> dict[str, str]:
+    """Return the query fields that ask for the file with this name."""
+    parsed = parse_file_name(name)
+    if parsed is None:
+        return {}
+    query = {}
+    if parsed.channels is not None:
+        query["channels"] = ",".join(map(str, parsed.channels))
+    if parsed.context != NO_CONTEXT:
+        query["context"] = parsed.context if parsed.context == "all" else ",".join(map(str, parsed.context))
+    if parsed.product is not Product.CROP:
+        query["product"] = parsed.product.value
+    return query
 
 
 async def _check_head(file: CropFile, part: Part, response: httpx2.Response) -> None:

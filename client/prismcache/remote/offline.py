@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prismcache.layout import FORMAT_VERSION, Manifest, crop_path, manifest_path
-from prismcache.schema import CropFile, CropProgress, Job, JobRequest, Split, State
+from prismcache.layout import FORMAT_VERSION, FileName, Manifest, crop_path, manifest_path
+from prismcache.schema import NO_CONTEXT, Context, CropFile, CropProgress, Job, JobRequest, Split, State
 
 ID = "known"
 """Id of a job that was put together without the service."""
@@ -30,35 +30,42 @@ def known_job(request: JobRequest, mount: Path | None) -> Job | None:
         channels=request.channels,
         crops=crops,
         strict=request.strict,
+        context=request.context,
+        product=request.product,
     )
 
 
 def _known_file(mount: Path, request: JobRequest, crop: int) -> CropFile | None:
-    for channels in (None, request.channels):
-        file = _read(mount, request.split, crop, channels)
-        if file is not None and _serves(file, request):
-            return file
+    contexts: tuple[Context, ...] = (request.context,) if request.context == NO_CONTEXT else (request.context, "all")
+    for context in contexts:
+        for channels in (None, request.channels):
+            file = _read(mount, request.split, FileName(crop, channels, context, request.product))
+            if file is not None and _serves(file, request):
+                return file
     return None
 
 
-def _read(mount: Path, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile | None:
+def _read(mount: Path, split: Split, name: FileName) -> CropFile | None:
     try:
-        manifest = Manifest.model_validate_json((mount / manifest_path(split, crop, channels)).read_bytes())
+        manifest = Manifest.model_validate_json((mount / manifest_path(split, *name)).read_bytes())
     except (OSError, ValueError):
         return None
-    fits = manifest.complete if channels is None else manifest.channels == channels
-    if not fits or (manifest.split, manifest.crop) != (split, crop) or manifest.format_version > FORMAT_VERSION:
+    channels = None if manifest.complete else manifest.channels
+    found = (manifest.split, FileName(manifest.crop, channels, manifest.context, manifest.product))
+    if found != (split, name) or manifest.format_version > FORMAT_VERSION:
         return None
     return CropFile(
         split=split,
-        crop=crop,
+        crop=name.crop,
         channels=manifest.channels,
-        path=str(mount / crop_path(split, crop, channels)),
+        path=str(mount / crop_path(split, *name)),
         size=manifest.size,
         sha256=manifest.sha256,
         missing_chunks=manifest.missing_chunks,
         source_fingerprint=manifest.source_fingerprint,
         notes=manifest.notes,
+        context=manifest.context,
+        product=manifest.product,
     )
 
 

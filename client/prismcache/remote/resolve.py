@@ -22,8 +22,8 @@ from typing import TypeAlias
 from prismcache.backend import ReceivedBytes
 from prismcache.disk import StoppedError, sha256_of, stamp_of
 from prismcache.errors import ServiceError
-from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_crop_file_name
-from prismcache.schema import CropFile
+from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_file_name
+from prismcache.schema import CropFile, Product
 from prismcache.verified import VerifiedFiles
 
 GRACE = (0.2, 0.8, 2.0)
@@ -105,7 +105,7 @@ def _objection(file: CropFile, sight: Sight) -> str | None:
         "it is not a plain file": not sight.regular,
         "it is not there, or cannot be read": sight.stamp is None,
         f"it has {size} bytes instead of {file.size}": size != file.size,
-        "it is not HDF5": not sight.signature,
+        "it is not HDF5": not sight.signature and file.product is not Product.FACTS,
     }
     return next((words for words, applies in objections.items() if applies), None)
 
@@ -124,12 +124,16 @@ def local_name(file: CropFile) -> PurePosixPath:
     >>> str(local_name(file))
     'instance/crop_5.h5'
     """
-    parsed = parse_crop_file_name(re.split(r"[\\/]", file.path)[-1])
-    if parsed is None or parsed[0] != file.crop or parsed[1] not in {None, file.channels}:
+    parsed = parse_file_name(re.split(r"[\\/]", file.path)[-1])
+    if (
+        parsed is None
+        or parsed.channels not in {None, file.channels}
+        or (parsed.crop, parsed.context, parsed.product) != (file.crop, file.context, file.product)
+    ):
         raise ServiceError(
             f"the service names {file.path!r} as the file of crop {file.split.value}/{file.crop}, which it cannot be"
         )
-    return crop_path(file.split, file.crop, parsed[1])
+    return crop_path(file.split, *parsed)
 
 
 def look(folder: Path, name: PurePosixPath) -> Sight:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,8 @@ from prismcache.disk import (
     write_new,
 )
 from prismcache.errors import CropCorruptError, StorageError
-from prismcache.layout import FileStamp, Manifest, SourceList, parse_crop_file_name
-from prismcache.schema import CropFile, Split
+from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_file_name, parse_manifest_name
+from prismcache.schema import NO_CONTEXT, CropFile, Product, Split
 from prismcache.verified import VerifiedFiles
 from prismcache_service.cache.files import compare, patiently
 from prismcache_service.cache.making_lock import MakingLocks
@@ -135,13 +135,13 @@ class CropCache(Places):
             If a manifest or a file cannot be read now.
         """
         doubtful, wrong = [], {}
-        own = (CropName(wanted.split, wanted.crop), self._exact(wanted))
+        own = self._own(wanted)
         for name in self._candidates(wanted):
             manifest = self.manifest(name)
             if manifest is None:
                 if name in own and self._mode(self.path(name)) is not None:
                     wrong[name] = f"{self.shown_path(name)} has no manifest that can be read"
-            elif wanted.channels is None and not manifest.complete:
+            elif (wanted.channels is None and not manifest.complete) or self._is_outdated(manifest):
                 continue
             elif wanted.channels is None or set(wanted.channels) <= set(manifest.channels):
                 try:
@@ -154,16 +154,29 @@ class CropCache(Places):
         return Found(None, tuple(doubtful), wrong)
 
     def _candidates(self, wanted: CropName) -> Iterator[CropName]:
-        yield CropName(wanted.split, wanted.crop)
-        if wanted.channels is not None:
-            exact = self._exact(wanted)
-            yield exact
-            yield from (n for n in self.names(wanted.split, wanted.crop) if n.channels is not None and n != exact)
+        own = self._own(wanted)
+        yield from own
+        if wanted.channels is not None or wanted.context != NO_CONTEXT:
+            for name in self.names(wanted.split, wanted.crop):
+                if name.product is wanted.product and covers(name.context, wanted.context) and name not in own:
+                    yield name
 
     @staticmethod
-    def _exact(wanted: CropName) -> CropName:
-        channels = None if wanted.channels is None else tuple(sorted(set(wanted.channels)))
-        return CropName(wanted.split, wanted.crop, channels)
+    def _own(wanted: CropName) -> tuple[CropName, ...]:
+        """Return the names of the files with all channels and with exactly those wanted."""
+        whole = replace(wanted, channels=None)
+        return (
+            (whole,)
+            if wanted.channels is None
+            else (whole, replace(wanted, channels=tuple(sorted({*wanted.channels}))))
+        )
+
+    def _is_outdated(self, manifest: Manifest) -> bool:
+        """Return whether a product was made from another file of the crop than the cached one."""
+        if manifest.product is Product.CROP:
+            return False
+        crop = self.manifest(CropName(manifest.split, manifest.crop))
+        return crop is not None and crop.sha256 != manifest.crop_sha256
 
     def files(self, split: Split | None = None) -> tuple[list[CropFile], list[CropName]]:
         """Return the right files, and the names of those that have to be read again before anybody can tell.
@@ -239,10 +252,10 @@ class CropCache(Places):
         for each in Split if split is None else (split,):
             found = []
             for path in self.manifest_path(CropName(each, 0)).parent.glob("crop_*.json"):
-                parsed = parse_crop_file_name(f"{path.name.removesuffix('.json')}.h5")
-                if parsed is not None and crop in {None, parsed[0]}:
+                parsed = parse_manifest_name(path.name)
+                if parsed is not None and crop in {None, parsed.crop}:
                     found.append(CropName(each, *parsed))
-            yield from sorted(found, key=lambda name: (name.crop, name.channels or ()))
+            yield from sorted(found, key=lambda name: (name.crop, name.channels or (), name.file_name))
 
     def sizes(self) -> list[tuple[CropName, int]]:
         """Return every file with a manifest that is there, and its size in bytes."""
@@ -286,6 +299,8 @@ class CropCache(Places):
             missing_chunks=manifest.missing_chunks,
             source_fingerprint=manifest.source_fingerprint,
             notes=manifest.notes,
+            context=manifest.context,
+            product=manifest.product,
         )
 
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:
@@ -344,8 +359,8 @@ class CropCache(Places):
     def strays(self, split: Split | None = None) -> Iterator[CropName]:
         """Yield files named like crops that have no readable manifest, and that nobody is making."""
         for each in Split if split is None else (split,):
-            for path in sorted((self.root / each.value).glob("crop_*.h5")):
-                parsed = parse_crop_file_name(path.name)
+            for path in sorted((self.root / each.value).glob("crop_*")):
+                parsed = parse_file_name(path.name)
                 if parsed is None:
                     continue
                 name = CropName(each, *parsed)
@@ -443,4 +458,5 @@ def _json(document: BaseModel) -> bytes:
 
 
 def _named_by(manifest: Manifest) -> CropName:
-    return CropName(manifest.split, manifest.crop, None if manifest.complete else manifest.channels)
+    channels = None if manifest.complete else manifest.channels
+    return CropName(manifest.split, manifest.crop, channels, manifest.context, manifest.product)

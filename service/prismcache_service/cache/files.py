@@ -15,6 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from prismcache.disk import sha256_of, stamp_of, storage_error
 from prismcache.errors import CropCorruptError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, Manifest
+from prismcache.schema import Product
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ def _compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> File
             raise CropCorruptError(f"{shown} is no regular file")
         if status.st_size != manifest.size:
             raise CropCorruptError(f"{shown} has {status.st_size} bytes, its manifest says {manifest.size}")
-        if os.read(fd, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
+        if manifest.product is not Product.FACTS and os.read(fd, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
             raise CropCorruptError(f"{shown} does not begin as an HDF5 file")
         if full and (found := sha256_of(fd)) != manifest.sha256:
             raise CropCorruptError(f"{shown} has SHA-256 {found}, its manifest says {manifest.sha256}")

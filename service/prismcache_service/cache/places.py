@@ -7,12 +7,13 @@ import errno
 import itertools
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePath
+from typing import Self
 
 from prismcache.disk import disk_errors, share_with_group, temporary_beside
 from prismcache.layout import STATE_FOLDER, crop_file_name, crop_path, manifest_path, sources_path
-from prismcache.schema import CropFile, Split
+from prismcache.schema import NO_CONTEXT, Context, CropFile, JobRequest, Product, Split
 
 FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
@@ -20,11 +21,24 @@ _FOLDER_MODE = 0o775
 
 @dataclass(frozen=True)
 class CropName:
-    """Which file: a crop with all its channels (None) or with some."""
+    """Which file: a crop with all its channels (None) or with some, with context or without, or a product of it."""
 
     split: Split
     crop: int
     channels: tuple[int, ...] | None = None
+    context: Context = NO_CONTEXT
+    product: Product = Product.CROP
+
+    @classmethod
+    def of(cls, request: JobRequest, crop: int) -> Self:
+        """Return the name of the file that a request needs of a crop."""
+        channels = None if request.channels is None else tuple(sorted(set(request.channels)))
+        return cls(request.split, crop, channels, request.context, request.product)
+
+    @property
+    def file_name(self) -> str:
+        """The file's name, without its folder."""
+        return crop_file_name(self.crop, self.channels, self.context, self.product)
 
     @property
     def folder(self) -> str:
@@ -34,7 +48,7 @@ class CropName:
     @property
     def lock(self) -> str:
         """Name of the making lock of this file."""
-        return f"{self.split.value}-{crop_file_name(self.crop, self.channels)}"
+        return f"{self.split.value}-{self.file_name}"
 
 
 class Places:
@@ -64,19 +78,19 @@ class Places:
 
     def path(self, name: CropName) -> Path:
         """Return where the file is published."""
-        return self.root / crop_path(name.split, name.crop, name.channels)
+        return self.root / crop_path(*astuple(name))
 
     def shown_path(self, name: CropName) -> Path:
         """Return the path that clients know the file by."""
-        return self.shown_root / crop_path(name.split, name.crop, name.channels)
+        return self.shown_root / crop_path(*astuple(name))
 
     def manifest_path(self, name: CropName) -> Path:
         """Return where the file's manifest is."""
-        return self.root / manifest_path(name.split, name.crop, name.channels)
+        return self.root / manifest_path(*astuple(name))
 
     def sources_path(self, name: CropName) -> Path:
         """Return where the list of the objects is that the file was made of."""
-        return self.root / sources_path(name.split, name.crop, name.channels)
+        return self.root / sources_path(*astuple(name))
 
     def temporary(self, name: CropName, token: str) -> Path:
         """Return a path for the unfinished file, in the target's folder; `token` is the making lock's."""

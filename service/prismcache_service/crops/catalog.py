@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from time import monotonic
@@ -17,7 +16,8 @@ from pydantic import BaseModel
 from prismcache.config import Settings
 from prismcache.errors import PrismError, SourceUnreachableError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
-from prismcache.schema import CropInfo, Split
+from prismcache.schema import CropInfo, Product, Split
+from prismcache_service.cache import CropName
 from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.extras import require_service_extra
 
@@ -109,7 +109,7 @@ class CatalogService:
         known = await asyncio.to_thread(self._recall)
         return () if known is None else known.crops
 
-    async def file_bytes_bound(self, split: Split, crop: int, channels: Collection[int] | None) -> int:
+    async def file_bytes_bound(self, name: CropName) -> int:
         """Return an upper bound of the file's bytes; 0 for a crop that is not published.
 
         Raises
@@ -119,9 +119,16 @@ class CatalogService:
         """
         for refresh in (False, True):
             for info in await self.crops(refresh=refresh):
-                if (info.split, info.crop) == (split, crop) and info.labels_shape and info.raw_shape:
-                    count = info.raw_shape[0] if channels is None else len(channels)
-                    return file_bytes_bound(info.labels_shape, count)
+                if (info.split, info.crop) != (name.split, name.crop) or not (info.labels_shape and info.raw_shape):
+                    continue
+                channels, *extent = info.raw_shape
+                if name.channels is not None:
+                    channels = len(name.channels)
+                elif name.product not in {Product.CROP, Product.AVG_BARCODES}:
+                    channels = 1  # one array, or less
+                reach = extent if name.context == "all" else [2 * by for by in name.context]
+                shape = [min(n, m + by) for n, m, by in zip(extent, info.labels_shape, reach, strict=True)]
+                return file_bytes_bound(shape, channels)
         return 0
 
     async def objects(self, folder: str) -> tuple[list[SourceObject], str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from prismcache.errors import MissingChunksError, PrismError, StorageUnwritableError
-from prismcache.schema import CropFile, CropProgress, JobRequest, State
+from prismcache.schema import CropFile, CropProgress, JobRequest, Product, State
 from prismcache_service.cache import CropCache, CropName, Found, Watch
 from prismcache_service.engine import CropTask, Engine, Outcome
 from prismcache_service.pipeline.progress import Report
@@ -53,9 +53,8 @@ class EnsureService:
         return await self._cache.threads.run(lambda: [self._look(request, crop) for crop in crops])
 
     def _look(self, request: JobRequest, crop: int) -> CropProgress:
-        channels = None if request.channels is None else tuple(sorted(set(request.channels)))
         try:
-            found = _file_of(self._cache.look(CropName(request.split, crop, channels)), strict=request.strict)
+            found = _file_of(self._cache.look(CropName.of(request, crop)), strict=request.strict)
         except PrismError as error:
             return CropProgress(crop=crop, state=State.FAILED, problem=error.to_problem())
         return CropProgress(crop=crop, state=State.DONE if found else State.QUEUED, file=found)
@@ -63,12 +62,12 @@ class EnsureService:
     async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> Outcome:
         """Return a right file of a crop that `find_all` did not find, or the problem of the worker that was to make it.
 
-        The crop is looked up once more under the making lock, and then made.
+        The file is looked up once more under the making lock, and then made. For a product, the crop comes first.
 
         Parameters
         ----------
         name
-            The crop and the channels wanted (None: all).
+            The file wanted; a file with more channels or context serves as well.
         report
             Called with progress if the crop is made here.
         strict
@@ -79,6 +78,10 @@ class EnsureService:
         PrismError
             If the crop cannot be had.
         """
+        if name.product is not Product.CROP:
+            crop = await self.ensure(CropName(name.split, name.crop), report, strict=strict)
+            if not isinstance(crop, CropFile):
+                return crop
         watch, locks = Watch(), self._cache.locks
         try:
             await self._cache.threads.run(self._cache.prepare, name.split)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from prismcache.crop import Crop
 from prismcache.crop.zarr_store import FaceMapping
 from prismcache.schema import CropFile, Split
-from prismcache_service.cache import DiskThreads, SingleFlight
+from prismcache_service.cache import CropName, DiskThreads, SingleFlight
 
 _MAX_OPEN = 32  # files; each costs a descriptor and 16 bytes a chunk
 _RECHECK_S = 1.0  # how long an open face is served without a look at the cache
@@ -42,7 +42,7 @@ class FaceService:
     Parameters
     ----------
     find
-        Returns the file of a crop with these channels (None: all), or raises `CropNotCachedError`.
+        Returns a file that serves this name, or raises `CropNotCachedError`.
     local_path
         Returns where this machine has a file.
     threads
@@ -51,7 +51,7 @@ class FaceService:
 
     def __init__(
         self,
-        find: Callable[[Split, int, Sequence[int] | None], Awaitable[CropFile]],
+        find: Callable[[CropName], Awaitable[CropFile]],
         local_path: Callable[[CropFile], Path],
         threads: DiskThreads,
     ) -> None:
@@ -88,7 +88,7 @@ class FaceService:
 
     async def _look(self, split: Split, crop: int) -> OpenFace:
         known = self._open.pop((split, crop), None)
-        file = await self._find(split, crop, None)
+        file = await self._find(CropName(split, crop))
         if known is None or known.file.sha256 != file.sha256:
             content = await self._threads.run(lambda: FaceMapping(Crop(self._local_path(file))))
             known = OpenFace(file, content, 0.0)

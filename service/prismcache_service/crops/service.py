@@ -132,8 +132,8 @@ class CropService:
                     return info
         raise UnknownCropError(f"crop {crop} of split {split.value!r} is neither published nor cached")
 
-    async def file(self, split: Split, crop: int, channels: Sequence[int] | None) -> CropFile:
-        """Return a right file with (at least) these channels; counts as use.
+    async def file(self, wanted: CropName) -> CropFile:
+        """Return a right file that serves `wanted`: with its channels and context, or more; counts as use.
 
         Raises
         ------
@@ -142,13 +142,14 @@ class CropService:
         ServiceBusyError
             If a file has to be read again first, which takes longer than a client waits; the reading goes on.
         """
-        wanted = CropName(split, crop, None if channels is None else tuple(channels))
         found = await self._within_patience(self._cache.find(wanted))
         if found is None:
-            raise ServiceBusyError(f"crop {split.value}/{crop} is being read again, because its time stamps changed")
+            raise ServiceBusyError(
+                f"crop {wanted.split.value}/{wanted.crop} is being read again, because its time stamps changed"
+            )
         if found.file is None:
-            raise CropNotCachedError(f"crop {split.value}/{crop} is not cached with these channels")
-        self._last_used.note(split, [crop])
+            raise CropNotCachedError(f"crop {wanted.split.value}/{wanted.crop} is not cached as {wanted.file_name}")
+        self._last_used.note(wanted.split, [wanted.crop])
         return found.file
 
     async def _within_patience(self, work: Coroutine[Any, Any, T]) -> T | None:
@@ -312,7 +313,7 @@ class CropService:
     def _names(self, split: Split | None, crops: Collection[int] | None) -> list[CropName]:
         names = {*self._cache.names(split), *self._cache.strays(split)}
         chosen = [name for name in names if crops is None or name.crop in crops]
-        return sorted(chosen, key=lambda name: (name.split, name.crop, name.channels or ()))
+        return sorted(chosen, key=lambda name: (name.split, name.crop, name.channels or (), name.file_name))
 
     def _remove(self, names: Iterable[CropName]) -> list[CropFile]:
         removed = []

@@ -48,8 +48,7 @@ class LiveJob:
 
     def name(self, crop: int) -> CropName:
         """Return the name of the file that the job needs for a crop."""
-        channels = self.request.channels
-        return CropName(self.request.split, crop, None if channels is None else tuple(sorted(set(channels))))
+        return CropName.of(self.request, crop)
 
     def open_crops(self) -> list[int]:
         """Return the numbers of the crops that are not in a final state."""
@@ -68,6 +67,8 @@ class LiveJob:
             priority=self.request.priority,
             owner=self.owner,
             created_at=self._created_at,
+            context=self.request.context,
+            product=self.request.product,
         )
 
     async def newer(self, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - the end of a long poll is no error

@@ -19,7 +19,7 @@ from prismcache.config import Settings
 from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
 from prismcache.layout import FORMAT_VERSION, SourceObject
-from prismcache.schema import NO_CONTEXT, Context, Progress
+from prismcache.schema import Progress
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
 from prismcache_service.pipeline.codec.encode import RECIPE
@@ -92,7 +92,6 @@ class Materializer:
         report: Report,
         *,
         strict: bool = False,
-        context: Context = NO_CONTEXT,
     ) -> MadeCrop:
         """Make the file `target`.
 
@@ -101,15 +100,13 @@ class Materializer:
         Parameters
         ----------
         name
-            Which crop, and which of its channels.
+            Which crop, which of its channels, and how far raw reaches beyond the labels.
         target
             The file, which must not exist.
         report
             Called with the progress, on the event loop.
         strict
             Refuse a crop with absent chunks.
-        context
-            Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``; never padded.
 
         Raises
         ------
@@ -119,7 +116,7 @@ class Materializer:
 
         async def attempt(objects: Mapping[str, SourceObject]) -> MadeCrop:
             crop = await read_crop(self._source, name.folder, objects)
-            plan = plan_crop(crop, name.channels, strict=strict, context=context)
+            plan = plan_crop(crop, name.channels, strict=strict, context=name.context)
             return await self._make(name, crop, plan, target, report)
 
         try:

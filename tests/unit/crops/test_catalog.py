@@ -18,7 +18,8 @@ import pytest
 from prismcache.config import Settings
 from prismcache.errors import SourceDeniedError, SourceUnreachableError
 from prismcache.layout import STATE_FOLDER
-from prismcache.schema import CropInfo, Split
+from prismcache.schema import NO_CONTEXT, CropInfo, Product, Split
+from prismcache_service.cache import CropName
 from prismcache_service.crops import catalog as catalog_module
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.pipeline.published import read_published
@@ -290,10 +291,15 @@ def test_asking_the_source_never_runs_on_the_loop_of_who_asks(catalog: CatalogSe
 
 def test_room_is_reckoned_from_the_catalog(catalog: CatalogService) -> None:
     async def bounds() -> list[int]:
-        asked = [(0, None), (0, (1,)), (0, (1, 2)), (12, None), (777, None)]
-        return [await catalog.file_bytes_bound(Split.INSTANCE, *each) for each in asked]
+        asked = [
+            (0, None), (0, (1,)), (0, (1, 2)), (12, None), (777, None), (0, None, (1, 1, 1)), (0, None, "all"),
+            (0, None, NO_CONTEXT, Product.UNLABELLED),
+        ]  # fmt: skip
+        return [await catalog.file_bytes_bound(CropName(Split.INSTANCE, *each)) for each in asked]
 
-    whole, one, two, twelve, unpublished = asyncio.run(bounds())
+    whole, one, two, twelve, unpublished, context, most, unlabelled = asyncio.run(bounds())
+    assert whole < context < most
+    assert unlabelled == one
     voxels = math.prod(SPECS[0].labels_shape)
     assert whole > (18 + 4) * voxels
     assert 0 < one < two < twelve < whole

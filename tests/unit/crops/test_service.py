@@ -118,7 +118,7 @@ def test_the_catalog_shows_pins_leases_and_last_use(shelf: Shelf) -> None:
         await shelf.crops.pin(INSTANCE, 1, "ada")
         for owner in ("ada", "bob"):
             await shelf.crops.lease(LeaseRequest(split=INSTANCE, crops=(1, 2)), owner)
-        await shelf.crops.file(INSTANCE, 1, None)
+        await shelf.crops.file(CropName(INSTANCE, 1))
         zero, one, two = await shelf.crops.catalog()
         assert (zero.pinned, zero.leases, zero.last_used_at) == (False, 0, None)
         assert (one.pinned, one.leases) == (True, 2)
@@ -152,10 +152,10 @@ def test_without_the_bucket_the_catalog_is_what_was_known_and_what_is_cached(tmp
 def test_a_file_with_the_channels_is_answered_and_others_are_not(shelf: Shelf) -> None:
     async def story() -> None:
         part = shelf.put(0, (0, 1))
-        assert await shelf.crops.file(INSTANCE, 0, [1]) == part
-        for crop, channels in ((0, None), (0, [2]), (1, None)):
+        assert await shelf.crops.file(CropName(INSTANCE, 0, (1,))) == part
+        for crop, channels in ((0, None), (0, (2,)), (1, None)):
             with pytest.raises(CropNotCachedError, match=f"instance/{crop}"):
-                await shelf.crops.file(INSTANCE, crop, channels)
+                await shelf.crops.file(CropName(INSTANCE, crop, channels))
         assert set(await shelf.last_used.all()) == {(INSTANCE, 0)}
 
     run(story)
@@ -209,7 +209,7 @@ def test_every_answer_tells_the_root_that_others_know(tmp_path: Path) -> None:
         with pytest.raises(CropNotCachedError) as absent:
             await shelf.crops.verify(INSTANCE, [7])
         answers = [
-            *await shelf.crops.verify(), str(absent.value), await shelf.crops.file(INSTANCE, 0, None),
+            *await shelf.crops.verify(), str(absent.value), await shelf.crops.file(CropName(INSTANCE, 0)),
             *await shelf.crops.catalog(), *await shelf.crops.remove(INSTANCE),
         ]  # fmt: skip
         assert right.path == "/lab/prism/instance/crop_0.h5"

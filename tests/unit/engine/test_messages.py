@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prismcache.errors import NoSpaceError
-from prismcache.schema import CropFile, Progress, Split
+from prismcache.schema import NO_CONTEXT, CropFile, Product, Progress, Split
+from prismcache_service.cache import CropName
 from prismcache_service.engine.local.messages import News, WorkOrder
 
 FILE = CropFile(
@@ -20,8 +21,9 @@ FILE = CropFile(
         News(progress=Progress(objects_done=3, objects_total=832, bytes_done=2**33, bytes_total=2**34)),
         News(outcome=FILE),
         News(outcome=NoSpaceError("/lab: No space left\non device").to_problem()),
-        WorkOrder(split=Split.SEMANTIC, crop=7, channels=None, strict=True, token="a1"),
-        WorkOrder(split=Split.INSTANCE, crop=0, channels=(1, 4), strict=False, token="b2"),
+        WorkOrder(name=CropName(Split.SEMANTIC, 7, None, "all"), strict=True, token="a1"),
+        WorkOrder(name=CropName(Split.INSTANCE, 0, (1, 4)), strict=False, token="b2"),
+        WorkOrder(name=CropName(Split.INSTANCE, 0, None, NO_CONTEXT, Product.FACTS), strict=False, token="b2"),
     ],
     ids=str,
 )

@@ -90,12 +90,11 @@ def make(
     source: FolderSource | None = None,
     report: Callable[[Progress], None] = lambda _: None,
     strict: bool = False,
-    context: Context = NO_CONTEXT,
     **changes: Any,
 ) -> MadeCrop:
     async def main() -> MadeCrop:
         async with asyncio.timeout(30):  # a deadlock would last for ever
-            return await maker.make(name, target, report, strict=strict, context=context)
+            return await maker.make(name, target, report, strict=strict)
 
     with materializer(source or FolderSource(bucket_dir / BUCKET / PREFIX), **changes) as maker:
         return asyncio.run(main())
@@ -144,7 +143,7 @@ def test_raw_reaches_beyond_the_labels_as_far_as_asked_and_as_the_source_has(
     bucket_dir: Path, target: Path, context: Context, channels: tuple[int, ...] | None
 ) -> None:
     folder = crop_folder(bucket_dir, SPEC)
-    made = make(bucket_dir, target, CropName(Split.INSTANCE, 0, channels), context=context)
+    made = make(bucket_dir, target, CropName(Split.INSTANCE, 0, channels, context))
     raw = zarr.open_array(LocalStore(folder / "raw", read_only=True), mode="r")
     first = np.array(reference_shift(folder))
     reach = np.array(raw.shape[1:]) if context == "all" else np.array(context)
@@ -168,7 +167,10 @@ def test_no_context_gives_the_bytes_of_a_plain_crop_and_so_does_all_where_raw_en
     spec = dataclasses.replace(SPEC, raw_shape=SPEC.labels_shape, labels_offset=SPEC.raw_offset)
     write_crop(tmp_path, spec)
     contexts: list[Context] = [NO_CONTEXT, "all", (1, 2, 3)]
-    made = [make(tmp_path, tmp_path / f"{n}.h5", context=context) for n, context in enumerate(contexts)]
+    made = [
+        make(tmp_path, tmp_path / f"{n}.h5", dataclasses.replace(NAME, context=context))
+        for n, context in enumerate(contexts)
+    ]
     assert len({each.sha256 for each in made}) == 1
 
 
@@ -181,7 +183,7 @@ def test_context_fetches_only_the_chunks_that_meet_the_wider_box(bucket_dir: Pat
             return await super().read(folder, item, into)
 
     folder = crop_folder(bucket_dir, SPEC)
-    make(bucket_dir, target, source=Counted(bucket_dir / BUCKET / PREFIX), context=(2, 1, 1))
+    make(bucket_dir, target, dataclasses.replace(NAME, context=(2, 1, 1)), source=Counted(bucket_dir / BUCKET / PREFIX))
     raw = zarr.open_array(LocalStore(folder / "raw", read_only=True), mode="r")
     first = reference_shift(folder)
     ranges = [range(-(-SPEC.channels // raw.chunks[0]))]

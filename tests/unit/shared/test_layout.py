@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prismcache import layout
 from prismcache.layout import (
     cache_state,
+    covers,
     crop_file_name,
     crop_path,
     format_channels,
@@ -16,6 +17,7 @@ from prismcache.layout import (
     parse_channels,
     parse_crop_file_name,
     parse_file_name,
+    parse_manifest_name,
     raw_dataset,
     sources_path,
 )
@@ -79,6 +81,27 @@ def test_names_with_context_or_product_are_those_that_users_know() -> None:
     assert str(manifest_path(Split.INSTANCE, 2, product=Product.FACTS)) == (
         ".prismcache/manifests/instance/crop_2.facts.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "serves"),
+    [
+        (NO_CONTEXT, NO_CONTEXT, True), ("all", NO_CONTEXT, False), ((1, 1, 1), NO_CONTEXT, False),
+        ("all", "all", True), ("all", (9, 9, 9), True), ((9, 9, 9), "all", False), (NO_CONTEXT, "all", False),
+        ((2, 3, 4), (2, 3, 4), True), ((2, 3, 4), (1, 3, 0), True), ((2, 3, 4), (3, 0, 0), False),
+        (NO_CONTEXT, (0, 0, 1), False),
+    ],
+)  # fmt: skip
+def test_more_context_serves_less_but_never_none(held: Context, wanted: Context, *, serves: bool) -> None:
+    assert covers(held, wanted) is serves
+
+
+@pytest.mark.parametrize("name", [("crop_2.ch00-02.ctx-all.h5"), "crop_2.facts.json", "crop_2.h5", "crop_2.fgbg.h5"])
+def test_the_name_of_a_manifest_tells_what_the_name_of_its_file_tells(name: str) -> None:
+    found = parse_file_name(name)
+    assert found is not None
+    assert parse_manifest_name(manifest_path(Split.SEMANTIC, *found).name) == found
+    assert parse_manifest_name(sources_path(Split.SEMANTIC, *found).name) is None
 
 
 @pytest.mark.parametrize("product", Product)

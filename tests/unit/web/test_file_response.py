@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from prismcache import CropCorruptError, CropNotCachedError
 from prismcache.schema import CropFile, Split
+from prismcache_service.cache import CropName
 from prismcache_service.web.handlers import files
 from prismcache_service.web.handlers.files import FileResponse, headers_of, open_crop
 from prismcache_service.web.handlers.ranges import Part
@@ -29,7 +30,7 @@ class _Crops:
     def local_path(self, file: CropFile) -> Path:
         return Path(file.path)
 
-    async def file(self, split: Split, crop: int, channels: Sequence[int] | None) -> CropFile:
+    async def file(self, wanted: CropName) -> CropFile:
         if self._looks:
             self._meanwhile(self._looks)
         self._looks += 1
@@ -58,7 +59,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _open(crops: Any) -> tuple[CropFile, bytes]:
-    file, opened = asyncio.run(open_crop(crops, Split.INSTANCE, 0, None))
+    file, opened = asyncio.run(open_crop(crops, CropName(Split.INSTANCE, 0)))
     with opened:
         return file, opened.read()
 

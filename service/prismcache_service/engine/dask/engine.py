@@ -126,10 +126,9 @@ class DaskEngine(Engine):
 
     async def _submit(self, client: Client, task: CropTask, run: _Run) -> Outcome | None:
         """Have the crop made once; return None if another service stopped the task that both shared."""
-        name = task.name
         # Below the making lock's token, so that sweeps spare what is written, and its end removes it.
         token = f"{task.token}.{uuid4().hex}"
-        work = WorkOrder(split=name.split, crop=name.crop, channels=name.channels, strict=task.strict, token=token)
+        work = WorkOrder(name=task.name, strict=task.strict, token=token)
         order = DaskOrder(key=run.key, work=work, settings=settings_json(self._settings), silence=self._silence)
         future = client.submit(
             make_crop,

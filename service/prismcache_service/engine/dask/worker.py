@@ -19,7 +19,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from prismcache.config import ENV_PREFIX, Settings
 from prismcache.errors import PrismError, WorkerError
-from prismcache_service.cache import CropCache, CropName
+from prismcache_service.cache import CropCache
 from prismcache_service.engine.base import CropTask, Outcome
 from prismcache_service.engine.dask.messages import (
     TOPIC,
@@ -150,7 +150,7 @@ class CropMaker(WorkerPlugin):
     async def _make(self, order: DaskOrder) -> Outcome:
         self._tell(order, News())
         work, settings = order.work, own_settings(order.settings)
-        name = CropName(work.split, work.crop, work.channels)
+        name = work.name
         # A name of its own for each attempt: a worker that was given up may still write under the one before.
         task = CropTask(name, f"{work.token}.{uuid4().hex}", work.strict)
         try:

@@ -178,10 +178,7 @@ class _WorkerProcess:
         WorkerDiedError
             If the process ends first, or sends nothing for too long.
         """
-        name = task.name
-        order = WorkOrder(
-            split=name.split, crop=name.crop, channels=name.channels, strict=task.strict, token=task.token
-        )
+        order = WorkOrder(name=task.name, strict=task.strict, token=task.token)
         await self._send(order.model_dump_json())
         while True:
             try:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from prismcache.schema import CropFile, Problem, Progress, Split
+from prismcache.schema import CropFile, Problem, Progress
+from prismcache_service.cache import CropName
 
 
 class WorkOrder(BaseModel):
-    """Engine to worker: make this crop."""
+    """Engine to worker: make this file."""
 
-    split: Split
-    crop: int
-    channels: tuple[int, ...] | None
+    name: CropName
     strict: bool
     token: str
 

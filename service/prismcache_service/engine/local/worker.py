@@ -18,21 +18,24 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import h5py
 
 from prismcache.config import Settings
 from prismcache.disk import storage_error
-from prismcache.errors import PrismError, WorkerError
+from prismcache.errors import CropNotCachedError, PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
-from prismcache.schema import CropFile, Problem, Progress
+from prismcache.schema import CropFile, Problem, Product, Progress
 from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
+from prismcache_service.pipeline.products import make_product
 
 ALIVE_S = 1.0
 _REPORT_S = 0.1
@@ -110,19 +113,54 @@ class Worker:
         self._materializer.tidy()  # what this crop left would count against the limit of the next
 
     async def _make(self, order: WorkOrder) -> CropFile:
-        name = CropName(order.split, order.crop, order.channels)
+        name = order.name
         temporary = self._cache.temporary(name, order.token)
         report = _Reporter(self._outbox)
         try:
-            made = await self._materializer.make(name, temporary, report, strict=order.strict)
-            name = CropName(order.split, order.crop, None if made.complete else made.channels)
-            manifest = _manifest(name, made)
-            sources = SourceList(source_fingerprint=made.source_fingerprint, objects=made.source_objects)
+            if name.product is Product.CROP:
+                made = await self._materializer.make(name, temporary, report, strict=order.strict)
+                name = replace(name, channels=None if made.complete else made.channels)
+                manifest = _manifest(name, made)
+                objects = made.source_objects
+            else:
+                manifest, objects = await self._derive(name, temporary), ()
+            sources = SourceList(source_fingerprint=manifest.source_fingerprint, objects=objects)
             return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, order.token)
         finally:
             report.close()
             with contextlib.suppress(OSError):  # neither hides the first error nor fails a published crop
                 temporary.unlink(missing_ok=True)
+
+    async def _derive(self, name: CropName, temporary: Path) -> Manifest:
+        """Make a product from the cached crop; return its manifest."""
+        crop_name = CropName(name.split, name.crop)
+        found = (await self._cache.find(crop_name)).file
+        crop = self._cache.manifest(crop_name)
+        if found is None or crop is None:
+            raise CropNotCachedError(f"crop {name.split.value}/{name.crop} is no longer cached")
+        path = self._cache.path(crop_name)
+        made = await asyncio.to_thread(make_product, path, crop.sha256, name.product, temporary, FILE_MODE)
+        return crop.model_copy(
+            update={
+                "format_version": FORMAT_VERSION,
+                "sha256": made.sha256,
+                "size": made.size,
+                "stamp": FileStamp(size=made.size, mtime_ns=0, ctime_ns=0),
+                "recipe": made.recipe,
+                "product": made.product,
+                "crop_sha256": made.crop_sha256,
+                **_maker(),
+            }
+        )
+
+
+def _maker() -> dict[str, Any]:
+    """Return what a manifest says of the software that made a file, and when."""
+    return {
+        "prismcache_version": version("prismcache"),
+        "libraries": {name: version(name) for name in _LIBRARIES} | {"hdf5": h5py.version.hdf5_version},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _manifest(name: CropName, made: MadeCrop) -> Manifest:
@@ -141,9 +179,8 @@ def _manifest(name: CropName, made: MadeCrop) -> Manifest:
         missing_chunks=made.missing_chunks,
         notes=made.notes,
         recipe=made.recipe,
-        prismcache_version=version("prismcache"),
-        libraries={name: version(name) for name in _LIBRARIES} | {"hdf5": h5py.version.hdf5_version},
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        context=name.context,
+        **_maker(),
     )
 
 

@@ -9,8 +9,10 @@ from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BeforeValidator
 
+from prismcache.arguments import as_context
 from prismcache.errors import ForbiddenError, RequestError
-from prismcache.schema import Split
+from prismcache.schema import NO_CONTEXT, Product, Split
+from prismcache_service.cache import CropName
 from prismcache_service.crops.faces import FaceService
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService
@@ -152,3 +154,27 @@ CropPath = Annotated[int, Decimal, Path(ge=0, le=999_999, description="The crop'
 JobId = Annotated[str, Depends(_job_id)]
 LeasePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The lease's id.")]
 Channels = Annotated[tuple[int, ...] | None, Depends(_channels)]
+
+
+async def _wanted_file(
+    split: SplitPath,
+    crop: CropPath,
+    channels: Channels,
+    context: Annotated[
+        str | None,
+        Query(
+            pattern=r"^(all|\d{1,5},\d{1,5},\d{1,5})$",
+            description="Voxels (Z,Y,X) that raw must reach beyond the labels, or `all`; none if left out.",
+            openapi_examples={"some": {"value": "16,46,46"}},
+        ),
+    ] = None,
+    product: Annotated[
+        Product, Query(description="What the file holds; products have neither channels nor context.")
+    ] = Product.CROP,
+) -> CropName:
+    if product is not Product.CROP and (channels is not None or context is not None):
+        raise RequestError("query field 'product': a product has neither channels nor context")
+    return CropName(split, crop, channels, NO_CONTEXT if context is None else as_context(context), product)
+
+
+WantedFile = Annotated[CropName, Depends(_wanted_file)]

@@ -18,9 +18,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError
-from prismcache.schema import CropFile, Split
+from prismcache.schema import CropFile, Product
+from prismcache_service.cache import CropName
 from prismcache_service.crops.service import CropService
-from prismcache_service.web.handlers.dependencies import Channels, CropPath, Crops, KnownQuery, Reader, SplitPath
+from prismcache_service.web.handlers.dependencies import Crops, KnownQuery, Reader, WantedFile
 from prismcache_service.web.handlers.ranges import Part, decide
 from prismcache_service.web.problems import HttpError, documented
 
@@ -68,15 +69,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     responses=_RESPONSES,
 )
 async def download(
-    split: SplitPath,
-    crop: CropPath,
-    channels: Channels,
+    wanted: WantedFile,
     crops: Crops,
     caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
 ) -> Response:
-    """The HDF5 file with the channels asked for, or with more. Resume with `Range` and `If-Range`."""
-    file, opened = await open_crop(crops, split, crop, channels)
+    """The file with the channels and context asked for, or with more. Resume with `Range` and `If-Range`."""
+    file, opened = await open_crop(crops, wanted)
     headers = headers_of(file)
     part = decide(request.headers, is_get=request.method == "GET", size=file.size, etag=headers["ETag"])
     if part.reason:
@@ -85,9 +84,7 @@ async def download(
     return FileResponse(opened, part, file.size, headers)
 
 
-async def open_crop(
-    crops: CropService, split: Split, crop: int, channels: tuple[int, ...] | None
-) -> tuple[CropFile, io.FileIO]:
+async def open_crop(crops: CropService, wanted: CropName) -> tuple[CropFile, io.FileIO]:
     """Return a cached file's description and the same file, open.
 
     The file may be replaced after its manifest is read and before the file is opened. If manifest and file agree, and
@@ -100,13 +97,13 @@ async def open_crop(
     CropCorruptError
         If the file does not match its manifest, or is replaced again and again.
     """
-    before = await crops.file(split, crop, channels)
+    before = await crops.file(wanted)
     for _ in range(_TRIES):
         with contextlib.ExitStack() as stack:
             opened = await run_sync(_open, before, crops.local_path(before))
             if opened is not None:
                 stack.enter_context(opened)
-            after = await crops.file(split, crop, channels)
+            after = await crops.file(wanted)
             if opened is not None and (after.path, after.sha256) == (before.path, before.sha256):
                 stack.pop_all()
                 return after, opened
@@ -140,6 +137,7 @@ def headers_of(file: CropFile) -> dict[str, str]:
         "Content-Disposition": f'attachment; filename="{PurePath(file.path).name}"',
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
+        **({"Content-Type": "application/json"} if file.product is Product.FACTS else {}),
     }
 
 
@@ -171,7 +169,10 @@ class FileResponse(Response):
         self.body = b""
         more = {}
         if part.status is not http.HTTPStatus.NOT_MODIFIED:
-            more = {"Content-Type": MEDIA_TYPE, "Content-Length": str(part.stop - part.start)}
+            more = {
+                "Content-Type": headers.get("Content-Type", MEDIA_TYPE),
+                "Content-Length": str(part.stop - part.start),
+            }
         if part.status is http.HTTPStatus.PARTIAL_CONTENT:
             more["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
         self.raw_headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in (headers | more).items()]
