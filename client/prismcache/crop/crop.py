@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prismcache.arguments import Numbers, as_channels
 from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
-from prismcache.crop.provenance import CITATION, Provenance
+from prismcache.crop.facts import Facts, read_facts
+from prismcache.crop.provenance import CITATION, Provenance, manifest_of
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
 from prismcache.errors import CropCorruptError, PrismError, RequestError, UnknownChannelError
-from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, Manifest, manifest_path, parse_file_name, raw_dataset
+from prismcache.html import table
+from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, raw_dataset
 from prismcache.schema import Split
 from prismcache.units import format_shape, format_voxel_size
 
@@ -106,14 +107,11 @@ class Crop:
 
     def _repr_html_(self) -> str:
         """Return what notebooks show: a small table."""
-        from html import escape
-
         try:
-            shown = {"file": str(self.path)} | self._shown()
+            facts = self._shown()
         except PrismError as error:
-            shown = {"file": str(self.path), "error": str(error)}
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in shown.items())
-        return f"<table>{rows}</table>"
+            facts = {"error": str(error)}
+        return table(str(self.path), (), facts.items())
 
     def _shown(self) -> dict[str, str]:
         shown = {
@@ -233,23 +231,9 @@ class Crop:
         """
         if LABELS_IDS not in self.file:
             raise RequestError(f"{self.path} has no {LABELS_IDS!r}, so the original ids are unknown", remedy=_FOREIGN)
-        dataset = self._dataset(LABELS_IDS)
-        ids: NDArray[np.uint64] = dataset[...]
-        with self._errors(LABELS_IDS):
-            expected = dataset.attrs.get("sha256")  # files of format 1 have none
-        digest = hashlib.sha256(ids.astype("<u8").tobytes()).hexdigest()
-        if (
-            ids.ndim != 1
-            or not ids.size
-            or ids[0] != 0
-            or (ids[1:] <= ids[:-1]).any()
-            or expected not in {None, digest}
-        ):
-            raise CropCorruptError(
-                f"{self.path}: the table {LABELS_IDS!r} is damaged",
-                remedy="Run `prismcache verify`, then `prismcache ensure` makes the crop again.",
-            )
-        return ids
+        from prismcache.crop.files import read_ids
+
+        return read_ids(self.file, self.path)
 
     @property
     def raw(self) -> RawVoxels:
@@ -277,6 +261,32 @@ class Crop:
             prismcache_version=str(self._attribute("prismcache_version")),
             manifest=manifest_of(self.path),
         )
+
+    @property
+    def facts(self) -> Facts:
+        """Sizes of the labels, statistics of all channels, and the neurons, from ``crop_<id>.facts.json``.
+
+        Raises
+        ------
+        CropNotCachedError
+            If there is no such file beside the crop's; the remedy is the command that makes the file.
+        CropCorruptError
+            If the file is damaged, or was made from another version of the crop.
+        """
+        return read_facts(self.path, self.split, self.crop_id)
+
+    def neurons(self) -> dict[str, NDArray[Any]]:
+        """Return a table of the labels, for ``pandas.DataFrame(crop.neurons())``; errors are those of `facts`.
+
+        Returns
+        -------
+        dict
+            One array (n,) for each column: ``label`` uint32, ``id`` uint64 (the source's), ``voxels`` int64;
+            ``z_start``, ``z_stop``, ``y_start``, … ``x_stop`` int64, the half-open bounding box in voxels of the
+            labels; ``centroid_z_nm``, ``centroid_y_nm``, ``centroid_x_nm`` float64, world coordinates; and the mean
+            of each of the source's channels, ``ch_00``, ``ch_01``, … float64.
+        """
+        return self.facts.columns()
 
     @property
     def citation(self) -> str:
@@ -398,14 +408,3 @@ class Crop:
     def _numbers(self, name: str, dataset: str = LABELS) -> Shape3:
         z, y, x = (int(value) for value in self._attribute(name, dataset))
         return z, y, x
-
-
-def manifest_of(path: Path) -> Manifest | None:
-    """Return the manifest of a file that lies in a cache folder; None if there is none, or it cannot be read."""
-    parsed = parse_file_name(path.name)
-    try:
-        split = Split(path.parent.name)
-        place = path.parent.parent / manifest_path(split, *parsed) if parsed is not None else None
-        return None if place is None else Manifest.model_validate_json(place.read_bytes())
-    except (OSError, ValueError):
-        return None

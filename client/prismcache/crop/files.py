@@ -8,6 +8,7 @@ before or after, with or without HDF5's locks.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,10 +25,11 @@ from tenacity import (
 )
 
 from prismcache.errors import CropCorruptError, CropNotCachedError, MissingExtraError, StorageError
-from prismcache.layout import LABELS
+from prismcache.layout import LABELS, LABELS_IDS
 
 try:
     import h5py
+    import numpy as np
 except ImportError as error:
     raise MissingExtraError(
         "reading crops needs h5py, which is not installed", remedy='pip install "prismcache[torch]"'
@@ -214,3 +216,25 @@ def open_dataset(file: h5py.File, name: str, path: Path) -> CropDataset:
         if not isinstance(found, h5py.Dataset):
             raise CropCorruptError(f"{path} is no crop: {name!r} is no dataset")
         return CropDataset(found, path)
+
+
+def read_ids(file: h5py.File, path: Path) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Return the original ids, (n+1,) uint64.
+
+    Raises
+    ------
+    CropCorruptError
+        If the table does not match its checksum, or is not ascending from 0.
+    """
+    dataset = open_dataset(file, LABELS_IDS, path)
+    ids: np.ndarray[Any, np.dtype[np.uint64]] = dataset[...]
+    with read_errors(path, LABELS_IDS):
+        expected = dataset.attrs.get("sha256")  # files of format 1 have none
+    is_table = ids.ndim == 1 and ids.size > 0 and ids[0] == 0 and not (ids[1:] <= ids[:-1]).any()
+    digest = hashlib.sha256(ids.astype("<u8").tobytes()).hexdigest()
+    if not is_table or expected not in {None, digest}:
+        raise CropCorruptError(
+            f"{path}: the table {LABELS_IDS!r} is damaged",
+            remedy="Run `prismcache verify`, then `prismcache ensure` makes the crop again.",
+        )
+    return ids

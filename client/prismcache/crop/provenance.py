@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from prismcache.layout import Manifest
+from prismcache.layout import Manifest, manifest_path, parse_file_name
+from prismcache.schema import Split
 
 CITATION = (
     "E11 Bio. PRISM. bioRxiv 2025.09.26.678648 (2025). https://doi.org/10.1101/2025.09.26.678648. "
@@ -37,3 +39,14 @@ class Provenance:
     prismcache_version: str
     manifest: Manifest | None
     citation: str = CITATION
+
+
+def manifest_of(path: Path) -> Manifest | None:
+    """Return the manifest of a file that lies in a cache folder; None if there is none, or it cannot be read."""
+    parsed = parse_file_name(path.name)
+    try:
+        split = Split(path.parent.name)
+        place = path.parent.parent / manifest_path(split, *parsed) if parsed is not None else None
+        return None if place is None else Manifest.model_validate_json(place.read_bytes())
+    except (OSError, ValueError):
+        return None
