@@ -99,29 +99,24 @@ class Crop:
         return dataset[tuple(rest)] if rest else dataset
 
     def __repr__(self) -> str:
-        try:
-            facts = ", ".join(f"{name} {value}" for name, value in self._shown().items())
-        except PrismError as error:
-            facts = str(error)
-        return f"<Crop {self.path}: {facts}>"
+        return f"<Crop {self.path}: {', '.join(f'{name} {value}' for name, value in self._shown().items())}>"
 
     def _repr_html_(self) -> str:
         """Return what notebooks show: a small table."""
-        try:
-            facts = self._shown()
-        except PrismError as error:
-            facts = {"error": str(error)}
-        return table(str(self.path), (), facts.items())
+        return table(str(self.path), (), self._shown().items())
 
     def _shown(self) -> dict[str, str]:
-        shown = {
-            "crop": f"{self.split.value} {self.crop_id}",
-            "channels": ", ".join(map(str, self.channels)),
-            "labels": f"{format_shape(self.shape)} voxels",
-        }
-        if self.raw_shape != self.shape:
-            shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
-        size = self.voxel_size_nm
+        try:
+            shown = {
+                "crop": f"{self.split.value} {self.crop_id}",
+                "channels": ", ".join(map(str, self.channels)),
+                "labels": f"{format_shape(self.shape)} voxels",
+            }
+            if self.raw_shape != self.shape:
+                shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
+            size = self.voxel_size_nm
+        except PrismError as error:
+            return {"error": str(error)}
         return shown | {"voxel": "size unknown" if size is None else format_voxel_size(size)}
 
     def close(self) -> None:
@@ -276,16 +271,7 @@ class Crop:
         return read_facts(self.path, self.split, self.crop_id)
 
     def neurons(self) -> dict[str, NDArray[Any]]:
-        """Return a table of the labels, for ``pandas.DataFrame(crop.neurons())``; errors are those of `facts`.
-
-        Returns
-        -------
-        dict
-            One array (n,) for each column: ``label`` uint32, ``id`` uint64 (the source's), ``voxels`` int64;
-            ``z_start``, ``z_stop``, ``y_start``, … ``x_stop`` int64, the half-open bounding box in voxels of the
-            labels; ``centroid_z_nm``, ``centroid_y_nm``, ``centroid_x_nm`` float64, world coordinates; and the mean
-            of each of the source's channels, ``ch_00``, ``ch_01``, … float64.
-        """
+        """Return a table of the labels, for ``pandas.DataFrame(crop.neurons())``: `Facts.columns`, errors of `facts`."""
         return self.facts.columns()
 
     @property

@@ -103,7 +103,16 @@ class Facts(_Record):
     classes: dict[int, int] | None = None
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the neurons as columns; see `Crop.neurons`."""
+        """Return the neurons as a table.
+
+        Returns
+        -------
+        dict
+            One array (n,) for each column: ``label`` uint32, ``id`` uint64 (the source's), ``voxels`` int64;
+            ``z_start``, ``z_stop``, ``y_start``, … ``x_stop`` int64, the half-open bounding box in voxels of the
+            labels; ``centroid_z_nm``, ``centroid_y_nm``, ``centroid_x_nm`` float64, world coordinates; and the mean
+            of each of the source's channels, ``ch_00``, ``ch_01``, … float64.
+        """
         import numpy as np
 
         of = self.neurons

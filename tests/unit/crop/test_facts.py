@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def is_of_another_version(facts: Path) -> None:
 
 def cannot_be_read(facts: Path) -> None:
     facts.unlink()
-    os.mkdir(facts)
+    facts.mkdir()
 
 
 @pytest.mark.parametrize(
