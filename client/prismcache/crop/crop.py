@@ -271,7 +271,7 @@ class Crop:
         return read_facts(self.path, self.split, self.crop_id)
 
     def neurons(self) -> dict[str, NDArray[Any]]:
-        """Return a table of the labels, for ``pandas.DataFrame(crop.neurons())``: `Facts.columns`, errors of `facts`."""
+        """Return a table of the labels, for ``pandas.DataFrame(crop.neurons())``: see `Facts.columns` and `facts`."""
         return self.facts.columns()
 
     @property
