@@ -1,1 +1,4 @@
-"""The bucket: list, read, verify, retry."""
+"""The bucket: list, read, verify, retry.
+
+Two doors, since importing the SDK takes half a second: `source` has the interface, `s3` opens a bucket.
+"""
