@@ -162,7 +162,7 @@ async def _finding(check: Awaitable[None]) -> str:
         async with asyncio.timeout(_CHECK_S):
             await check
     except TimeoutError:
-        return f"no answer within {_CHECK_S:g} s"
+        return f"no response within {_CHECK_S:g} s"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong
         return str(error)
     return "ok"

@@ -140,7 +140,7 @@ def test_readiness_does_not_wait_for_a_bucket_that_hangs(lab: Lab, monkeypatch: 
         async with asyncio.timeout(10):
             found = await factory.readiness()
             await factory.aclose()
-        assert found.pop("source") == "no answer within 0.5 s"
+        assert found.pop("source") == "no response within 0.5 s"
         assert set(found.values()) == {"ok"}
 
     try:
