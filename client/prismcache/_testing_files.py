@@ -1,16 +1,25 @@
-"""Small crop files in the published format, to test users' code. The first file imports h5py and numpy."""
+"""Small crop files in the published format, and jobs that write them. The first file imports h5py and numpy."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prismcache.disk import stamp_of, write_atomically
-from prismcache.errors import RequestError
+from prismcache.disk import sha256_of, stamp_of, write_atomically
+from prismcache.errors import (
+    CropNotCachedError,
+    PrismError,
+    RequestError,
+    UnknownChannelError,
+    UnknownCropError,
+    UnknownJobError,
+)
 from prismcache.layout import (
     AXIS_NAMES,
     FORMAT_VERSION,
@@ -18,11 +27,22 @@ from prismcache.layout import (
     LABELS_IDS,
     UNITS,
     Manifest,
+    cache_state,
     crop_path,
     manifest_path,
     raw_dataset,
 )
-from prismcache.schema import CropFile, Split
+from prismcache.schema import (
+    CropFile,
+    CropInfo,
+    CropProgress,
+    Job,
+    JobRequest,
+    Split,
+    State,
+    Verdict,
+    VerifyResult,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -170,3 +190,145 @@ def _made_up(split: Split, crop: int) -> CropArrays:
         z, y, x = (int(random.integers(0, size // 2)) for size in SHAPE[1:])
         labels[z : z + 4, y : y + 10, x : x + 10] = 1000 * number + crop
     return CropArrays(random.integers(0, 256, SHAPE, np.uint8), labels)
+
+
+class Lab:
+    """The crops that are published and cached, and the jobs; shared by all clients and safe to use from any thread."""
+
+    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any]) -> None:
+        self.root = root
+        self.published = dict(sorted(crops.items()))
+        self.lock = threading.RLock()
+        self.held = False
+        self.failing: dict[tuple[Split, int], PrismError | None] = {}
+        self.files: dict[tuple[Split, int, tuple[int, ...] | None], CropFile] = {}
+        self.jobs: dict[str, tuple[JobRequest, Job, set[str]]] = {}  # with the names of those who want it
+
+    def arrays(self, split: Split, crop: int) -> CropArrays:
+        if (split, crop) not in self.published:
+            raise UnknownCropError(f"crop {crop} of split {split.value!r} is not published")
+        return crop_arrays(split, crop, self.published[split, crop])
+
+    def good(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile | None:
+        """Return the cached file of exactly these channels (None: all), if its content is still right."""
+        file = self.files.get((split, crop, channels))
+        path = self.root / crop_path(split, crop, channels)
+        return file if file is not None and path.is_file() and sha256_of(path) == file.sha256 else None
+
+    def make(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile:
+        """Return a file that has the channels, written if need be."""
+        arrays = self.arrays(split, crop)
+        for channel in channels or ():
+            if channel not in arrays.channels:
+                raise UnknownChannelError(f"crop {split.value}/{crop} has no channel {channel}")
+        subset = None if channels == arrays.channels else channels
+        found = self.good(split, crop, None) or self.good(split, crop, subset)
+        if found is None:
+            found = self.files[split, crop, subset] = write_crop(self.root, split, crop, arrays, subset)
+        return found
+
+    def submit(self, request: JobRequest, name: str) -> Job:
+        """Return the active job for the same request, or a new one, which is final if everything is cached."""
+        for same, job, names in self.jobs.values():
+            if same == request and not job.state.is_final:
+                names.add(name)
+                return job
+        split, channels = request.split, request.channels
+        crops = [crop for each, crop in self.published if each is split] if request.crops is None else request.crops
+        progress = []
+        for crop in crops:
+            file = self.good(split, crop, None) or self.good(split, crop, channels)
+            progress.append(CropProgress(crop=crop, state=State.DONE if file else State.RUNNING, file=file))
+        job = Job(
+            id=uuid.uuid4().hex,
+            revision=0,
+            state=_state_of(progress),
+            split=split,
+            channels=channels,
+            crops=tuple(progress),
+            strict=request.strict,
+        )
+        self.jobs[job.id] = request, job, {name}
+        return job
+
+    def advance(self, job_id: str) -> Job:
+        """Make one more crop of a job, unless jobs are held; return the job after that."""
+        _, job, _ = self.find(job_id)
+        following = next((crop.crop for crop in job.crops if not crop.state.is_final), None)
+        if following is None or self.held:
+            return job
+        try:
+            if (error := self.failing.get((job.split, following))) is not None:
+                raise error
+            file = self.make(job.split, following, job.channels)
+        except PrismError as error:
+            return self._change(job_id, CropProgress(crop=following, state=State.FAILED, problem=error.to_problem()))
+        return self._change(job_id, CropProgress(crop=following, state=State.DONE, file=file))
+
+    def cancel(self, job_id: str, name: str) -> None:
+        """End the wish of one call; the job is cancelled with the last of them."""
+        _, job, names = self.find(job_id)
+        names.discard(name)
+        for crop in () if names else job.crops:
+            if not crop.state.is_final:
+                self._change(job_id, CropProgress(crop=crop.crop, state=State.CANCELLED))
+
+    def find(self, job_id: str) -> tuple[JobRequest, Job, set[str]]:
+        if job_id not in self.jobs:
+            raise UnknownJobError(f"there is no job {job_id!r}")
+        return self.jobs[job_id]
+
+    def describe(self, split: Split, crop: int) -> CropInfo:
+        arrays = self.arrays(split, crop)
+        files = tuple(file for key, file in self.files.items() if key[:2] == (split, crop))
+        return CropInfo(
+            split=split,
+            crop=crop,
+            state=cache_state(files, is_making=False),
+            raw_shape=arrays.raw.shape,
+            labels_shape=arrays.labels.shape,
+            offset=(0, 0, 0),
+            voxel_size=VOXEL_SIZE,
+            source_bytes=arrays.raw.nbytes + arrays.labels.nbytes,
+            source_objects=1 + len(arrays.raw),
+            files=files,
+        )
+
+    def verify(self, split: Split | None, crops: Sequence[int] | None, *, repair: bool) -> list[VerifyResult]:
+        """Read cached files again; with `repair`, write damaged files again."""
+        keys = [key for key in self.files if split in {None, key[0]} and (crops is None or key[1] in crops)]
+        if absent := set(crops or ()) - {key[1] for key in keys}:
+            raise CropNotCachedError(f"not cached: crops {', '.join(map(str, sorted(absent)))}")
+        found = []
+        for key in keys:
+            file, verdict, reason = self.files[key], Verdict.OK, ""
+            if self.good(*key) is None:
+                verdict = Verdict.REPAIRED if repair else Verdict.CORRUPT
+                reason = f"{file.path} is not what was published"
+                if repair:
+                    self.make(*key)
+            result = VerifyResult(
+                split=key[0], crop=key[1], channels=file.channels, path=file.path, verdict=verdict, reason=reason
+            )
+            found.append(result)
+        return found
+
+    def remove(self, split: Split, crops: Sequence[int] | None) -> list[CropFile]:
+        """Delete the cached files of these crops (None: of all); return the files."""
+        keys = [key for key in self.files if key[0] is split and (crops is None or key[1] in crops)]
+        for key in keys:
+            (self.root / crop_path(*key)).unlink(missing_ok=True)
+            (self.root / manifest_path(*key)).unlink(missing_ok=True)
+        return [self.files.pop(key) for key in keys]
+
+    def _change(self, job_id: str, progress: CropProgress) -> Job:
+        request, job, names = self.jobs[job_id]
+        crops = tuple(progress if crop.crop == progress.crop else crop for crop in job.crops)
+        job = job.model_copy(update={"crops": crops, "state": _state_of(crops), "revision": job.revision + 1})
+        self.jobs[job_id] = request, job, names
+        return job
+
+
+def _state_of(crops: Sequence[CropProgress]) -> State:
+    states = {crop.state for crop in crops}
+    return next((state for state in (State.RUNNING, State.CANCELLED, State.FAILED) if state in states), State.DONE)
