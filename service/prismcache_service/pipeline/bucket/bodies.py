@@ -18,10 +18,11 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import obstore
 from aiolimiter import AsyncLimiter
+from botocore.exceptions import NoCredentialsError
 from botocore.httpsession import get_cert_path
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
@@ -185,13 +186,16 @@ async def open_store(session: Any, client: Any, settings: Settings) -> S3Store:
     ------
     ConfigError
         If the environment names a proxy that is no HTTP proxy.
+    botocore.exceptions.NoCredentialsError
+        If credentials are wanted and there are none.
     """
     credentials = None if settings.s3_anonymous else await session.get_credentials()
-    signed = await client.generate_presigned_url("get_object", {"Bucket": settings.s3_bucket, "Key": "x"})
-    url = urlsplit(signed)
-    folder = unquote(url.path).removesuffix("/x")
-    by_path = folder.endswith(f"/{settings.s3_bucket}")
-    base = folder.removesuffix(f"/{settings.s3_bucket}") if by_path else folder
+    if credentials is None and not settings.s3_anonymous:
+        raise NoCredentialsError
+    url = urlsplit(client.meta.endpoint_url)
+    is_aws = (url.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    by_host = is_aws and "." not in settings.s3_bucket  # a certificate of AWS does not fit a bucket with dots
+    host = f"{settings.s3_bucket}.{url.netloc}" if by_host else url.netloc
     seconds = timedelta(seconds=settings.s3_object_timeout)
     options: ClientConfig = {
         "allow_http": url.scheme == "http",
@@ -199,16 +203,16 @@ async def open_store(session: Any, client: Any, settings: Settings) -> S3Store:
         "timeout": seconds,
         "user_agent": f"prismcache/{version('prismcache')}",
         "default_headers": {"accept-encoding": "identity"},
-        **_proxy_options(url.scheme, url.netloc, url.hostname or ""),
+        **_proxy_options(url.scheme, host),
     }
     if url.scheme == "https":
         authorities = session.get_config_variable("ca_bundle") or get_cert_path(verify=True)
         options["root_certificate"] = await asyncio.to_thread(Path(authorities).read_bytes)
     return S3Store(
         settings.s3_bucket,
-        endpoint=f"{url.scheme}://{url.netloc}{base}",
+        endpoint=f"{url.scheme}://{host}{url.path}".rstrip("/"),
         region=settings.s3_region,
-        virtual_hosted_style_request=not by_path,
+        virtual_hosted_style_request=by_host,
         skip_signature=settings.s3_anonymous,
         credential_provider=None if credentials is None else _credentials_of(credentials),
         client_options=options,
@@ -216,15 +220,15 @@ async def open_store(session: Any, client: Any, settings: Settings) -> S3Store:
     )
 
 
-def _proxy_options(scheme: str, netloc: str, host: str) -> ClientConfig:
+def _proxy_options(scheme: str, host: str) -> ClientConfig:
     """Return the proxy that the environment names for a server, as aiobotocore takes it for its own requests.
 
     Without one, all hosts but the server's own are sent to a proxy that does not exist: obstore would follow a
     redirect to any of them.
     """
-    proxy = None if urllib.request.proxy_bypass(netloc) else urllib.request.getproxies().get(scheme)
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
     if proxy is None:
-        return {"proxy_url": _NOWHERE, "proxy_excludes": host}
+        return {"proxy_url": _NOWHERE, "proxy_excludes": urlsplit(f"//{host}").hostname or ""}
     url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ConfigError(
