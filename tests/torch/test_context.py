@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from prismcache import RequestError
 from prismcache._testing_files import crop_arrays, write_crop
 from prismcache.schema import Split
-from prismcache.testing import InMemoryService
 from prismcache.torch import PrismDataset
 from tests.support.context_crops import write_context_crop
 
@@ -75,15 +74,6 @@ def test_without_padding_only_patches_with_all_of_their_context_are_drawn(path) 
     with pytest.raises(RequestError, match=r"larger than instance crop 3 \(5, 23, 24\)") as caught:
         PrismDataset(path, patch_shape=(6, 8, 8), context=(6, 5, 5))
     assert "context_padding='reflect'" in caught.value.remedy
-
-
-def test_a_client_that_cannot_fetch_context_says_so() -> None:
-    with (
-        InMemoryService() as service,
-        service.client() as client,
-        pytest.raises(RequestError, match="does not fetch files with context"),
-    ):
-        PrismDataset(client, patch_shape=PATCH, context=1)
 
 
 @pytest.mark.parametrize("context", [-1, (1, 2), "all", 1.5])

@@ -40,16 +40,18 @@ def crops_seen(batch: list[torch.Tensor], wholes: dict[int, torch.Tensor]) -> se
     """Which crops the patches of a batch are boxes of; each must be of one."""
     found = set()
     for raw in batch[0][:, 0]:
-        inside = {crop for crop, whole in wholes.items() if _holds(whole, raw)}
+        inside = {crop for crop, whole in wholes.items() if place_of(raw, whole) is not None}
         assert len(inside) == 1
         found |= inside
     return found
 
 
-def _holds(whole: torch.Tensor, patch: torch.Tensor) -> bool:
-    boxes = whole.unfold(0, PATCH[0], 1).unfold(1, PATCH[1], 1).unfold(2, PATCH[2], 1)
+def place_of(patch: torch.Tensor, whole: torch.Tensor) -> tuple[int, int, int] | None:
+    """Where a patch begins in a whole channel; None if the channel does not hold the patch."""
+    z, y, x = patch.shape
+    boxes = whole.unfold(0, z, 1).unfold(1, y, 1).unfold(2, x, 1)
     starts = (boxes[..., 0, :2, :4] == patch[0, :2, :4]).flatten(3).all(3).nonzero().tolist()
-    return any(torch.equal(boxes[z, y, x], patch) for z, y, x in starts)
+    return next(((z, y, x) for z, y, x in starts if torch.equal(boxes[z, y, x], patch)), None)
 
 
 @pytest.mark.parametrize(("context", "cache"), [("fork", "none"), ("spawn", "ram")])
@@ -69,6 +71,35 @@ def test_a_crop_joins_workers_that_run_already(client, held, context, cache) -> 
     assert set.union(*(crops_seen(batch, wholes) for batch in early)) == {0}
     assert set.union(*(crops_seen(batch, wholes) for batch in late)) == {0, 5}
     del loader
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "mmap"])
+def test_a_client_fetches_the_context_that_raw_patches_need(client, fault_proxy, cache) -> None:
+    client.ensure("instance", 0, channels=0, context=(3, 3, 4), progress=False)
+    client.ensure("instance", 5, channels=0, progress=False)  # of no use to patches with context
+    stall = Stall()
+    fault_proxy.add(stall, LATE)
+    dataset = PrismDataset(
+        client, crops=[0, 5], patch_shape=PATCH, context=(2, 3, 4), n_samples=6, cache=cache, dtype=torch.uint8
+    )
+    early = list(dataset)
+    assert dataset.ready_crops == [0]
+    stall.release()
+    late = list(dataset.wait())
+    paths = client.ensure("instance", [0, 5], channels=0, context=(2, 3, 4), timeout=0)
+    assert [Path(path).name for path in paths] == ["crop_0.ch00.ctx3-3-4.h5", "crop_5.ch00.ctx2-3-4.h5"]
+    seen = []
+    for raw, labels in early + late:
+        assert raw.shape == (1, 10, 30, 32)
+        for path in paths:
+            with Crop(path) as crop:
+                place = place_of(raw[0], torch.from_numpy(crop.raw[0]))
+                if place is not None:
+                    seen.append(crop.crop_id)
+                    first = [at + c - before for at, c, before in zip(place, (2, 3, 4), crop.context[0], strict=True)]
+                    box = tuple(slice(at, at + size) for at, size in zip(first, PATCH, strict=True))
+                    assert torch.equal(labels[0], torch.from_numpy(crop.labels[box].astype("i8")))
+    assert (seen[:6], set(seen[6:])) == ([0] * 6, {0, 5})
 
 
 def test_the_first_crop_is_waited_for_where_none_is_there(client, held) -> None:

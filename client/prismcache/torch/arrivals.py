@@ -72,7 +72,9 @@ class Follower:
     def _follow(self) -> None:
         try:
             plan = self._plan
-            asked = self._client.iter_ensure(plan.split, list(self._slots), channels=plan.ask, progress=False)
+            asked = self._client.iter_ensure(
+                plan.split, list(self._slots), channels=plan.ask, context=plan.context, progress=False
+            )
             with closing(asked) as paths:
                 for path in paths:
                     name = parse_file_name(Path(path).name)

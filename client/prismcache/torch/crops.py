@@ -15,7 +15,7 @@ from prismcache.client import PrismClient
 from prismcache.crop import Crop
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import CropNotCachedError, PrismError, RequestError, UnknownChannelError, UnknownCropError
-from prismcache.layout import LABELS, LABELS_IDS, parse_file_name, raw_dataset
+from prismcache.layout import LABELS, LABELS_IDS, covers, parse_file_name, raw_dataset
 from prismcache.progress.reporter import Progress
 from prismcache.schema import CropInfo, Product, Split
 from prismcache.torch.decoded import Layout, labels_dtype
@@ -215,6 +215,8 @@ class ClientCrops:
         The split, and the crops' numbers.
     ask
         Channels to ask the client for; None is all.
+    context
+        Voxels (Z, Y, X) that raw shall reach beyond the labels.
     described
         The catalog's entries of the crops; empty where they were not needed.
     """
@@ -222,11 +224,12 @@ class ClientCrops:
     split: Split
     crops: tuple[int, ...]
     ask: tuple[int, ...] | None
+    context: Shape3
     described: Mapping[int, CropInfo]
 
 
 def plan_client_crops(
-    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels
+    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels, context: Shape3
 ) -> ClientCrops:
     """Return what to ask a client for.
 
@@ -245,10 +248,10 @@ def plan_client_crops(
         raise RequestError(f"no crop of the split {wanted.value!r} is asked for")
     numbers = tuple(dict.fromkeys(numbers))
     if not isinstance(channels, str):
-        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), {})
+        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), context, {})
     described = describe(client, wanted, numbers)
     chosen = choose_channels(channels, channels_of(described))
-    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, described)
+    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, context, described)
 
 
 def describe(client: PrismClient, split: Split, crops: Sequence[int]) -> dict[int, CropInfo]:
@@ -285,22 +288,23 @@ def ensure_crops(client: PrismClient, plan: ClientCrops, crops: Sequence[int], p
         As the client raises it.
     """
     try:
-        return client.ensure(plan.split, crops, channels=plan.ask, progress=progress)
+        return client.ensure(plan.split, crops, channels=plan.ask, context=plan.context, progress=progress)
     except UnknownChannelError:
         choose_channels(plan.ask or "all", channels_of(describe(client, plan.split, plan.crops)))
         raise
 
 
 def cached_crops(client: PrismClient, plan: ClientCrops) -> set[int]:
-    """Return the plan's crops that are cached with the channels wanted; none if there is no catalog."""
+    """Return the plan's crops that are cached with the channels and context wanted; none if there is no catalog."""
     try:
         known = client.catalog(plan.split)
     except PrismError:
         return set()
-    return {info.crop for info in known if info.crop in plan.crops and _is_cached(info, plan.ask)}
+    return {info.crop for info in known if info.crop in plan.crops and _is_cached(info, plan)}
 
 
-def _is_cached(info: CropInfo, channels: tuple[int, ...] | None) -> bool:
-    if channels is None:
-        return any(info.raw_shape and len(file.channels) == info.raw_shape[0] for file in info.files)
-    return any(set(channels) <= set(file.channels) for file in info.files)
+def _is_cached(info: CropInfo, plan: ClientCrops) -> bool:
+    files = [file for file in info.files if file.product is Product.CROP and covers(file.context, plan.context)]
+    if plan.ask is None:
+        return any(info.raw_shape and len(file.channels) == info.raw_shape[0] for file in files)
+    return any(set(plan.ask) <= set(file.channels) for file in files)

@@ -94,7 +94,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
     context
         Voxels that raw reaches beyond the labels on each side, one number or (Z, Y, X): raw patches are
         ``patch_shape + 2 * context``, in the middle of which the label patch lies. For networks without padding
-        ("valid" convolutions). Needs paths or a folder of files: a client does not fetch context.
+        ("valid" convolutions). A client fetches as much of it as the source has.
     context_padding
         "none" draws only patches whose whole context is in the file. "zeros" and "reflect" draw from everywhere, and
         fill what the file lacks with zeros or by mirroring raw at its border.

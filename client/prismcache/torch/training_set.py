@@ -172,12 +172,8 @@ class TrainingSet:
         start: Literal["first", "all"],
         progress: Progress,
     ) -> None:
-        if any(self._demands.context.voxels):
-            raise RequestError(
-                "a PrismClient does not fetch files with context", remedy="Give the paths of files that have context."
-            )
         wanted = self._demands.channels
-        plan = plan_client_crops(client, split, crops, wanted)
+        plan = plan_client_crops(client, split, crops, wanted, self._demands.context.voxels)
         self.split, self.crops = plan.split, plan.crops
         cached = set(plan.crops) if start == "all" else cached_crops(client, plan)
         later = [crop for crop in plan.crops if crop not in cached]
