@@ -111,15 +111,10 @@ async def test_everything_is_there_after_a_restart(opened):
     assert await again.leases(NOON) == [lease]
     assert await again.pins() == {(Split.INSTANCE, 3)}
     assert await again.last_used() == {(Split.INSTANCE, 3): NOON}
-    assert (await again.update_job("j1", "resumed", State.QUEUED)).seq > events[-1].seq
-
-
-async def test_numbers_grow_after_everything_is_forgotten_and_a_restart(opened):
-    store = await opened()
-    await store.add_job(a_job("j1"))
-    last = await store.update_job("j1", "finished", State.DONE)
-    assert await store.forget_jobs(datetime.now(UTC) + HOUR) == 1
-    await store.aclose()
+    last = await again.update_job("j1", "finished", State.DONE)
+    assert last.seq > events[-1].seq
+    assert await again.forget_jobs(datetime.now(UTC) + HOUR) == 1
+    await again.aclose()
     assert (await (await opened()).add_job(a_job("j2"))).seq > last.seq
 
 
@@ -155,19 +150,16 @@ async def test_two_services_share_a_database(opened):
     one, two = await opened(), await opened()
     crops = tuple(range(20))
     await one.add_job(a_job("j1", crops))
-    await two.add_job(a_job("j2", crops))
     updates = [
-        store.update_job(name, "crop", State.RUNNING, CropProgress(crop=crop, state=State.DONE, bytes_done=crop))
+        store.update_job("j1", "crop", State.RUNNING, CropProgress(crop=crop, state=State.DONE))
         for crop in crops
-        for store, name in ((one, "j1"), (two, "j1"), (one, "j2"))
+        for store in (one, two)
     ]
     recorded = await asyncio.gather(*updates)
-    assert len({event.seq for event in recorded}) == len(updates)
     assert await one.jobs() == await two.jobs()
-    for name, count in (("j1", 41), ("j2", 21)):
-        seqs = [event.seq for event in await two.events(name)]
-        assert len(seqs) == count
-        assert seqs == sorted(set(seqs))
+    seqs = [event.seq for event in await two.events("j1")]
+    assert len(seqs) == 41
+    assert seqs[1:] == sorted({event.seq for event in recorded})
     assert {crop.state for crop in (await two.job("j1")).crops} == {State.DONE}
 
 
@@ -208,12 +200,6 @@ def test_services_that_start_at_once_on_an_empty_database(url):
             starter.kill()
             starter.wait()
     assert said == [("0\n", "")] * 3
-
-
-async def test_stores_that_open_at_once_in_one_process(opened):
-    stores = await asyncio.gather(*(opened() for _ in range(4)))
-    await stores[0].add_job(a_job("j1"))
-    assert [len(await store.jobs()) for store in stores] == [1] * 4
 
 
 async def test_a_closed_store_says_so(opened):
@@ -294,8 +280,9 @@ def shape(connection) -> dict:
     }
 
 
-async def test_the_migrations_make_the_tables_as_declared(opened, url, request, tmp_path):
+async def test_the_migrations_make_the_tables_as_declared_and_print_nothing(opened, url, request, tmp_path, capfd):
     await opened()
+    assert capfd.readouterr() == ("", "")
     assert await with_connection(url, differences) == []
     if url.startswith("sqlite"):
         declared = f"sqlite+aiosqlite:///{tmp_path}/declared.sqlite"
@@ -314,11 +301,6 @@ async def test_down_and_up_again(opened, url):
     store = await opened()
     assert await with_connection(url, differences) == []
     assert (await store.add_job(a_job("j1"))).seq > 0
-
-
-async def test_migrating_says_nothing(url, opened, capfd):
-    await opened()
-    assert capfd.readouterr() == ("", "")
 
 
 async def test_a_failing_migration_leaves_nothing_behind(opened, url):
@@ -369,11 +351,6 @@ class TestPostgresqlAlone:
         with pytest.raises(kind, match=reason) as caught:
             await SqlJobStore.open(url.replace(*change))
         assert "secret" not in str(caught.value) + caught.value.remedy
-
-    async def test_a_short_url_will_do(self, url):
-        store = await SqlJobStore.open(url.replace("postgresql+asyncpg", "postgres"))
-        await store.check()
-        await store.aclose()
 
     async def test_a_read_only_database_is_named(self, opened, url):
         await (await opened()).aclose()

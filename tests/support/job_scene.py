@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+
+import pytest
 
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
@@ -62,7 +64,7 @@ class Maker(EnsureService):
             self.cached.add(crop)
             self._results[crop].set_result(made(crop))
 
-    def fail(self, crop: int, error: PrismError) -> None:
+    def fail(self, crop: int, error: Exception) -> None:
         """Let this crop's making fail."""
         self._results[crop].set_exception(error)
 
@@ -167,13 +169,11 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def play(story: Callable[[Scene], Coroutine[None, None, None]], make: Callable[[], Scene] = Scene) -> None:
-    """Run a story on a fresh event loop; what does not end in time is an error."""
+def staged(make: Callable[[], Scene]) -> pytest.MarkDecorator:
+    """Have the fixture `scene` make another scene than the default one."""
+    return pytest.mark.parametrize("scene", [make], indirect=True, ids=["staged"])
 
-    async def scene() -> None:
-        async with asyncio.timeout(DEADLINE):
-            stage = make()
-            await story(stage)
-            await stage.jobs.aclose()
 
-    asyncio.run(scene())
+def states(job: Job) -> list[str]:
+    """Return the states of a job's crops."""
+    return [crop.state.value for crop in job.crops]

@@ -99,23 +99,3 @@ def test_every_watcher_is_woken_by_a_change_and_none_by_looking(job: LiveJob) ->
         assert {(await task).revision for task in waiting} == {job.revision}
 
     asyncio.run(main())
-
-
-def test_a_watcher_of_an_older_revision_or_of_a_job_that_is_over_does_not_wait(job: LiveJob) -> None:
-    async def main() -> None:
-        assert (await job.newer(job.revision - 1, 60)).revision == job.revision
-        for crop in (4, 1):
-            job.record(event(job, 8 + crop, State.DONE, CropProgress(crop=crop, state=State.DONE, file=made(crop))))
-        assert (await job.newer(None, 60)).state is State.DONE
-
-    asyncio.run(main())
-
-
-def test_a_watcher_of_a_job_that_nobody_works_on_any_more_goes(job: LiveJob) -> None:
-    async def main() -> None:
-        waiting = asyncio.create_task(job.newer(None, 60))
-        await settle()
-        job.abandon()
-        assert (await waiting).state is State.QUEUED
-
-    asyncio.run(main())

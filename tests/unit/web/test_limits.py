@@ -100,12 +100,6 @@ def _part(body: bytes, more: bool = True) -> dict[str, Any]:
 CHUNKED = [(b"transfer-encoding", b"chunked")]
 
 
-def test_a_body_in_parts_arrives_as_one() -> None:
-    exchange = _Exchange(_part(b"12345"), _part(b"67890", more=False), headers=CHUNKED)
-
-    assert exchange.got == [b"1234567890"]
-
-
 @pytest.mark.parametrize(
     "exchange",
     [
