@@ -70,16 +70,29 @@ def _options(
 @app.command(
     cls=Command,
     epilog=examples(
-        "ensure instance 0 5", "ensure instance 0-4 --root /lab/prism", "ensure semantic all --channels 0,3 --json"
+        "ensure instance 0 5",
+        "ensure instance 0-4 --root /lab/prism --context 16,46,46",
+        "ensure instance 2 --product avg_barcodes",
+        "ensure semantic all --channels 0,3 --json",
     ),
 )
 @with_settings
-def ensure(
+def ensure(  # noqa: PLR0913 - each is an option that people type
     settings: dict[str, Any],
     split: SplitArgument,
     crops: CropsArgument,
     *,
     channels: ChannelsOption = None,
+    context: Annotated[
+        str | None, typer.Option(help="Voxels of raw around the labels: 16, or Z,Y,X as 16,46,46, or all (default: 0)")
+    ] = None,
+    product: Annotated[
+        str | None,
+        typer.Option(
+            help="unlabelled, avg_barcodes, fgbg, border_mask or facts, made from the crop (default: the crop itself)",
+            autocompletion=lambda: ["unlabelled", "avg_barcodes", "fgbg", "border_mask", "facts"],
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse crops with chunks absent from the bucket")] = False,
     timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds")] = None,
     progress: Annotated[
@@ -91,7 +104,16 @@ def ensure(
     wanted = read_crops(crops)
     only = read_channels(channels)
     with _client(settings) as client, warnings_as_lines():
-        files = client.ensure_files(split, wanted, channels=only, strict=strict, timeout=timeout, progress=progress)
+        files = client.ensure_files(
+            split,
+            wanted,
+            channels=only,
+            context=context or 0,
+            product=product or "crop",
+            strict=strict,
+            timeout=timeout,
+            progress=progress,
+        )
     _print_files("files", files, as_json=as_json)
 
 
@@ -127,6 +149,33 @@ def info(settings: dict[str, Any], split: SplitArgument, crop: CropArgument, *, 
         print_json(found)
     else:
         print_crop(found)
+
+
+@app.command(cls=Command, epilog=examples("facts instance 0", "facts instance all", "facts instance 0 5 --csv"))
+@with_settings
+def facts(
+    settings: dict[str, Any],
+    split: SplitArgument,
+    crops: CropsArgument,
+    *,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a row for each neuron: box, centroid, barcode")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show labels, foreground and brightness of crops, fetching the crops first if need be."""
+    from prismcache.cli.output import print_facts, print_json, print_neurons
+    from prismcache.loading import service_part
+
+    facts_type = service_part("prismcache.crop", "Facts", "facts command")
+    wanted = read_crops(crops)
+    with _client(settings) as client, warnings_as_lines():
+        files = client.ensure_files(split, wanted, product="facts")
+    found = [facts_type.model_validate_json(Path(file.path).read_bytes()) for file in files]
+    if as_json:
+        print_json({"facts": found})
+    elif csv:
+        print_neurons(found)
+    else:
+        print_facts(found)
 
 
 @app.command(cls=Command, epilog=examples("verify", "verify instance 0-4 --repair"))

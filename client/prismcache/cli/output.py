@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 from pydantic import BaseModel
@@ -20,6 +22,9 @@ from prismcache.progress.reporter import SILENCE_SECONDS, Reporter
 from prismcache.remote.retry import Patience
 from prismcache.schema import CropFile, CropInfo, Job, JobEvent, ServiceStatus, State, Verdict, VerifyResult
 from prismcache.units import format_bytes, format_voxel_size
+
+if TYPE_CHECKING:
+    from prismcache.crop import Facts
 
 
 def print_json(document: BaseModel | dict[str, Sequence[BaseModel]]) -> None:
@@ -61,6 +66,43 @@ def print_crop(info: CropInfo) -> None:
     for file in info.files:
         channels = _channels(info, file).replace("all", "all channels")
         typer.echo(f"{'cached':<16}{channels}, {format_bytes(file.size)}, {file.path}")
+
+
+def print_facts(found: Sequence[Facts]) -> None:
+    """Print a row for each crop and, of one crop alone, a row for each channel and class."""
+    rows = [
+        (
+            f"{facts.split.value}/{facts.crop_id}",
+            str(facts.labels),
+            f"{facts.foreground:.1%}",
+            " ".join(str(voxels) for voxels in facts.label_voxels.values()),
+            str(len(facts.channels)),
+        )
+        for facts in found
+    ]
+    print_table(("crop", "labels", "foreground", "voxels of a label at 1 25 50 75 99 %", "channels"), rows)
+    if len(found) != 1:
+        return
+    typer.echo()
+    values = []
+    for each in found[0].channels:
+        moments = f"{each.mean:.1f}", f"{each.std:.1f}"
+        values.append((str(each.channel), *moments, str(each.min), *map(str, each.percentiles.values()), str(each.max)))
+    print_table(("channel", "mean", "std", "min", "1 %", "50 %", "99 %", "99.9 %", "max"), values)
+    if found[0].classes:
+        typer.echo()
+        print_table(("class", "voxels"), [(str(label), str(voxels)) for label, voxels in found[0].classes.items()])
+
+
+def print_neurons(found: Sequence[Facts]) -> None:
+    """Print the neurons of all crops as CSV; a channel that a crop does not have is an empty cell."""
+    tables = [(facts, facts.columns()) for facts in found]
+    names = dict.fromkeys(name for _, table in tables for name in table)
+    writer = csv.DictWriter(sys.stdout, ["split", "crop", *names], lineterminator="\n")
+    writer.writeheader()
+    for facts, table in tables:
+        for row in zip(*(column.tolist() for column in table.values()), strict=True):
+            writer.writerow({"split": facts.split.value, "crop": facts.crop_id} | dict(zip(table, row, strict=True)))
 
 
 def print_verdicts(results: Sequence[VerifyResult]) -> None:
