@@ -75,7 +75,7 @@ class Factory:
             settings.root, shown_root, timedelta(days=settings.keep_quarantine_days), settings.downloads / ".verified"
         )
         self.engine = engine or LocalEngine(settings)
-        self.catalog = CatalogService(settings)
+        self.catalog = CatalogService(settings, self.cache.threads)
         self.last_used = LastUsed(store)
         self.space = SpaceService(
             self.cache, bounds or Bounds(), self._protected, self.last_used.all, on_evicted=_evicted(observer)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from prismcache.config import Settings
-from prismcache.errors import PrismError, SourceUnreachableError
+from prismcache.errors import PrismError, SourceUnreachableError, StorageError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
 from prismcache.schema import CropInfo, Product, Split
-from prismcache_service.cache import CropName
+from prismcache_service.cache import CropName, DiskThreads
 from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.extras import require_service_extra
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _CHECK_S = 30.0
 _MAX_AGE = timedelta(days=1)  # of a dataset that has not changed since it was published
-
-
 _OFFLINE_S = 60.0  # an old catalog counts for so long before a bucket that was unreachable is tried again
 _log = logging.getLogger("prismcache")
 
@@ -44,7 +42,9 @@ class CatalogService:
     Parameters
     ----------
     settings
-        The bucket, and the cache folder to remember the catalog in.
+        The bucket, and the cache folder that stores the catalog.
+    threads
+        The cache folder's threads.
 
     Attributes
     ----------
@@ -52,8 +52,8 @@ class CatalogService:
         Why the bucket could not be read when it was last tried; None if it could.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, threads: DiskThreads) -> None:
+        self._threads = threads
         self._path = settings.root / STATE_FOLDER / "catalog.json"
         self._responded_at = float("-inf")
         self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
@@ -77,7 +77,7 @@ class CatalogService:
         SourceError, MissingExtraError
             If the bucket has to be read and cannot be.
         """
-        known = await asyncio.to_thread(self._recall)
+        known = await self._threads.run(self._recall)
         if known is not None and not refresh and self._is_fresh(known.read_at):
             return known.crops
         if self._reading is None:  # many callers at once share one reading
@@ -106,7 +106,7 @@ class CatalogService:
 
     async def recall(self) -> tuple[CropInfo, ...]:
         """Return the stored catalog, however old; empty if there is none."""
-        known = await asyncio.to_thread(self._recall)
+        known = await self._threads.run(self._recall)
         return () if known is None else known.crops
 
     async def file_bytes_bound(self, name: CropName) -> int:
@@ -180,10 +180,9 @@ class CatalogService:
     def _remember(self, crops: tuple[CropInfo, ...]) -> None:
         text = _Remembered(read_at=datetime.now(UTC), source=self._source, crops=crops).model_dump_json(indent=1)
         temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.tmp")
-        with contextlib.suppress(OSError):  # a folder that cannot be written only means asking again
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(self._path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(self._path)
 
     async def _read_and_remember(self) -> tuple[CropInfo, ...]:
         try:
@@ -194,7 +193,10 @@ class CatalogService:
         self.failure = None
         # An outage is no property of a crop: such a catalog is not stored.
         if not any(crop.problem and crop.problem.code == SourceUnreachableError.code for crop in crops):
-            await asyncio.to_thread(self._remember, crops)
+            with contextlib.suppress(
+                StorageError
+            ):  # a folder that cannot be written only means reading the bucket again
+                await self._threads.run(self._remember, crops)
         return crops
 
     def _has_read(self, reading: asyncio.Task[tuple[CropInfo, ...]]) -> None:

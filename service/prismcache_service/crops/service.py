@@ -73,6 +73,11 @@ class CropService:
         Returns the crops that unfinished jobs lack.
     terms
         Life of a retention lease, and how long a request may take.
+
+    Attributes
+    ----------
+    threads
+        The cache folder's threads, for what a request reads from a file.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class CropService:
         terms: Terms | None = None,
     ) -> None:
         self._cache, self._catalog, self._ensure = cache, catalog, ensure
+        self.threads = cache.threads
         self._store, self._space, self._last_used = store, space, last_used
         self._making = making
         terms = terms or Terms()

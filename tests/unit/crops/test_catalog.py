@@ -19,7 +19,7 @@ from prismcache.config import Settings
 from prismcache.errors import SourceDeniedError, SourceUnreachableError
 from prismcache.layout import STATE_FOLDER
 from prismcache.schema import NO_CONTEXT, CropInfo, Product, Split
-from prismcache_service.cache import CropName
+from prismcache_service.cache import CropName, DiskThreads
 from prismcache_service.crops import catalog as catalog_module
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.pipeline.published import read_published
@@ -31,6 +31,7 @@ from tests.support.folder_source import FolderSource
 from tests.support.labs import running_lab
 
 SPECS = [tiny_spec(0, channels=18), tiny_spec(2), tiny_spec(12, channels=10), tiny_spec(1, "semantic")]
+THREADS = DiskThreads()
 PUBLISHED = [(spec.split, spec.crop) for spec in SPECS]
 
 
@@ -63,7 +64,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalog(fault_proxy: FaultProxy, root: Path) -> Iterator[CatalogService]:
-    made = CatalogService(settings(fault_proxy, root))
+    made = CatalogService(settings(fault_proxy, root), THREADS)
     yield made
     asyncio.run(made.aclose())
 
@@ -102,7 +103,7 @@ def test_the_bucket_is_asked_once_a_day_by_all_programs_on_one_root(
 ) -> None:
     first = crops(catalog)
     fault_proxy.clear()
-    assert crops(catalog) == crops(CatalogService(settings(fault_proxy, root))) == first
+    assert crops(catalog) == crops(CatalogService(settings(fault_proxy, root), THREADS)) == first
     assert fault_proxy.requests == []
 
 
@@ -181,7 +182,7 @@ def test_a_damaged_memory_only_means_asking_again(catalog: CatalogService, root:
 def test_another_buckets_catalog_is_not_this_ones(catalog: CatalogService, fault_proxy: FaultProxy, root: Path) -> None:
     crops(catalog)
     for changes in ({"s3_prefix": "elsewhere"}, {"s3_bucket": "mirror"}, {"s3_endpoint_url": "http://other"}):
-        assert recalled(CatalogService(settings(fault_proxy, root, **changes))) == ()
+        assert recalled(CatalogService(settings(fault_proxy, root, **changes), THREADS)) == ()
 
 
 def test_a_root_that_cannot_be_written_only_means_asking_again(
@@ -216,19 +217,19 @@ def test_a_crop_that_could_not_be_asked_for_is_asked_for_again(fault_proxy: Faul
     """An outage says nothing about a crop, so nobody should read of it for the rest of the day."""
     fault_proxy.add(Status(503), key="instance/crop_2.zarr/raw/.zarray")
     patience = settings(fault_proxy, root, s3_object_timeout=1)
-    catalog = CatalogService(patience)
+    catalog = CatalogService(patience, THREADS)
     problems = [info.problem.code if info.problem else "" for info in asyncio.run(_closing(catalog))]
     assert problems == ["", "source_unreachable", "", ""]
     assert not remembered(root).exists()
     fault_proxy.clear()
-    assert not any(info.problem for info in asyncio.run(_closing(CatalogService(patience))))
+    assert not any(info.problem for info in asyncio.run(_closing(CatalogService(patience, THREADS))))
     assert remembered(root).exists()
 
 
 def test_a_bucket_that_nobody_serves_is_unreachable(tmp_path: Path) -> None:
     found = Settings.load({}, root=tmp_path, s3_endpoint_url="http://127.0.0.1:1", s3_object_timeout=1)
     with pytest.raises(SourceUnreachableError, match=r"http://127\.0\.0\.1:1 does not respond"):
-        asyncio.run(_closing(CatalogService(found)))
+        asyncio.run(_closing(CatalogService(found, THREADS)))
 
 
 async def _closing(catalog: CatalogService) -> tuple[CropInfo, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import pytest
 
 from prismcache import CropCorruptError, CropNotCachedError
 from prismcache.schema import CropFile, Split
-from prismcache_service.cache import CropName
+from prismcache_service.cache import CropName, DiskThreads
 from prismcache_service.web.handlers import files
 from prismcache_service.web.handlers.files import FileResponse, headers_of, open_crop
 from prismcache_service.web.handlers.ranges import Part
 
 OLD, NEW = b"old" * 1000, b"new!" * 1000
+THREADS = DiskThreads()
 
 
 class _Crops:
     """Describes what lies at `path` as a service does; before each look but the first, `meanwhile` happens."""
+
+    threads = THREADS
 
     def __init__(self, path: Path, meanwhile: Callable[[int], None] = lambda look: None) -> None:
         self._path, self._meanwhile, self._looks = path, meanwhile, 0
@@ -103,6 +107,8 @@ def test_what_is_no_such_file_is_not_opened(path: Path, what: str) -> None:
     described = _describe(path)
 
     class Crops:
+        threads = THREADS
+
         def local_path(self, file: CropFile) -> Path:
             return Path(file.path)
 
@@ -123,9 +129,9 @@ def test_a_file_that_is_replaced_or_deleted_while_it_is_sent_is_sent_to_its_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_CHUNK", 100)
-    opened = files._open(_describe(path), path)
+    opened = files._open(ExitStack(), _describe(path), path)
     assert opened is not None
-    response = FileResponse(opened, Part(HTTPStatus.OK, 0, len(OLD)), len(OLD), headers_of(_describe(path)))
+    response = FileResponse(opened, Part(HTTPStatus.OK, 0, len(OLD)), len(OLD), headers_of(_describe(path)), THREADS)
 
     def disturb(sent: int) -> None:
         if sent == 3:
@@ -144,9 +150,9 @@ def test_a_file_that_is_cut_off_while_it_is_sent_breaks_the_answer_off(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_CHUNK", 100)
-    opened = files._open(_describe(path), path)
+    opened = files._open(ExitStack(), _describe(path), path)
     assert opened is not None
-    response = FileResponse(opened, Part(HTTPStatus.OK, 0, len(OLD)), len(OLD), {})
+    response = FileResponse(opened, Part(HTTPStatus.OK, 0, len(OLD)), len(OLD), {}, THREADS)
 
     with pytest.raises(CropCorruptError, match="ended at byte"):
         _sent(response, lambda sent: path.write_bytes(b"x") if sent == 2 else None)
@@ -155,9 +161,9 @@ def test_a_file_that_is_cut_off_while_it_is_sent_breaks_the_answer_off(
 
 def test_a_client_that_takes_nothing_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SEND_TIMEOUT_S", 0.01)
-    opened = files._open(_describe(path), path)
+    opened = files._open(ExitStack(), _describe(path), path)
     assert opened is not None
-    response = FileResponse(opened, Part(HTTPStatus.OK, 0, len(OLD)), len(OLD), {})
+    response = FileResponse(opened, Part(HTTPStatus.OK, 0, len(OLD)), len(OLD), {}, THREADS)
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body":

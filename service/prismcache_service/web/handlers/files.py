@@ -12,14 +12,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError
+from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError
 from prismcache.schema import CropFile, Product
-from prismcache_service.cache import CropName
+from prismcache_service.cache import CropName, DiskThreads
 from prismcache_service.crops.service import CropService
 from prismcache_service.web.handlers.dependencies import Crops, KnownQuery, Reader, WantedFile
 from prismcache_service.web.handlers.ranges import Part, decide
@@ -50,7 +49,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "`If-None-Match` names this file."},
     412: {"description": "`If-Match` names another file."},
     416: {"description": "The range lies outside the file, or there is more than one."},
-    **documented(ForbiddenError, CropNotCachedError),
+    **documented(ForbiddenError, CropNotCachedError, StorageError),
 }
 
 
@@ -81,7 +80,7 @@ async def download(
     if part.reason:
         opened.close()
         raise HttpError(part.status, part.reason, _refusal_headers(part, file))
-    return FileResponse(opened, part, file.size, headers)
+    return FileResponse(opened, part, file.size, headers, crops.threads)
 
 
 async def open_crop(crops: CropService, wanted: CropName) -> tuple[CropFile, io.FileIO]:
@@ -96,13 +95,13 @@ async def open_crop(crops: CropService, wanted: CropName) -> tuple[CropFile, io.
         If the crop is not cached.
     CropCorruptError
         If the file does not match its manifest, or is replaced again and again.
+    StorageError
+        If the cache folder gives no response.
     """
     before = await crops.file(wanted)
     for _ in range(_TRIES):
         with contextlib.ExitStack() as stack:
-            opened = await run_sync(_open, before, crops.local_path(before))
-            if opened is not None:
-                stack.enter_context(opened)
+            opened = await crops.threads.run(_open, stack, before, crops.local_path(before), undo=stack.close)
             after = await crops.file(wanted)
             if opened is not None and (after.path, after.sha256) == (before.path, before.sha256):
                 stack.pop_all()
@@ -111,18 +110,17 @@ async def open_crop(crops: CropService, wanted: CropName) -> tuple[CropFile, io.
     raise CropCorruptError(f"{before.path} is replaced again and again")
 
 
-def _open(file: CropFile, path: Path) -> io.FileIO | None:
-    """Open the file; return None if it does not exist any more, as after an eviction."""
+def _open(stack: contextlib.ExitStack, file: CropFile, path: Path) -> io.FileIO | None:
+    """Open the file, which `stack` closes; return None if it does not exist any more, as after an eviction."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CropCorruptError(f"{file.path} cannot be opened: {error.strerror}") from None
-    opened = io.FileIO(fd)
+    opened = stack.enter_context(io.FileIO(fd))
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
-        opened.close()
         raise CropCorruptError(f"{file.path} is not a file of {file.size} bytes")
     return opened
 
@@ -148,7 +146,7 @@ def _refusal_headers(part: Part, file: CropFile) -> dict[str, str]:
 
 
 class FileResponse(Response):
-    """Sends a part of an open file in pieces that are read in threads; always closes the file.
+    """Sends a part of an open file in pieces; always closes the file.
 
     Parameters
     ----------
@@ -160,10 +158,12 @@ class FileResponse(Response):
         Size of the whole file in bytes.
     headers
         From `headers_of`.
+    threads
+        Read the pieces.
     """
 
-    def __init__(self, opened: io.FileIO, part: Part, size: int, headers: dict[str, str]) -> None:
-        self._opened, self._part = opened, part
+    def __init__(self, opened: io.FileIO, part: Part, size: int, headers: dict[str, str], threads: DiskThreads) -> None:
+        self._opened, self._part, self._threads = opened, part, threads
         self.status_code = part.status
         self.background = None
         self.body = b""
@@ -187,7 +187,8 @@ class FileResponse(Response):
     async def _send_pieces(self, send: Send) -> None:
         at = self._part.start
         while at < self._part.stop:
-            piece = await run_sync(os.pread, self._opened.fileno(), min(_CHUNK, self._part.stop - at), at)
+            size = min(_CHUNK, self._part.stop - at)
+            piece = await self._threads.run(os.pread, self._opened.fileno(), size, at)
             if not piece:
                 raise CropCorruptError(f"the file ended at byte {at}")
             with anyio.fail_after(_SEND_TIMEOUT_S):
