@@ -70,6 +70,13 @@ def raw_dataset(channel: int) -> str:
     return f"raw/ch_{channel:02d}"
 
 
+def product_datasets(product: Product, channels: Iterable[int]) -> tuple[str, ...]:
+    """Return the names of the datasets in a product's file; ``avg_barcodes`` has one for each channel."""
+    if product is Product.AVG_BARCODES:
+        return tuple(f"avg_barcodes/ch_{channel:02d}" for channel in channels)
+    return (product.value,)
+
+
 def format_channels(channels: Iterable[int]) -> str:
     """Ascending channels as a file name carries them: (0, 1, 2, 5) is ``00-02_05``."""
     chosen = set(channels)

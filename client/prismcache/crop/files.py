@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -179,28 +179,30 @@ class CropDataset(h5py.Dataset):  # type: ignore[misc]  # h5py is Any where mypy
             super().read_direct(dest, source_sel, dest_sel)
 
 
-def open_file(path: Path, **options: Any) -> h5py.File:
+def open_file(path: Path, needed: Sequence[str] = ("raw", LABELS), **options: Any) -> h5py.File:
     """Open a crop's file for reading.
 
     Parameters
     ----------
     path
         The file.
+    needed
+        Names of groups or datasets without which the file is refused.
     **options
         For `h5py.File`.
 
     Raises
     ------
     CropNotCachedError, StorageError, CropCorruptError
-        As `read_errors` raises them, and `CropCorruptError` if the file has no ``raw`` or no ``labels``.
+        As `read_errors` raises them, and `CropCorruptError` if the file lacks one of `needed`.
     """
     with read_errors(path):
         steady = SteadyFile(path)
         file = h5py.File(steady, "r", **options)  # h5py keeps `steady`, which closes its file when nothing refers to it
-        if LABELS in file and "raw" in file:
+        if all(name in file for name in needed):
             return file
     file.close()
-    raise CropCorruptError(f"{path} is no crop: it lacks 'raw' or {LABELS!r}")
+    raise CropCorruptError(f"{path} is no crop: it lacks {' or '.join(map(repr, needed))}")
 
 
 def open_dataset(file: h5py.File, name: str, path: Path) -> CropDataset:

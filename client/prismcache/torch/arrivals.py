@@ -79,6 +79,8 @@ class Follower:
                 for path in paths:
                     name = parse_file_name(Path(path).name)
                     if name is not None and name.crop in self._slots:
+                        for product in plan.targets:
+                            self._client.ensure(plan.split, name.crop, product=product, progress=False)
                         self._prepare(self._slots[name.crop], Path(path))
                         self._post(self._slots[name.crop], Arrival(path))
         except PrismError as error:

@@ -14,8 +14,17 @@ from prismcache.arguments import Numbers, as_crops, as_split
 from prismcache.client import PrismClient
 from prismcache.crop import Crop
 from prismcache.crop.boxes import Shape3, Slices3
-from prismcache.errors import CropNotCachedError, PrismError, RequestError, UnknownChannelError, UnknownCropError
-from prismcache.layout import LABELS, LABELS_IDS, covers, parse_file_name, raw_dataset
+from prismcache.crop.facts import check_same_crop, product_beside
+from prismcache.crop.files import open_dataset, open_file, read_errors
+from prismcache.errors import (
+    CropCorruptError,
+    CropNotCachedError,
+    PrismError,
+    RequestError,
+    UnknownChannelError,
+    UnknownCropError,
+)
+from prismcache.layout import LABELS, LABELS_IDS, covers, crop_file_name, parse_file_name, product_datasets, raw_dataset
 from prismcache.progress.reporter import Progress
 from prismcache.schema import CropInfo, Product, Split
 from prismcache.torch.decoded import Layout, labels_dtype
@@ -94,11 +103,45 @@ class CropFacts:
                 return crop.labels_ids  # raises, with the remedy
         return self.ids
 
-    def layout(self, channels: Sequence[int], context: Shape3) -> Layout:
+    def layout(self, channels: Sequence[int], context: Shape3, targets: Sequence[Product] = ()) -> Layout:
         """Return the part of the crop that is decoded for a training, in the smallest dtypes."""
         largest = np.iinfo(np.uint32).max if self.ids is None else len(self.ids) - 1
         before, after = _least(self.before, context), _least(self.after, context)
-        return decoded_layout(self.shape, channels, before, after, labels_dtype(largest))
+        files = {
+            name: self.path.with_name(crop_file_name(self.crop, product=product))
+            for product in targets
+            for name in product_datasets(product, channels)
+        }
+        return decoded_layout(self.shape, channels, before, after, labels_dtype(largest), files)
+
+    def check_product(self, product: Product, channels: Sequence[int]) -> None:
+        """Check that a product of this crop lies beside its file, with these channels.
+
+        Raises
+        ------
+        RequestError
+            If crops of this split do not have the product.
+        CropNotCachedError
+            If there is no file.
+        CropCorruptError
+            If the file is not a product of this version of the crop.
+        """
+        check_product_of(self.split, product)
+        place = product_beside(self.path, self.split, self.crop, product)
+        names = product_datasets(product, channels)
+        with open_file(place, names) as file:
+            shapes = {open_dataset(file, name, place).shape for name in names}
+            with read_errors(place, "attributes"):
+                made_from = str(file.attrs["crop_sha256"])
+        if shapes != {self.shape}:
+            raise CropCorruptError(f"{place} is of another shape than the labels of {self.name}, {self.shape}")
+        check_same_crop(place, made_from, self.crop)
+
+
+def check_product_of(split: Split, product: Product) -> None:
+    """Raise `RequestError` if crops of a split do not have a product."""
+    if split is not Split.SEMANTIC and product in {Product.FGBG, Product.BORDER_MASK}:
+        raise RequestError(f"product {product.value!r} exists for semantic crops only")
 
 
 def _least(available: Shape3, wanted: Shape3) -> Shape3:
@@ -117,10 +160,20 @@ def tissue_of(split: Split, crop: int) -> tuple[str, int]:
 
 
 def decoded_layout(
-    shape: Shape3, channels: Sequence[int], before: Shape3, after: Shape3, labels: str = "uint32"
+    shape: Shape3,
+    channels: Sequence[int],
+    before: Shape3,
+    after: Shape3,
+    labels: str = "uint32",
+    files: Mapping[str, Path] | None = None,
 ) -> Layout:
-    """Return the layout of decoded labels of `shape` (Z, Y, X), and of raw that reaches `before` and `after` beyond."""
-    return Layout(shape, {LABELS: labels} | {raw_dataset(channel): "uint8" for channel in channels}, before, after)
+    """Return the layout of decoded labels of `shape` (Z, Y, X), and of what is read beside them.
+
+    Raw reaches `before` and `after` voxels (Z, Y, X) beyond labels; `files` has the file of each product's dataset.
+    """
+    files = files or {}
+    bytes_of = dict.fromkeys([*map(raw_dataset, channels), *files], "uint8")
+    return Layout(shape, {LABELS: labels} | bytes_of, before, after, files)
 
 
 def facts_of_files(
@@ -217,6 +270,8 @@ class ClientCrops:
         Channels to ask the client for; None is all.
     context
         Voxels (Z, Y, X) that raw shall reach beyond the labels.
+    targets
+        The products that each crop shall have.
     described
         The catalog's entries of the crops; empty where they were not needed.
     """
@@ -225,13 +280,19 @@ class ClientCrops:
     crops: tuple[int, ...]
     ask: tuple[int, ...] | None
     context: Shape3
+    targets: tuple[Product, ...]
     described: Mapping[int, CropInfo]
 
 
 def plan_client_crops(
-    client: PrismClient, split: str | Split | None, crops: Numbers | None, channels: Channels, context: Shape3
+    client: PrismClient,
+    split: str | Split | None,
+    crops: Numbers | None,
+    channels: Channels,
+    context: Shape3,
+    targets: tuple[Product, ...],
 ) -> ClientCrops:
-    """Return what to ask a client for.
+    """Return what to ask a client for; products are made from whole crops, so that these are then asked for.
 
     Raises
     ------
@@ -241,6 +302,9 @@ def plan_client_crops(
         As the client raises it.
     """
     wanted = as_split(Split.INSTANCE if split is None else split)
+    for product in targets:
+        check_product_of(wanted, product)
+    is_whole = bool(targets) and not any(context)
     numbers = as_crops(crops)
     if numbers is None:
         numbers = tuple(info.crop for info in client.catalog(wanted))
@@ -248,10 +312,12 @@ def plan_client_crops(
         raise RequestError(f"no crop of the split {wanted.value!r} is asked for")
     numbers = tuple(dict.fromkeys(numbers))
     if not isinstance(channels, str):
-        return ClientCrops(wanted, numbers, tuple(sorted(choose_channels(channels, {}))), context, {})
+        ask = None if is_whole else tuple(sorted(choose_channels(channels, {})))
+        return ClientCrops(wanted, numbers, ask, context, targets, {})
     described = describe(client, wanted, numbers)
     chosen = choose_channels(channels, channels_of(described))
-    return ClientCrops(wanted, numbers, None if channels == "all" else chosen, context, described)
+    ask = None if is_whole or channels == "all" else chosen
+    return ClientCrops(wanted, numbers, ask, context, targets, described)
 
 
 def describe(client: PrismClient, split: Split, crops: Sequence[int]) -> dict[int, CropInfo]:
@@ -278,7 +344,7 @@ def channels_of(described: Mapping[int, CropInfo]) -> dict[str, range]:
 
 
 def ensure_crops(client: PrismClient, plan: ClientCrops, crops: Sequence[int], progress: Progress) -> list[str]:
-    """Return the paths of crops; crops that are not cached are fetched.
+    """Return the paths of crops; crops that are not cached are fetched, and their products made.
 
     Raises
     ------
@@ -288,14 +354,17 @@ def ensure_crops(client: PrismClient, plan: ClientCrops, crops: Sequence[int], p
         As the client raises it.
     """
     try:
-        return client.ensure(plan.split, crops, channels=plan.ask, context=plan.context, progress=progress)
+        paths = client.ensure(plan.split, crops, channels=plan.ask, context=plan.context, progress=progress)
     except UnknownChannelError:
         choose_channels(plan.ask or "all", channels_of(describe(client, plan.split, plan.crops)))
         raise
+    for product in plan.targets:
+        client.ensure(plan.split, crops, product=product, progress=progress)
+    return paths
 
 
 def cached_crops(client: PrismClient, plan: ClientCrops) -> set[int]:
-    """Return the plan's crops that are cached with the channels and context wanted; none if there is no catalog."""
+    """Return the plan's crops that are cached as they are wanted; none if there is no catalog."""
     try:
         known = client.catalog(plan.split)
     except PrismError:
@@ -305,6 +374,8 @@ def cached_crops(client: PrismClient, plan: ClientCrops) -> set[int]:
 
 def _is_cached(info: CropInfo, plan: ClientCrops) -> bool:
     files = [file for file in info.files if file.product is Product.CROP and covers(file.context, plan.context)]
+    if not set(plan.targets) <= {file.product for file in info.files}:
+        return False
     if plan.ask is None:
         return any(info.raw_shape and len(file.channels) == info.raw_shape[0] for file in files)
     return any(set(plan.ask) <= set(file.channels) for file in files)

@@ -17,8 +17,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -42,7 +40,7 @@ from prismcache.errors import RequestError
 from prismcache.progress.reporter import Progress
 from prismcache.schema import Split
 from prismcache.torch.crops import tissue_of
-from prismcache.torch.patch_reader import PatchReader
+from prismcache.torch.patch_reader import Here, Patch, PatchReader
 from prismcache.torch.patches import (
     Array,
     Channels,
@@ -50,6 +48,7 @@ from prismcache.torch.patches import (
     Grid,
     check_option,
     check_patch_shape,
+    parse_targets,
     parse_wanted,
     random_box,
     samples_of,
@@ -67,7 +66,9 @@ _MAX_ATTEMPTS = 500  # as torch_em's
 
 
 class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy runs
-    """Patches of cached crops: ``dataset[i]`` is ``(raw, labels)``, tensors (C, Z, Y, X) and (1, Z, Y, X).
+    """Patches of cached crops: ``dataset[i]`` is ``(raw, labels, *targets)``, tensors.
+
+    Raw is (C, Z, Y, X), labels are (1, Z, Y, X), and so are targets, if any are asked for.
 
     With random patches, a sample is another patch each time that it is drawn. The patch depends only on the seed, the
     sample's number and how often the sample was drawn before. So with the same seed a `DataLoader` gives the same
@@ -98,11 +99,16 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
     context_padding
         "none" draws only patches whose whole context is in the file. "zeros" and "reflect" draw from everywhere, and
         fill what the file lacks with zeros or by mirroring raw at its border.
+    targets
+        Products that follow labels as further tensors, in this order: "avg_barcodes" (C, Z, Y, X), with the channels of
+        raw; "unlabelled", and for semantic crops "fgbg" and "border_mask", (1, Z, Y, X). Each has the box of labels
+        and `dtype`. A client has them made; else their files lie beside the crops'.
     label_values
         "original" gives the source's ids, "consecutive" 1…n in each crop. Default: original for the semantic split,
         whose class ids are the same in every crop, else consecutive.
     raw_transform, label_transform, transform, label_transform2
-        Applied in this order, as torch_em does: to raw; to labels; to both, as an augmentation; to labels again. They
+        Applied in this order, as torch_em does: to raw; to labels; to both and all targets, ``transform(raw, labels,
+        *targets)`` returning as many, as an augmentation; to labels again. They
         get arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels (Z, Y, X)
         uint32, or uint64 if original; they may return tensors.
     sampler
@@ -174,11 +180,12 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         channels: Channels | str = 0,
         context: int | Sequence[int] = 0,
         context_padding: Literal["none", "zeros", "reflect"] = "none",
+        targets: Sequence[str] = (),
         label_values: Literal["consecutive", "original"] | None = None,
         raw_transform: Transform | None = None,
         label_transform: Transform | None = None,
         label_transform2: Transform | None = None,
-        transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        transform: Callable[..., Sequence[Any]] | None = None,
         sampler: Callable[[Any, Any], bool] | None = None,
         n_samples: int | None = None,
         sampling: Literal["random", "grid"] = "random",
@@ -200,6 +207,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         check_option("start", start, ("first", "all"))
         if sampling == "grid" and (sampler is not None or n_samples is not None):
             raise RequestError("a grid has every patch once: sampler and n_samples need sampling='random'")
+        products = parse_targets(targets)
         channels = parse_wanted(channels)
         self.patch_shape = check_patch_shape(patch_shape)
         self._context = Context.of(context, context_padding)
@@ -213,10 +221,11 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._prefetch, self._threads = prefetch, threads
         both = transform is not None or sampler is not None
         self._raw_out = None if both or raw_transform is not None else numpy_dtype(dtype)
+        self._targets_out = None if transform is not None else numpy_dtype(dtype)
         plain_labels = label_transform is None and label_transform2 is None
         self._labels_out = None if both or not plain_labels else numpy_dtype(label_dtype)
         exact = exact_to(label_dtype) if plain_labels else None
-        demands = Demands(self.patch_shape, channels, label_values, exact, str(label_dtype), self._context)
+        demands = Demands(self.patch_shape, channels, label_values, exact, str(label_dtype), self._context, products)
         settings = source.settings if isinstance(source, PrismClient) else Settings.load()
         folder = settings.decoded if cache_folder is None else Path(os.path.abspath(cache_folder))
         self._set = TrainingSet(
@@ -239,16 +248,16 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         else:
             self._slots = np.repeat(np.arange(len(self._grids), dtype=np.int32), [len(grid) for grid in self._grids])
         self._visits = Visits([0] * len(self._slots))
-        self._here: _Here | None = None
+        self._here: Here | None = None
         self._set.ready()
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         return self._sample(self._number(index), ())
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
         """Return the samples of a batch, for DataLoader."""
         numbers = [self._number(index) for index in indices]
         return [self._sample(number, numbers[place + 1 :]) for place, number in enumerate(numbers)]
@@ -296,7 +305,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
             raise IndexError(f"there is no sample {number} in {len(self)}")
         return number % len(self)
 
-    def _sample(self, number: int, upcoming: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, number: int, upcoming: Sequence[int]) -> tuple[torch.Tensor, ...]:
         visit = self._visits.next(number)
         here = self._process()
         waiting = here.ahead.pop((number, visit), None)
@@ -304,11 +313,11 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         if self._prefetch:
             self._read_ahead(here, [*upcoming, *range((upcoming or [number])[-1] + 1, len(self))][: self._prefetch])
         if self._raw_out is not None and self._labels_out is not None:
-            return patch.raw, patch.labels
+            return patch.raw, patch.labels, *patch.targets
         with seeded((self.seed, number, visit, 1)):
             return self._transformed(self._accepted(patch))
 
-    def _accepted(self, patch: _Patch) -> _Patch:
+    def _accepted(self, patch: Patch) -> Patch:
         if self.sampler is None:
             return patch
         for _ in range(_MAX_ATTEMPTS):
@@ -320,8 +329,9 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
             remedy="Have it accept more, take a larger patch_shape, or leave this crop out.",
         )
 
-    def _transformed(self, patch: _Patch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _transformed(self, patch: Patch) -> tuple[torch.Tensor, ...]:
         raw, labels = patch.raw, patch.labels
+        targets: Sequence[Any] = patch.targets
         if self._raw_out is None:
             raw = self._shown(raw)
             raw = raw if self.raw_transform is None else self.raw_transform(raw)
@@ -330,15 +340,17 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
             dtype = labels.dtype
             labels = labels if self.label_transform is None else self.label_transform(labels)
             if self.transform is not None:
-                raw, labels = self.transform(raw, labels)
+                shown = [each[0] if len(each) == 1 and not self._with_channels else each for each in targets]
+                raw, labels, *targets = self.transform(raw, labels, *shown)
             if self.label_transform2 is not None:
                 labels = self.label_transform2(as_spatial(labels, dtype))
-        return as_tensor(raw, self.dtype, "raw"), as_tensor(labels, self.label_dtype, "labels")
+        further = [as_tensor(each, self.dtype, "a target") for each in targets]
+        return as_tensor(raw, self.dtype, "raw"), as_tensor(labels, self.label_dtype, "labels"), *further
 
     def _shown(self, raw: Array) -> Array:
         return raw if self._with_channels else raw[0]
 
-    def _patch(self, number: int, visit: int) -> _Patch:
+    def _patch(self, number: int, visit: int) -> Patch:
         slot = int(self._slots[number])
         random = np.random.default_rng((self.seed, number, visit))
         if self._grids is not None:
@@ -349,13 +361,13 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
             slot = ready[int(random.integers(len(ready)))]
         return self._random_patch(slot, random)
 
-    def _random_patch(self, slot: int, random: np.random.Generator) -> _Patch:
+    def _random_patch(self, slot: int, random: np.random.Generator) -> Patch:
         return self._read(slot, random, random_box(random, self._set.drawable(slot), self.patch_shape))
 
-    def _read(self, slot: int, random: np.random.Generator, box: Slices3) -> _Patch:
-        return _Patch(slot, random, *self._process().patches.read(slot, box))
+    def _read(self, slot: int, random: np.random.Generator, box: Slices3) -> Patch:
+        return Patch(slot, random, *self._process().patches.read(slot, box))
 
-    def _read_ahead(self, here: _Here, upcoming: Sequence[int]) -> None:
+    def _read_ahead(self, here: Here, upcoming: Sequence[int]) -> None:
         wanted = [(number, self._visits.peek(number)) for number in upcoming]
         for key in here.ahead.keys() - set(wanted):
             here.ahead.pop(key).cancel()
@@ -363,39 +375,9 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
             if key not in here.ahead:
                 here.ahead[key] = here.thread.submit(self._patch, *key)
 
-    def _process(self) -> _Here:
+    def _process(self) -> Here:
         if self._here is None or self._here.pid != os.getpid():
-            outs = self._raw_out, self._labels_out
-            patches = PatchReader(self._set, self.patch_shape, self._context, *outs, self._threads)
-            self._here = _Here(os.getpid(), patches)
+            outs = self._raw_out, self._labels_out, self._targets_out
+            patches = PatchReader(self._set, self.patch_shape, self._context, outs, self._threads)
+            self._here = Here(os.getpid(), patches)
         return self._here
-
-
-@dataclass(frozen=True)
-class _Patch:
-    """A patch as it was read.
-
-    Attributes
-    ----------
-    slot
-        The crop's slot in the `TrainingSet`.
-    random
-        Draws further patches of the same sample.
-    raw, labels
-        (C, Z, Y, X) and (1, Z, Y, X).
-    """
-
-    slot: int
-    random: np.random.Generator
-    raw: Any
-    labels: Any
-
-
-@dataclass
-class _Here:
-    """The state of one process: threads and locks do not survive a fork."""
-
-    pid: int
-    patches: PatchReader
-    ahead: dict[tuple[int, int], Future[_Patch]] = field(default_factory=dict)
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "prismcache-prefetch"))

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from prismcache.crop import manifest_of
 from prismcache.crop.boxes import Shape3, Slices3, shifted
 from prismcache.disk import disk_errors, stamp_of
 from prismcache.errors import NoSpaceError, StorageError
-from prismcache.layout import LABELS
-from prismcache.torch.hdf5_chunks import CropReader
+from prismcache.torch.hdf5_chunks import CropReader, FilesReader
 from prismcache.torch.memory import MemoryFile
 from prismcache.units import format_bytes
 
@@ -54,18 +53,21 @@ class Layout:
         The dtype of each dataset, by its name.
     before, after
         Voxels (Z, Y, X) of raw beyond the labels: before their first voxel, and after their last one.
+    files
+        The file of each dataset that does not lie in the crop's file: those of products.
     """
 
     shape: Shape3
     dtypes: Mapping[str, str]
     before: Shape3 = (0, 0, 0)
     after: Shape3 = (0, 0, 0)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def box(self, name: str) -> Slices3:
         """Return the decoded box of a dataset, in voxels counted from the labels' first one."""
-        if name == LABELS:
-            return grown(self.shape, (0, 0, 0), (0, 0, 0))
-        return grown(self.shape, self.before, self.after)
+        if name.startswith("raw/"):
+            return grown(self.shape, self.before, self.after)
+        return grown(self.shape, (0, 0, 0), (0, 0, 0))
 
     def shape_of(self, name: str) -> Shape3:
         """Return the shape (Z, Y, X) of a decoded dataset."""
@@ -134,7 +136,7 @@ class SharedMemory:
         linux = hasattr(os, "memfd_create")
         self._memory: Any = MemoryFile(size) if linux else RawArray(ctypes.c_uint8, size)
 
-    def fill(self, reader: CropReader, layout: Layout) -> None:
+    def fill(self, reader: CropReader | FilesReader, layout: Layout) -> None:
         """Decode all that the layout names."""
         for name, array in self.arrays(layout).items():
             for box in slabs(layout.box(name), array.itemsize):
@@ -198,7 +200,9 @@ class Sidecars:
                 room += status.st_size
                 place.parent.rmdir()
 
-    def arrays(self, path: Path, layout: Layout, open_reader: Callable[[], CropReader]) -> dict[str, Array]:
+    def arrays(
+        self, path: Path, layout: Layout, open_reader: Callable[[], CropReader | FilesReader]
+    ) -> dict[str, Array]:
         """Return the datasets of a crop's file, each (Z, Y, X), mapped; those that are missing are decoded first.
 
         Parameters
@@ -229,7 +233,7 @@ class Sidecars:
                 raise StorageError(f"{place} is no decoded crop of shape {layout.shape_of(name)}", remedy="Delete it.")
         return found
 
-    def _write(self, place: Path, name: str, layout: Layout, reader: CropReader) -> None:
+    def _write(self, place: Path, name: str, layout: Layout, reader: CropReader | FilesReader) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
         dtype = np.dtype(layout.dtypes[name])
@@ -257,10 +261,11 @@ class Sidecars:
             return False
 
     def _place(self, path: Path, name: str, layout: Layout) -> Path:
-        around = "" if name == LABELS or not any(layout.before + layout.after) else ".ctx"
+        around = ".ctx" if name.startswith("raw/") and any(layout.before + layout.after) else ""
         if around:
             around += "-".join(map(str, layout.before + layout.after))
-        return self._folder / content_key(path) / f"{name.removeprefix('raw/')}.{layout.dtypes[name]}{around}.npy"
+        folder = self._folder / content_key(layout.files.get(name, path))
+        return folder / f"{name.rpartition('/')[2]}.{layout.dtypes[name]}{around}.npy"
 
     def _all(self) -> Iterator[Path]:
         return self._folder.glob("*/*.npy")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +105,13 @@ class CropReader:
         self._h5py: tuple[int, h5py.File] | None = None
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._tables: dict[str, ChunkTable | None] = dict.fromkeys(names)
+        self._needed = ("raw", LABELS) if LABELS in self._tables else tuple(self._tables)
         if _ISAL is None or not hasattr(os, "pread"):
-            open_file(path).close()  # raises now if the file cannot be read
+            open_file(path, self._needed).close()  # raises now if the file cannot be read
             return
         with read_errors(path):
             self._bytes = SteadyFile(path)
-        with open_file(path) as file:
+        with open_file(path, self._needed) as file:
             for name in self._tables:
                 dataset = open_dataset(file, name, path)
                 with read_errors(path, name):
@@ -147,7 +148,7 @@ class CropReader:
         StorageError
             If the system refuses to read, four times in a row.
         """
-        if name != LABELS:
+        if name.startswith("raw/"):
             z, y, x = (slice(part.start + b, part.stop + b) for part, b in zip(box, self._before, strict=True))
             box = z, y, x
         table = self._tables[name]
@@ -195,7 +196,7 @@ class CropReader:
 
     def _through_h5py(self, name: str, box: Slices3) -> Array:
         if self._h5py is None or self._h5py[0] != os.getpid():  # HDF5's handles do not survive a fork
-            self._h5py = os.getpid(), open_file(self.path, rdcc_nbytes=_CACHE_BYTES)
+            self._h5py = os.getpid(), open_file(self.path, self._needed, rdcc_nbytes=_CACHE_BYTES)
         voxels: Array = open_dataset(self._h5py[1], name, self.path)[box]
         return voxels
 
@@ -203,3 +204,25 @@ class CropReader:
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="prismcache-inflate")
         return self._pool[1]
+
+
+class FilesReader:
+    """Reads datasets that lie in several files, as `CropReader` reads those of one.
+
+    Parameters
+    ----------
+    readers
+        The reader of each dataset, by the dataset's name.
+    """
+
+    def __init__(self, readers: Mapping[str, CropReader]) -> None:
+        self._readers = readers
+
+    def read(self, name: str, box: Slices3, out: Array, ids: Array | None = None) -> None:
+        """Read a box of a dataset; see `CropReader.read`."""
+        self._readers[name].read(name, box, out, ids)
+
+    def close(self) -> None:
+        """Close all files."""
+        for reader in self._readers.values():
+            reader.close()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
 from prismcache.crop.boxes import Shape3, Slices3
-from prismcache.layout import LABELS, raw_dataset
+from prismcache.layout import LABELS, product_datasets, raw_dataset
 from prismcache.torch.patches import Array, Context, clipped
 from prismcache.torch.tensors import Buffers
 from prismcache.torch.training_set import TrainingSet, available_cores
@@ -25,8 +27,8 @@ class PatchReader:
         (Z, Y, X) of a label patch, in voxels.
     context
         How far raw reaches beyond the labels.
-    raw_out, labels_out
-        Dtype of the tensors; None returns arrays of the file's dtype, for callables to work on.
+    outs
+        Dtypes of the tensors of raw, labels and targets. None: arrays of the file's dtype, for callables to work on.
     threads
         Threads that inflate one patch; None is all cores in the main process, and one in a DataLoader's worker.
     """
@@ -36,19 +38,18 @@ class PatchReader:
         crops: TrainingSet,
         patch_shape: Shape3,
         context: Context,
-        raw_out: np.dtype[Any] | None,
-        labels_out: np.dtype[Any] | None,
+        outs: tuple[np.dtype[Any] | None, np.dtype[Any] | None, np.dtype[Any] | None],
         threads: int | None,
     ) -> None:
         self._crops, self._context, self._threads = crops, context, threads
-        self._raw_out, self._labels_out = raw_out, labels_out
+        self._raw_out, self._labels_out, self._targets_out = outs
         wide = [size + 2 * reach for size, reach in zip(patch_shape, context.voxels, strict=True)]
         self._raw_shape, self._labels_shape = (len(crops.channels), *wide), (1, *patch_shape)
         self._buffers = Buffers()
         self._tables: dict[int, Array | None] = {}
 
-    def read(self, slot: int, box: Slices3) -> tuple[Any, Any]:
-        """Return raw (C, Z, Y, X) and labels (1, Z, Y, X) of a patch.
+    def read(self, slot: int, box: Slices3) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Return raw (C, Z, Y, X), labels (1, Z, Y, X) and the products of a patch, (C, Z, Y, X) or (1, Z, Y, X).
 
         Parameters
         ----------
@@ -78,7 +79,14 @@ class PatchReader:
         native = np.uint64 if self._crops.original else np.uint32
         labels, voxels = self._memory(self._labels_shape, self._labels_out, native)
         reader.read(LABELS, box, voxels[0], self._table(slot, voxels.dtype))
-        return raw, labels
+        targets = []
+        for product in self._crops.targets:
+            names = product_datasets(product, self._crops.channels)
+            target, voxels = self._memory((len(names), *self._labels_shape[1:]), self._targets_out, np.uint8)
+            for name, part in zip(names, voxels, strict=True):
+                reader.read(name, box, part)
+            targets.append(target)
+        return raw, labels, tuple(targets)
 
     def _memory(self, shape: tuple[int, ...], out: np.dtype[Any] | None, native: type[np.generic]) -> tuple[Any, Array]:
         """Return the memory of a patch, a tensor if no callable will change it, and the array that fills it."""
@@ -92,3 +100,36 @@ class PatchReader:
             table = self._crops.facts(slot).table(original=self._crops.original)
             self._tables[slot] = None if table is None else table.astype(dtype)
         return self._tables[slot]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch as it was read.
+
+    Attributes
+    ----------
+    slot
+        The crop's slot in the `TrainingSet`.
+    random
+        Draws further patches of the same sample.
+    raw, labels
+        (C, Z, Y, X) and (1, Z, Y, X).
+    targets
+        Of each product (C, Z, Y, X) or (1, Z, Y, X).
+    """
+
+    slot: int
+    random: np.random.Generator
+    raw: Any
+    labels: Any
+    targets: tuple[Any, ...]
+
+
+@dataclass
+class Here:
+    """The state of one process: threads and locks do not survive a fork."""
+
+    pid: int
+    patches: PatchReader
+    ahead: dict[tuple[int, int], Future[Patch]] = field(default_factory=dict)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "prismcache-prefetch"))

@@ -15,6 +15,7 @@ from prismcache.arguments import Numbers, as_channels
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError
 from prismcache.numbers import parse_channels
+from prismcache.schema import Product
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Channels = Numbers | Literal["all", "common"]
@@ -156,6 +157,21 @@ def parse_wanted(wanted: Channels | str) -> Channels:
         raise RequestError(
             f"channels must be a number, several, text such as '0-2,5', 'all' or 'common', not {wanted!r}"
         ) from None
+
+
+def parse_targets(targets: Sequence[str]) -> tuple[Product, ...]:
+    """Return the products whose voxels a caller asks for, in order.
+
+    Raises
+    ------
+    RequestError
+        If a name is not that of a product with voxels.
+    """
+    known = [product.value for product in Product if product not in {Product.CROP, Product.FACTS}]
+    names = [targets] if isinstance(targets, str) else list(targets)
+    for name in names:
+        check_option("targets", name, known)
+    return tuple(map(Product, names))
 
 
 def choose_channels(wanted: Channels, available: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

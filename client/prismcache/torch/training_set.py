@@ -14,9 +14,9 @@ from prismcache.arguments import Numbers
 from prismcache.client import PrismClient
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError, error_from_problem
-from prismcache.layout import LABELS, raw_dataset
+from prismcache.layout import LABELS, product_datasets, raw_dataset
 from prismcache.progress.reporter import Progress
-from prismcache.schema import Split
+from prismcache.schema import Product, Split
 from prismcache.torch.arrivals import Follower
 from prismcache.torch.crops import (
     ClientCrops,
@@ -32,7 +32,7 @@ from prismcache.torch.crops import (
     plan_client_crops,
 )
 from prismcache.torch.decoded import ArrayReader, Layout, SharedMemory, Sidecars, grown
-from prismcache.torch.hdf5_chunks import CropReader
+from prismcache.torch.hdf5_chunks import CropReader, FilesReader
 from prismcache.torch.memory import check_memory
 from prismcache.torch.patches import Channels, Context, check_fits, check_labels_fit, choose_channels
 from prismcache.torch.shared_state import Board, is_spawning
@@ -56,6 +56,8 @@ class Demands:
         The largest label that the tensors hold exactly, None for any; and the name of their dtype.
     context
         How far raw patches reach beyond label patches.
+    targets
+        The products whose voxels are read beside raw and labels.
     """
 
     patch_shape: Shape3
@@ -64,6 +66,7 @@ class Demands:
     exact_to: int | None
     label_dtype: str
     context: Context = field(default_factory=Context)
+    targets: tuple[Product, ...] = ()
 
     def original(self, split: Split) -> bool:
         """Whether labels are the source's ids."""
@@ -80,6 +83,8 @@ class Demands:
         check_fits(self.patch_shape, {facts.name: self.context.drawable(facts.shape, facts.before, facts.after)})
         if lacking := set(channels) - set(facts.channels):
             raise UnknownChannelError(f"{facts.path} lacks the channels {sorted(lacking)}")
+        for product in self.targets:
+            facts.check_product(product, channels)
         table = facts.table(original=self.original(facts.split))
         if self.exact_to is not None and facts.ids is not None:
             largest = len(facts.ids) - 1 if table is None else int(table.max())
@@ -173,7 +178,7 @@ class TrainingSet:
         progress: Progress,
     ) -> None:
         wanted = self._demands.channels
-        plan = plan_client_crops(client, split, crops, wanted, self._demands.context.voxels)
+        plan = plan_client_crops(client, split, crops, wanted, self._demands.context.voxels, self._demands.targets)
         self.split, self.crops = plan.split, plan.crops
         cached = set(plan.crops) if start == "all" else cached_crops(client, plan)
         later = [crop for crop in plan.crops if crop not in cached]
@@ -202,8 +207,10 @@ class TrainingSet:
         self._memory: dict[int, SharedMemory] = {}
         context = self._demands.context.voxels
         layouts = {slot: self._layout(facts) for slot, facts in self._facts.items()}
+        files = {name: Path() for each in self.targets for name in product_datasets(each, self.channels)}
         layouts |= {
-            slot: decoded_layout(shape, self.channels, context, context) for slot, shape in self._awaited.items()
+            slot: decoded_layout(shape, self.channels, context, context, files=files)
+            for slot, shape in self._awaited.items()
         }
         if self._cache.mode == "ram":
             check_memory(sum(layout.size for layout in layouts.values()), self._cache.limit)
@@ -241,6 +248,11 @@ class TrainingSet:
         self._pid = os.getpid()
         if not shares:
             self._set_up()
+
+    @property
+    def targets(self) -> tuple[Product, ...]:
+        """The products whose voxels are read beside raw and labels."""
+        return self._demands.targets
 
     @property
     def original(self) -> bool:
@@ -312,11 +324,17 @@ class TrainingSet:
             self._cache.sidecars.arrays(facts.path, self._layout(facts), lambda: self._file(facts))
 
     def _layout(self, facts: CropFacts) -> Layout:
-        return facts.layout(self.channels, self._demands.context.voxels)
+        return facts.layout(self.channels, self._demands.context.voxels, self.targets)
 
-    def _file(self, facts: CropFacts, threads: int | None = None) -> CropReader:
+    def _file(self, facts: CropFacts, threads: int | None = None) -> CropReader | FilesReader:
+        threads = available_cores() if threads is None else threads
         names = [LABELS, *map(raw_dataset, self.channels)]
-        return CropReader(facts.path, names, available_cores() if threads is None else threads, facts.before)
+        reader = CropReader(facts.path, names, threads, facts.before)
+        if not self.targets:
+            return reader
+        files = self._layout(facts).files
+        products = {name: CropReader(path, [name], threads) for name, path in files.items()}
+        return FilesReader(dict.fromkeys(names, reader) | products)
 
     def reader(self, slot: int, threads: int) -> Reader:
         """Return the reader of a ready crop in this process."""
