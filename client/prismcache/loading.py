@@ -1,4 +1,7 @@
-"""Import what a client needs only when it needs it: a backend, or a part of the service's package."""
+"""Import a backend, or a part of the service's package, when a client needs it.
+
+Apart from `prismcache.backend`, which the remote backend imports.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Read crops and channels as they are typed: ``0 5``, ``0-4``, ``0,3``, ``all``."""
+"""Read crops and channels as they are typed: ``0 5``, ``0-4``, ``0,3``, ``all``.
+
+Imports no pydantic, unlike `prismcache.arguments`, since the command line reads these words as it starts.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class BackendSuite:
         with h5py.File(path) as crop:
             assert sorted(crop["raw"]) == ["ch_00", "ch_01", "ch_02"]
 
-    def test_what_is_cached_is_returned_at_once_and_lies_in_the_root(self, play, ensure, stage):
+    def test_a_cached_crop_is_returned_at_once_and_lies_in_the_root(self, play, ensure, stage):
         [file] = ensure("instance", 0)
         assert file.path == str(stage.root / "instance" / "crop_0.h5")
 
@@ -101,7 +101,7 @@ class BackendSuite:
         assert job.state is State.DONE
         assert file_of(job, 0).sha256 == file.sha256  # the fuller file serves
 
-    def test_what_is_here_is_known_without_waiting(self, play, ensure):
+    def test_files_on_this_machine_are_known_without_waiting(self, play, ensure):
         files = ensure("instance")
 
         async def scene(backend: Backend) -> tuple[dict[int, str], list[CropFile]]:
@@ -128,7 +128,7 @@ class BackendSuite:
     @pytest.mark.parametrize(
         ("crops", "channels", "kind"), [([0, 9], None, UnknownCropError), ([0], CHANNELS, UnknownChannelError)]
     )
-    def test_what_does_not_exist_is_said(self, ensure, crops, channels, kind):
+    def test_an_unknown_crop_or_channel_is_a_typed_error(self, ensure, crops, channels, kind):
         with pytest.raises(kind):
             ensure("instance", crops, channels=channels)
 
@@ -152,7 +152,7 @@ class BackendSuite:
         with pytest.raises(EnsureTimeoutError, match="1 of 2"):
             ensure("instance", [0, 2], timeout=0)
 
-    def test_what_was_cancelled_can_be_asked_for_again(self, play, ensure, stage):
+    def test_a_cancelled_request_can_be_made_again(self, play, ensure, stage):
         stage.hold()
 
         async def scene(backend: Backend) -> None:
@@ -164,7 +164,7 @@ class BackendSuite:
         stage.resume()
         assert len(ensure("instance", 0)) == 1
 
-    def test_who_cancels_stops_it_for_nobody_else(self, play, stage):
+    def test_a_cancelled_call_leaves_the_job_to_the_others(self, play, stage):
         stage.hold()
 
         async def scene(backend: Backend) -> list[Job]:
@@ -199,7 +199,7 @@ class BackendSuite:
         second, third = play(scene)
         assert third.id != second.id
 
-    def test_closing_ends_what_is_under_way(self, play, ensure, stage):
+    def test_closing_ends_running_jobs(self, play, ensure, stage):
         stage.hold()
         play(lambda backend: backend.submit(JobRequest(split=Split.INSTANCE, crops=(0,))))
         stage.resume()
@@ -215,7 +215,7 @@ class BackendSuite:
         assert one == again == two[:1]
         assert two == every
 
-    def test_the_catalog_says_what_is_published_and_cached(self, play, ensure):
+    def test_the_catalog_lists_published_crops_with_cached_files(self, play, ensure):
         [file] = ensure("instance", 2)
         infos = play(lambda backend: backend.catalog())
         assert [(info.split.value, info.crop) for info in infos] == list(PUBLISHED)
@@ -247,7 +247,7 @@ class BackendSuite:
         damage(stage.root / "instance" / "crop_0.h5")
         assert hashlib.sha256(Path(ensure("instance", 0)[0].path).read_bytes()).hexdigest() == file.sha256
 
-    def test_verify_of_what_is_not_cached(self, play):
+    def test_verify_of_a_crop_that_is_not_cached(self, play):
         assert play(lambda backend: backend.verify()) == []
         with pytest.raises(CropNotCachedError):
             play(lambda backend: backend.verify(Split.INSTANCE, [2]))
@@ -266,7 +266,7 @@ class BackendSuite:
 
 
 def client_of(backend: Backend) -> AsyncPrismClient:
-    """A client of this backend, whatever the environment says."""
+    """Return a client of this backend that ignores the environment."""
     return AsyncPrismClient(settings=Settings.load({}), backend=backend)
 
 

@@ -1,4 +1,4 @@
-"""The client is light: what importing it brings in, and what it says when the pipeline is not installed."""
+"""Importing the client loads nothing heavy; a pipeline that is not installed is a typed error."""
 
 from __future__ import annotations
 

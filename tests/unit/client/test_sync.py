@@ -304,7 +304,7 @@ print(next(paths))
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_a_client_that_nobody_closes_ends_with_the_process_in_silence(tmp_path, case):
+def test_an_unclosed_client_ends_with_the_process_in_silence(tmp_path, case):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", UNCLOSED + PROGRAMS[case]],

@@ -80,7 +80,7 @@ def counting(fault: Fault) -> tuple[Fault, list[str]]:
     return count, seen
 
 
-def test_it_is_found_by_name(service):
+def test_a_url_loads_the_remote_backend(service):
     async def main() -> None:
         found = load_backend(Settings.load({}, url=service.url))
         assert isinstance(found, RemoteBackend)
@@ -127,7 +127,7 @@ def test_an_outage_in_mid_job_is_ridden_out(service):
     assert len(ensure(service, fault, 0, 1, 2)) == 3
 
 
-def test_a_service_at_its_limit_is_asked_again(service):
+def test_a_request_to_a_busy_service_is_sent_again(service):
     busy = ServiceBusyError("too many jobs").to_problem()
     replies = [httpx2.Response(429, content=busy.model_dump_json(), headers={"Retry-After": "0"}) for _ in range(3)]
     assert len(ensure(service, lambda request: replies.pop() if replies else None, 0)) == 1
@@ -151,7 +151,7 @@ def test_leases_on_the_rest_outlive_a_removal(service):
     assert asyncio.run(main()) == {("instance", 1), ("semantic", 0)}
 
 
-def test_a_lost_answer_to_submit_joins_the_same_job(service):
+def test_a_submission_after_a_lost_response_joins_the_same_job(service):
     lost: list[str] = []
 
     def fault(request: httpx2.Request) -> httpx2.Response | None:
@@ -182,7 +182,7 @@ def test_a_forgotten_job_is_submitted_again_once(service):
         ensure(service, fault, 2)
 
 
-def test_what_the_mount_shows_resolves_without_a_service(service):
+def test_crops_on_the_mount_are_found_without_a_service(service):
     service.cache("instance", 0)
     service.cache("instance", 1)
     fault, seen = counting(down)
@@ -193,7 +193,7 @@ def test_what_the_mount_shows_resolves_without_a_service(service):
 
 
 @pytest.mark.parametrize("case", ["not cached", "no mount", "all", "no manifest", "more channels", "strict"])
-def test_without_a_service_what_is_not_known_is_not_guessed(service, case):
+def test_without_a_service_an_unknown_crop_is_an_error(service, case):
     path = service.cache("instance", 0)
     manifest = service.root / ".prismcache" / "manifests" / "instance" / "crop_0.json"
     if case == "no manifest":
@@ -228,7 +228,7 @@ def test_a_known_file_that_was_damaged_is_not_returned(service):
 @pytest.mark.parametrize(
     ("crops", "options", "kind"), [((9,), {}, UnknownCropError), ((0,), {"channels": 7}, UnknownChannelError)]
 )
-def test_what_does_not_exist_is_said(service, crops, options, kind):
+def test_an_unknown_crop_or_channel_is_a_typed_error(service, crops, options, kind):
     with pytest.raises(kind):
         ensure(service, lambda request: None, *crops, **options)
 
@@ -251,7 +251,7 @@ def test_a_cancelled_ensure_cancels_its_job(service):
     assert service.lab.jobs()[0].state is State.CANCELLED
 
 
-def test_a_submission_whose_answer_was_lost_is_made_again_by_the_same_client(service):
+def test_a_repeated_submission_names_the_same_client(service):
     lost = False
 
     def fault(request: httpx2.Request) -> httpx2.Response | None:
@@ -273,7 +273,7 @@ def test_a_submission_whose_answer_was_lost_is_made_again_by_the_same_client(ser
 
 
 def test_two_calls_of_one_client_outlive_a_forgotten_job(service):
-    """Each finds it forgotten, and each is answered."""
+    """Each call submits the request again and gets the same new job."""
     service.hold()
 
     async def main() -> None:
@@ -290,7 +290,7 @@ def test_two_calls_of_one_client_outlive_a_forgotten_job(service):
     asyncio.run(main())
 
 
-def test_a_job_that_somebody_else_cancels_is_an_error(service):
+def test_a_job_that_another_client_cancels_is_an_error(service):
     def fault(request: httpx2.Request) -> httpx2.Response | None:
         if request.method == "GET":
             service.lab.cancel(service.lab.jobs()[0].id)
@@ -300,7 +300,7 @@ def test_a_job_that_somebody_else_cancels_is_an_error(service):
         ensure(service, fault, 0)
 
 
-def test_closing_cancels_what_a_deadline_left_behind(service):
+def test_closing_cancels_a_job_that_outlived_its_deadline(service):
     service.hold()
     with service.client() as client, pytest.raises(EnsureTimeoutError):
         client.ensure("instance", 0, timeout=0.05, progress=False)

@@ -1,4 +1,4 @@
-"""Downloads: resumed, checked, shared between processes; never a wrong file, whatever the service sends."""
+"""Downloads are resumed, checked and shared between processes; a wrong file is never published."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ Change = Callable[[httpx2.Request, httpx2.Response], httpx2.Response]
 
 
 def ignore(received: int) -> None:
-    """Nobody wants to know."""
+    """Take no report."""
 
 
 class Changed(httpx2.AsyncBaseTransport):
-    """A service whose answers with files are changed on the way, in turn; after the last change they are right."""
+    """A service whose responses are changed on the way, in turn; after the last change they are right."""
 
     def __init__(self, service: FakeService, *changes: Change) -> None:
         self._service = service
@@ -162,7 +162,7 @@ def test_a_break_is_resumed_where_it_was(scene):
     assert scene.left() == []
 
 
-def test_the_bytes_that_are_here_are_told_also_those_of_an_earlier_call(scene, monkeypatch):
+def test_received_bytes_are_reported_with_those_of_an_earlier_call(scene, monkeypatch):
     monkeypatch.setattr(_download, "CHUNK", 1000)
     told: list[int] = []
     with pytest.raises(ServiceUnreachableError):
@@ -172,7 +172,7 @@ def test_the_bytes_that_are_here_are_told_also_those_of_an_earlier_call(scene, m
     assert sorted(set(told)) == [2500, 5500, scene.file.size]
 
 
-def test_a_download_that_begins_anew_tells_so(scene):
+def test_a_download_that_begins_again_reports_0_bytes(scene):
     told: list[int] = []
     scene.fetch(flip, report=told.append)
     assert told.count(0) == 2
@@ -225,7 +225,7 @@ def test_more_than_the_file_is_cut_off(scene):
     assert scene._is_there()
 
 
-def test_another_file_by_now_is_said(scene):
+def test_a_file_that_changed_on_the_service_is_an_error(scene):
     with pytest.raises(SourceChangedError, match="another file on the service now"):
         scene.fetch(other_file)
     assert scene.left() == []
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_is_named_and_left_clean(scene, monkeypatch):
     assert scene.left() == []
 
 
-def test_a_folder_in_the_way_is_said(scene):
+def test_a_file_in_place_of_the_folder_is_a_storage_error(scene):
     scene.target.parent.write_text("a file")
     with pytest.raises(StorageError):
         scene.fetch()
@@ -273,7 +273,7 @@ def test_two_that_want_the_same_download_it_once(scene, monkeypatch):
     assert scene.left() == []
 
 
-def test_who_loses_its_part_waits_for_the_other(scene, monkeypatch):
+def test_a_download_whose_part_was_taken_over_starts_again(scene, monkeypatch):
     publish = Part.publish
 
     def lose(part: Part) -> None:
@@ -332,7 +332,7 @@ sys.stdin.read()
 """
 
 
-def test_a_killed_process_holds_up_nobody_and_a_living_one_is_named(scene, monkeypatch, caplog):
+def test_a_living_process_is_waited_for_and_a_killed_one_is_not(scene, monkeypatch, caplog):
     monkeypatch.setattr(_download, "POLL", 0.01)
     monkeypatch.setattr(_download, "WAITING_IS_SAID", 0.0)
     scene.target.parent.mkdir()
@@ -363,7 +363,7 @@ def test_parts_of_an_older_version_are_deleted(scene):
     assert scene.left() == []
 
 
-def test_what_nobody_used_for_a_month_is_deleted(tmp_path):
+def test_a_download_without_use_for_a_month_is_deleted(tmp_path):
     now = 2e9
     verified = VerifiedFiles(tmp_path / ".notes")
     folder = tmp_path / "lab" / "instance"
@@ -404,7 +404,7 @@ def test_a_recalled_file_counts_as_used(tmp_path):
         (errno.EIO, StorageError),
     ],
 )
-def test_what_the_system_says_is_one_of_our_errors(number, kind):
+def test_an_error_of_the_system_is_a_typed_error(number, kind):
     with pytest.raises(PrismError) as caught, disk_errors("/lab/prism"):
         raise OSError(number, "x")
     assert type(caught.value) is kind

@@ -1,4 +1,4 @@
-"""The border to HTTP: what becomes of responses, broken connections and tokens."""
+"""Responses, broken connections and tokens at the border to HTTP."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_redirect_is_named_and_not_followed():
     assert "PRISMCACHE_URL" in caught.value.remedy
 
 
-def test_a_service_that_comes_back_is_asked_again():
+def test_a_request_is_sent_again_until_the_service_is_back():
     seen: list[httpx2.Request] = []
     good = httpx2.Response(200, text="{}")
     replies = (
@@ -148,12 +148,12 @@ def test_the_url_may_have_a_path_and_the_token_is_only_in_its_header(caplog):
 
 
 @pytest.mark.parametrize("url", ["http://lab:port", "http://lab\x01"])
-def test_a_url_that_is_none_is_a_setting_to_change(url):
+def test_an_unusable_url_is_a_config_error(url):
     with pytest.raises(ConfigError, match="unusable"):
         Connection(Settings.load({}, url=url))
 
 
-def test_no_url_is_said():
+def test_a_missing_url_is_a_config_error():
     with pytest.raises(ConfigError, match="no service is set"):
         Connection(Settings.load({}))
 
@@ -251,7 +251,7 @@ def test_a_stream_that_never_comes_is_given_up(reply):
         following(connect(reply))
 
 
-def test_a_refused_stream_is_not_asked_for_again():
+def test_a_refused_stream_is_not_opened_again():
     seen: list[httpx2.Request] = []
     with pytest.raises(UnauthorizedError):
         following(connect(problem(UnauthorizedError("no")), seen=seen))
@@ -274,7 +274,7 @@ def failing_with(cause: BaseException) -> httpx2.ConnectError:
         (ssl.SSLCertVerificationError("self-signed certificate"), "SSL_CERT_FILE"),
     ],
 )
-def test_what_cannot_pass_fails_at_once(cause, remedy):
+def test_an_error_that_cannot_pass_is_raised_at_once(cause, remedy):
     seen: list[httpx2.Request] = []
     with pytest.raises(ServiceUnreachableError) as caught:
         asking(connect(failing_with(cause), seen=seen))

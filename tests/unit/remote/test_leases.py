@@ -1,4 +1,4 @@
-"""Leases live as long as whoever took them, or the process; trouble with them never reaches the caller."""
+"""A retention lease lives as long as its client or the process; an error with a lease never reaches the caller."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_lease_goes_when_its_last_crop_goes(service, settings, leases):
     eventually(lambda: not service.lab.leases, "the lease is released")
 
 
-def test_others_keep_theirs(service, settings, leases):
+def test_releasing_one_owners_lease_leaves_the_others(service, settings, leases):
     one, other = object(), object()
     leases.keep(settings, take(service, 0), one)
     leases.keep(settings, take(service, 1), other)
@@ -85,7 +85,7 @@ def test_others_keep_theirs(service, settings, leases):
     eventually(lambda: leased(service) == {1}, "one lease is released")
 
 
-def test_what_is_handed_over_stays_until_the_end(service, settings, leases):
+def test_a_lease_that_was_handed_over_stays_until_the_end(service, settings, leases):
     owner = object()
     leases.keep(settings, take(service, 0), owner)
     leases.hand_over(owner)
@@ -95,7 +95,7 @@ def test_what_is_handed_over_stays_until_the_end(service, settings, leases):
     assert leased(service) == set()
 
 
-def test_trouble_is_tried_again(service, settings, leases):
+def test_a_renewal_that_fails_is_tried_again(service, settings, leases):
     replies = iter([503, 503, 200, 500])
 
     def away(request: httpx2.Request) -> httpx2.Response | None:
@@ -110,7 +110,7 @@ def test_trouble_is_tried_again(service, settings, leases):
     assert len(leases.held()) == 1
 
 
-def test_the_token_goes_with_it(leases):
+def test_a_renewal_sends_the_token(leases):
     with FakeService(token="prism_x") as service:
         service.lab.lease_seconds = 0.3
         lease = take(service, 0)

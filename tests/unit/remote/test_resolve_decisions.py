@@ -1,4 +1,4 @@
-"""Which file on this machine is the one that the service means: decided without looking."""
+"""Whether a path of this machine holds the service's file: decided without looking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resolver does with real folders: mounts that show the file, another file, half of it, or a way out."""
+"""A resolver with real folders: mounts that show the file, another file, half of it, or a link that leaves them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_it_is_read_once_on_a_machine(machine, readings):
 
 
 @pytest.mark.parametrize("mounted", [True, False])
-def test_what_was_read_before_is_known_until_it_changes(machine, readings, mounted):
+def test_a_file_that_was_read_is_known_until_it_changes(machine, readings, mounted):
     shown = machine.show() if mounted else machine.downloaded
     strange = FILE.model_copy(update={"path": "/srv/prism/instance/crop_6.h5"})
     assert machine.known(FILE, mounted=mounted) == []
@@ -227,7 +227,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_used(machine, monkeypatch):
     assert VerifiedFiles(machine.notes).recall(shown, FileStamp(size=1, mtime_ns=0, ctime_ns=0)) is None
 
 
-def test_reading_stops_when_nobody_waits_for_it(tmp_path):
+def test_reading_stops_on_request(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * (3 << 20))
     with pytest.raises(_disk.StoppedError):
         _disk.sha256_of(tmp_path / "file", lambda: True)

@@ -1,4 +1,4 @@
-"""What a caller may pass as split, crops and channels."""
+"""Splits, crops and channels as callers write them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_crops_are_integers_in_any_form(given, crops):
 
 
 @pytest.mark.parametrize("given", [True, [True], np.bool_(1), b"1", ["1"], 1.0, [1.5], [None], object(), [[1]]])
-def test_what_is_no_integer_is_refused(given):
+def test_a_value_that_is_no_integer_is_refused(given):
     with pytest.raises(RequestError, match="integer") as caught:
         as_crops(given)
     assert type(caught.value) is RequestError

@@ -1,4 +1,4 @@
-"""The in-memory service for users' tests: its files are real, and it does what it is told."""
+"""The in-memory service for users' tests: real files, and jobs that are held or fail on request."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_clients_of_both_kinds(service):
         assert client.settings == Settings.load({}, **service.settings(mounted=False))
 
 
-def test_what_was_damaged_is_found_and_made_again(service, tmp_path):
+def test_a_damaged_file_is_found_and_written_again(service, tmp_path):
     service.cache("instance", 1)
     path = service.cache("instance", 0)
     path.write_bytes(b"x")
