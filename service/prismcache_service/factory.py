@@ -112,6 +112,7 @@ class Factory:
         await self.engine.aclose()
         await self._checking.aclose()
         await self.catalog.aclose()
+        await self.faces.aclose()
         await self.crops.aclose()
         await self.cache.aclose()
         with contextlib.suppress(PrismError):

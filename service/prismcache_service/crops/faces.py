@@ -25,14 +25,15 @@ class OpenFace:
     ----------
     file
         The file that the face shows.
-    content
-        Keys and bytes. Closed when the last request that reads it has ended.
+    content, crop
+        Keys and bytes, and the open file behind them. Closed when the last request that reads it has ended.
     checked
         When the cache last confirmed the file, in seconds of the monotonic clock.
     """
 
     file: CropFile
     content: FaceMapping
+    crop: Crop
     checked: float
 
 
@@ -79,6 +80,12 @@ class FaceService:
             return known
         return await self._looks.run((split, crop), lambda: self._look(split, crop))
 
+    async def aclose(self) -> None:
+        """Close the files: HDF5 crashes the process at its end if one is still open that another thread opened."""
+        await self._looks.aclose()
+        while self._open:
+            await self._threads.run(self._open.popitem()[1].crop.close)
+
     async def content(self, face: OpenFace, key: str) -> bytes | None:
         """Return the bytes of a key of a face, or None if it has no such key."""
         if key not in face.content:
@@ -90,8 +97,8 @@ class FaceService:
         known = self._open.pop((split, crop), None)
         file = await self._find(CropName(split, crop))
         if known is None or known.file.sha256 != file.sha256:
-            content = await self._threads.run(lambda: FaceMapping(Crop(self._local_path(file))))
-            known = OpenFace(file, content, 0.0)
+            opened = Crop(self._local_path(file))
+            known = OpenFace(file, await self._threads.run(FaceMapping, opened), opened, 0.0)
         known.checked = time.monotonic()
         self._open[split, crop] = known
         while len(self._open) > _MAX_OPEN:
