@@ -81,7 +81,7 @@ def relabel(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     if labels.size and int(labels.max()) <= LARGEST_RELABEL_TABLE:
         with warnings.catch_warnings():  # scikit-image 0.26 sets an array's shape, which numpy 2.5 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            return np.asarray(relabel_sequential(labels)[0], np.uint32)  # type: ignore[no-untyped-call]  # scikit-image has no types
+            return np.asarray(relabel_sequential(labels)[0], np.uint32)
     ids, inverse = np.unique(labels, return_inverse=True)
     has_ground = bool(ids.size) and int(ids[0]) == 0
     return np.asarray(inverse.reshape(labels.shape) + (0 if has_ground else 1), np.uint32)

@@ -19,7 +19,7 @@ def kept_labels(labels: Array) -> Array:
     """Labels grown by one voxel in each slice, and each eroded once by the 4-neighbour cross."""
     kept = np.zeros_like(labels)
     for plane, target in zip(labels, kept, strict=True):
-        grown = expand_labels(plane, 1)  # type: ignore[no-untyped-call]  # scikit-image has no types
+        grown = expand_labels(plane, 1)
         for label in np.unique(grown[grown > 0]):
             target[ndimage.binary_erosion(grown == label, _CROSS, border_value=1)] = label
     return kept

@@ -90,6 +90,20 @@ def test_grey_goes_from_black_to_white_and_labels_are_told_apart() -> None:
     assert len({tuple(colour) for colour in picture[5, :3].tolist()}) == 3
 
 
+def test_a_label_has_an_opaque_boundary_and_shows_raw_inside() -> None:
+    labels = np.zeros((9, 9), np.uint32)
+    labels[2:7, 2:7] = 2**32 - 1
+    raw = np.zeros((9, 9), np.uint8)
+    raw[4, 4] = 255
+
+    picture = preview.blend(raw, labels)
+
+    assert (picture[2, 2] == picture[6, 4]).all()
+    assert picture[2, 2].max() > picture[3, 3].max() > 0
+    assert (picture[4, 4] > picture[3, 3]).all()
+    assert picture[0, 0].tolist() == [0, 0, 0]
+
+
 async def test_a_file_that_is_no_hdf5_is_a_typed_error(cache: CropCache) -> None:
     with pytest.raises(CropCorruptError, match=r"crop_0\.h5 cannot be read as HDF5"):
         await ask(service(cache))

@@ -10,11 +10,13 @@ import argparse
 import io
 import os
 import sys
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.color import label2rgb
+from skimage.exposure import rescale_intensity
+from skimage.segmentation import find_boundaries
 
 from prismcache.crop import Crop
 from prismcache.errors import CropCorruptError, PrismError
@@ -24,14 +26,13 @@ EDGE = 512
 FAILED = 3
 """Exit status that goes with a problem. (1 and 2 are Python's own.)"""
 
-_NICE = 10  # the API and whoever makes crops go first
-_OPACITY = 0.4  # of labels
+_NICE = 10  # requests and the making of crops go first
+_OPACITY = 0.4  # of labels inside their boundaries
 _BRIGHT = (1, 99.5)  # percentiles of the slice that become black and white
-_GOLDEN = 0.618034  # a hue as far as can be from those of the labels before
 
 
 def draw(path: str, channel: int) -> bytes:
-    """A PNG of at most `EDGE` by `EDGE` pixels, RGB; Y goes down, X to the right.
+    """Return a PNG of at most `EDGE` by `EDGE` pixels, RGB; Y goes down, X to the right.
 
     Raises
     ------
@@ -52,20 +53,16 @@ def draw(path: str, channel: int) -> bytes:
 
 
 def blend(raw: NDArray[np.uint8], labels: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """(Y, X, 3) uint8 from raw (Y, X) and labels (Y, X), whose 0 stays grey."""
+    """Return (Y, X, 3) uint8 RGB of raw (Y, X) with labels (Y, X) over it: opaque boundaries, translucent insides.
+
+    Label 0 stays grey.
+    """
     dark, bright = np.percentile(raw, _BRIGHT)
-    grey: NDArray[np.float32] = np.clip((raw - np.float32(dark)) / max(bright - dark, 1), 0, 1).astype(np.float32)
-    picture = np.repeat(grey[..., None], 3, axis=2)
-    shown = labels > 0
-    picture[shown] = (1 - _OPACITY) * picture[shown] + _OPACITY * _colours(labels[shown])
-    return (255 * picture).astype(np.uint8)
-
-
-def _colours(labels: NDArray[np.uint32]) -> NDArray[Any]:
-    """(n, 3) float RGB of (n,) labels: a bright hue for each."""
-    hue = labels[:, None] * _GOLDEN + np.array([0, 1 / 3, 2 / 3])
-    colours: NDArray[Any] = 0.5 + 0.5 * np.cos(2 * np.pi * hue)
-    return colours
+    grey = rescale_intensity(raw.astype(np.float32), in_range=(dark, max(bright, dark + 1)), out_range=(0, 1))
+    boundaries = find_boundaries(labels, mode="inner")[..., None]
+    inside = label2rgb(labels, grey, alpha=_OPACITY, bg_label=0, bg_color=None)
+    picture: NDArray[np.float64] = 255 * np.where(boundaries, label2rgb(labels, bg_label=0), inside)
+    return picture.astype(np.uint8)
 
 
 def main() -> None:
@@ -76,10 +73,10 @@ def main() -> None:
     parser.add_argument("channel", type=int)
     arguments = parser.parse_args()
     try:
-        answer, status = draw(arguments.file, arguments.channel), 0
+        content, status = draw(arguments.file, arguments.channel), 0
     except PrismError as error:
-        answer, status = error.to_problem().model_dump_json().encode(), FAILED
-    sys.stdout.buffer.write(answer)
+        content, status = error.to_problem().model_dump_json().encode(), FAILED
+    sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
     raise SystemExit(status)
 
