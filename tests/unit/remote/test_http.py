@@ -7,14 +7,17 @@ import logging
 import socket
 import ssl
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpx2
 import pytest
 
+from prismcache import PrismClient
 from prismcache.config import Settings
 from prismcache.errors import (
     ConfigError,
+    EnsureTimeoutError,
     ForbiddenError,
     NoSpaceError,
     PrismError,
@@ -23,6 +26,7 @@ from prismcache.errors import (
     ServiceUnreachableError,
     UnauthorizedError,
 )
+from prismcache.progress.reporter import make_reporter
 from prismcache.remote import http as _http
 from prismcache.remote.api import ServiceApi
 from prismcache.remote.events import follow
@@ -324,6 +328,18 @@ def test_a_service_that_is_silent_brings_one_sign_of_life(monkeypatch, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never sends anything
         asyncio.run(main(f"http://127.0.0.1:{silent.getsockname()[1]}"))
     assert caplog.text.count("no response yet, trying for 0.2 s") == 1
+
+
+def test_an_ensure_with_a_silent_service_writes_one_line(monkeypatch, caplog, capsys):
+    """The connection logs the line; the progress display has one of its own, for embedded use."""
+    monkeypatch.setattr(_http, "SIGN_OF_LIFE", 0.01)
+    monkeypatch.setattr("prismcache.client.delivery.make_reporter", partial(make_reporter, silence=0.01))
+    monkeypatch.setattr("prismcache.client.drive.OVERRUN", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = PrismClient(url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with client, pytest.raises(EnsureTimeoutError):
+            client.ensure("instance", 0, timeout=0.5)
+    assert (caplog.text + capsys.readouterr().err).count("no response") == 1
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1"])
