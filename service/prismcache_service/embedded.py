@@ -1,7 +1,7 @@
-"""The embedded backend: the service's own rules and pipeline, driven by the caller's process, with no server.
+"""The embedded backend: the service's rules and pipeline in the caller's process, without a server.
 
-The caller's process only looks files up and watches; crops are made in worker processes (`engine.local`), so that
-neither its memory nor its life depends on them.
+The caller's process looks files up and shows progress; worker processes (`engine.local`) make the crops, so that
+neither their memory nor a crash harms the caller.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from prismcache_service.factory import Factory
 from prismcache_service.store import MemoryJobStore
 
 _log = logging.getLogger("prismcache")  # the client's, whose warnings people see
-# What the service would log is here the caller's exception; nobody should read it twice.
+# Errors that a service logs are exceptions here, so logging them too would show each one twice.
 logging.getLogger("prismcache_service").addHandler(logging.NullHandler())
 
 
@@ -68,14 +68,14 @@ class EmbeddedBackend:
         return {file.crop: file.path for file in files}
 
     async def local_path(self, file: CropFile, report: ReceivedBytes) -> str:  # noqa: ARG002 - nothing is downloaded
-        return file.path  # it has been opened and compared with its manifest
+        return file.path  # the service has compared the file with its manifest
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         found = await self._factory.crops.catalog(split, refresh=refresh)
         if failure := self._factory.catalog.failure:
             if not found:
                 raise failure
-            _log.warning("the bucket cannot be read, so this is what was known before: %s", failure)
+            _log.warning("the bucket cannot be read, so the list is the one that was read last: %s", failure)
             return await asyncio.to_thread(lambda: [described(info) for info in found])
         return found
 
@@ -95,15 +95,15 @@ class EmbeddedBackend:
         return await self._factory.crops.remove(split, crops)
 
     async def status(self) -> ServiceStatus:
-        """Return how full the cache folder is, and what this process makes."""
+        """Return the cache folder's usage, and the jobs and crops of this process."""
         return await self._factory.status()
 
     async def readiness(self) -> dict[str, str]:
-        """Return "ok", or what is wrong, for each of storage, store, engine and source."""
+        """Return "ok" or an error for each of storage, store, engine and source."""
         return await self._factory.readiness()
 
     async def clear_quarantine(self) -> ClearedQuarantine:
-        """Delete everything that was set aside."""
+        """Delete all files that were set aside."""
         return await self._factory.crops.clear_quarantine()
 
     async def adopt(self, paths: Sequence[Path]) -> list[CropFile]:

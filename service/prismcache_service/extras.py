@@ -1,4 +1,4 @@
-"""Whether the libraries that make crops are installed; the light client comes without them."""
+"""Check that the libraries that make crops are installed; the light client comes without them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _NEEDED = ("aiobotocore", "h5py", "isal", "numcodecs", "numpy", "zarr")
 
 
 def require_service_extra() -> None:
-    """Refuse to go on without the ``service`` extra; checked only when something has to be made.
+    """Raise an error unless the ``service`` extra is installed; called only before a crop is made.
 
     Raises
     ------
     MissingExtraError
-        Names what is missing and what to install.
+        If a library is missing; the message names the libraries, the remedy what to install.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:

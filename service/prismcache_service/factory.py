@@ -1,4 +1,4 @@
-"""The one owner of everything that is opened: store, engine, services. Made by the service's lifespan, or embedded."""
+"""Makes, opens and closes the services, the engine and the store, for the web service and for embedded use."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
 _SECOND_SWEEP_S = 20.0
 _CHECK_S = 3.0
-_NICENESS = 10  # of workers beside a service, whose answers would wait for a core while crops are decoded
-_PATIENCE_S = 5.0  # of a request, for files that are read again; clients wait for 30 s
-_PREPARING_S = 3.0  # that a start waits for the S3 client; credentials may have to be asked for
+_NICENESS = 10  # of a service's workers, so that responses do not wait for a core while crops are decoded
+_PATIENCE_S = 5.0  # for which a request waits for files that are read again; clients wait for 30 s
+_PREPARING_S = 3.0  # for which a start waits for the S3 client, which may have to request credentials
 
 
 class Factory:
-    """The services on one cache folder, wired together.
+    """The services on one cache folder, connected with each other.
 
     Parameters
     ----------
     settings
         Cache folder, bucket and pipeline.
     store
-        What survives; closed by whoever made it.
+        Keeps jobs, leases, pins and last uses; the caller closes it.
     bounds, limits, lease_seconds
-        What the service promises; unbounded when embedded.
+        Limits of a service's disk, of jobs and of retention leases; embedded use has no bounds.
     shown_root
-        What clients call the cache folder, where that differs.
+        The clients' path of the cache folder, if theirs is another.
     observer
-        Counts what happens.
+        Counts events for the metrics.
     engine
-        Where crops are made, closed with the rest; default: worker processes of this one.
+        Makes the crops; `aclose` closes it. Default: worker processes of this process.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Factory:
         self.space = SpaceService(
             self.cache, bounds or Bounds(), self._protected, self.last_used.all, on_evicted=_evicted(observer)
         )
-        # Embedded, it is the client's own log that people see.
+        # With embedded use, people see the client's log.
         log = logging.getLogger("prismcache") if bounds is None else _log
         self.ensure = EnsureService(self.cache, self.engine, None if bounds is None else self._room, log.warning)
         self.jobs = JobService(
@@ -104,10 +104,10 @@ class Factory:
         )
         self.previews = PreviewService(self.cache)
         self.faces = FaceService(self.crops.file, self.crops.local_path, self.cache.threads)
-        self._checking = SingleFlight()  # a hanging disk is not asked again while a check waits for it
+        self._checking = SingleFlight()  # while one check waits for a hanging disk, no other is started
 
     async def aclose(self) -> None:
-        """Stop working, keeping in the store what is unfinished."""
+        """Stop all work; unfinished jobs stay in the store."""
         await self.jobs.aclose()
         await self.engine.aclose()
         await self._checking.aclose()
@@ -119,7 +119,7 @@ class Factory:
             await self.last_used.flush()
 
     async def status(self) -> ServiceStatus:
-        """What the service is doing."""
+        """Return the service's state: its jobs, crops, workers and disk usage."""
         jobs, (queued, running) = self.jobs.count(), self.jobs.count_crops()
         return ServiceStatus(
             version=version("prismcache"),
@@ -133,7 +133,10 @@ class Factory:
         )
 
     async def readiness(self) -> dict[str, str]:
-        """Each part's state: "ok", or what is wrong with it. Without its source a service still serves what it has."""
+        """Return "ok" or an error for each of storage, store, engine and source.
+
+        A service whose source fails still serves cached crops.
+        """
         checks = {
             "storage": self._checking.run("storage", self._check_storage),
             "store": self.store.check(),
@@ -158,13 +161,13 @@ class Factory:
 
 
 async def _finding(check: Awaitable[None]) -> str:
-    """What a check found. A disk or a bucket that hangs must not keep whoever asks, who has little patience."""
+    """Return "ok" or the error of a check; a monitoring system does not wait long for a disk or bucket that hangs."""
     try:
         async with asyncio.timeout(_CHECK_S):
             await check
     except TimeoutError:
         return f"no response within {_CHECK_S:g} s"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong
+    except Exception as error:  # noqa: BLE001 - any error is the check's result
         return str(error)
     return "ok"
 
@@ -176,12 +179,12 @@ async def _sweep(factory: Factory) -> None:
 
 @asynccontextmanager
 async def open_factory(config: ServiceConfig, observer: Observer | None = None) -> AsyncIterator[Factory]:
-    """Everything that a service needs, working through unfinished jobs, for the time of the block.
+    """Open a factory for a service and continue with unfinished jobs; close the factory at the end of the block.
 
     Raises
     ------
     ConfigError
-        If the store cannot be used, or other machines' name for the cache folder is wrong.
+        If the store cannot be used, or `advertised_root` is not the cache folder.
     StorageError
         If the cache folder cannot be written.
     """
@@ -202,7 +205,7 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
             await factory.cache.threads.run(factory.cache.check_writable)
             if config.advertised_root is not None:
                 await factory.cache.threads.run(check_shown_root, config.root, config.advertised_root)
-                _log.info("the cache folder %s is told as %s", config.root, config.advertised_root)
+                _log.info("clients get paths below %s for the cache folder %s", config.advertised_root, config.root)
             await _sweep(factory)
             await asyncio.wait(housekeeping, timeout=_PREPARING_S)
             await factory.jobs.start()
@@ -221,12 +224,12 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
 
 
 def engine_of(config: ServiceConfig) -> Engine:
-    """The engine that the settings name, nothing started yet.
+    """Return the engine that the settings name; no worker is started yet.
 
     Raises
     ------
     MissingExtraError
-        If what it needs is not installed.
+        If the engine needs a package that is not installed.
     """
     if config.engine == "local" or config.dask_scheduler is None:
         return LocalEngine(config, niceness=_NICENESS)
@@ -241,20 +244,20 @@ def engine_of(config: ServiceConfig) -> Engine:
 
 
 async def _tidy_for_ever(factory: Factory, keep_jobs: timedelta) -> None:
-    # The sweep at the start saw the locks of containers that are gone; the next one knows that nobody renews them.
+    # At the start, locks of containers that ended look alive; the second sweep sees that they were not renewed.
     await asyncio.sleep(_SECOND_SWEEP_S)
     while True:
         try:
             await factory.jobs.forget(keep_jobs)
             await _sweep(factory)
         except (PrismError, OSError) as error:
-            _log.warning("tidying up failed, and is tried again in %.0f s: %s", _HOUSEKEEPING_S, error)
+            _log.warning("tidying up failed; next try in %.0f s: %s", _HOUSEKEEPING_S, error)
         await asyncio.sleep(_HOUSEKEEPING_S)
 
 
 def _evicted(observer: Observer) -> Callable[[StoredFile], None]:
-    def tell(file: StoredFile) -> None:
+    def on_evicted(file: StoredFile) -> None:
         _log.info("evicted %s, %d bytes, last used %s", file.name.folder, file.size, file.last_used)
         observer.evicted(1, file.size)
 
-    return tell
+    return on_evicted

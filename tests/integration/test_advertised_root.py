@@ -47,4 +47,4 @@ def test_another_name_of_the_same_folder_is_found_right(s3_server: S3Server, tmp
     (tmp_path / "mount").symlink_to(tmp_path / "cache")
     settings = Settings.load({}, root=tmp_path / "cache", s3_endpoint_url=s3_server.endpoint)
     with Service(service_config(settings, tmp_path / "state", advertised_root=tmp_path / "mount")) as service:
-        assert f"is told as {tmp_path / 'mount'}" in service.log
+        assert f"clients get paths below {tmp_path / 'mount'}" in service.log

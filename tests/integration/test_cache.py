@@ -255,7 +255,7 @@ def test_catalog_with_an_unreachable_source(warm: Lab, client: PrismClient) -> N
     done = run(warm.settings(), "ls", "--json", "--refresh")
     assert done.code == 0
     assert done.stderr.startswith(
-        "the bucket cannot be read, so this is what was known before: listing of s3://e11bio-"
+        "the bucket cannot be read, so the list is the one that was read last: listing of s3://e11bio-"
     )
     assert [info["crop"] for info in json.loads(done.stdout)["crops"]] == [0, 3, 1]
     assert client.ensure("instance", None, progress=False) == [str(warm.cached(spec)) for spec in SPECS[:2]]

@@ -1,4 +1,4 @@
-"""The interface of an engine: something that makes crops somewhere, and survives the death of its workers."""
+"""The interface of an engine, which makes crops in worker processes and goes on when one of them dies."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prismcache_service.cache import CropName
 from prismcache_service.pipeline.progress import Report
 
 MAX_STRIKES = 3
-"""How many workers a crop may kill before it fails, alone."""
+"""How many workers a crop may kill before that crop fails; other crops go on."""
 
 Outcome: TypeAlias = CropFile | Problem
-"""The published file, or why there is none."""
+"""The published file, or the problem that prevented it."""
 
 
 @dataclass(frozen=True)
 class CropTask:
-    """Make and publish one file. `token` is that of the caller's making lock; it marks every unfinished file."""
+    """An order to make and publish one file; the names of its temporary files hold `token`, the making lock's token."""
 
     name: CropName
     token: str
@@ -27,7 +27,7 @@ class CropTask:
 
 
 class Engine(ABC):
-    """Runs tasks, as many at the same time as it has workers; further tasks wait."""
+    """Runs as many tasks at the same time as it has workers; further tasks wait."""
 
     name: ClassVar[str]
 
@@ -35,24 +35,24 @@ class Engine(ABC):
     async def run(self, task: CropTask, report: Report) -> Outcome:
         """Make the crop and publish it.
 
-        Cancelling stops the work and removes what is unfinished.
+        Cancelling stops the work and deletes the unfinished files.
 
         Parameters
         ----------
         task
-            What to make.
+            The crop to make.
         report
-            Called with the progress on the event loop, at most ten times a second.
+            Called with the progress, on the event loop, at most ten times a second.
 
         Returns
         -------
         Outcome
-            The file, or a `Problem`; ``worker_failed`` if the crop killed `MAX_STRIKES` workers.
+            The file, or a `Problem`; its code is ``worker_failed`` if the crop killed `MAX_STRIKES` workers.
         """
 
     @abstractmethod
     async def check(self) -> None:
-        """Raise `PrismError` if no task can be run now."""
+        """Raise a `PrismError` if no task can be run now."""
 
     @abstractmethod
     async def aclose(self) -> None:

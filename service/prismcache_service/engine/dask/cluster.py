@@ -1,8 +1,8 @@
-"""A connection to a Dask scheduler that is made again when it breaks, and the inspection of the scheduler's workers.
+"""The connection to a Dask scheduler, which is made again when it breaks, and the inspection of the workers.
 
-Every worker is inspected before its first crop: it must run the same release and libraries as the service, and see the
-service's own cache folder. A worker that passes gets a Dask resource, which every crop asks for; so Dask gives crops to
-such workers only.
+Each worker is inspected before its first crop: it must have the service's release and libraries, and see the service's
+cache folder. A worker that passes gets a Dask resource. Every crop requires this resource, so Dask sends crops only to
+workers that passed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prismcache_service.engine.dask.worker import inspect_worker
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 1.0  # between two looks at the scheduler's list of workers
+_LOOK_S = 1.0  # between two requests for the list of workers
 _RESPONSE_S = 10.0
 _CONNECT_S = 5.0
 _CHECK_S = 1.5
@@ -39,7 +39,7 @@ _SCHEDULER_PARTS = ("prismcache", "python", "distributed")
 
 @dataclass
 class _Member:
-    """A worker of the cluster. `trouble` says why it gets no crops: "" if it does, None before its inspection."""
+    """A worker of the cluster. `trouble` is why the worker gets no crops: "" if it passed, None before the inspection."""
 
     host: str
     trouble: str | None = None
@@ -48,16 +48,16 @@ class _Member:
 
 
 class Cluster:
-    """The workers behind one scheduler.
+    """The workers of one scheduler.
 
     Parameters
     ----------
     scheduler
-        Its address, or the path of its scheduler file, which is read again for each connection.
+        The scheduler's address, or the path of its scheduler file, which is read again for each connection.
     settings
-        What workers get.
+        The service's settings, which are sent to workers.
     on_news
-        Called with every event of `TOPIC`, a `DaskNews` as JSON.
+        Called with each event of `TOPIC`, a `DaskNews` as JSON.
     """
 
     def __init__(self, scheduler: str, settings: Settings, on_news: Callable[[str], None]) -> None:
@@ -74,14 +74,16 @@ class Cluster:
         self._keeping: asyncio.Task[None] | None = None
 
     async def client(self) -> Client:
-        """Wait for a worker that may be given crops, and return the connection to its scheduler."""
-        self._start()
+        """Wait until a worker may make crops, and return the connection to the scheduler."""
+        if self._keeping is None:
+            # In an empty context, so that the log lines do not name the job that came first.
+            self._keeping = asyncio.create_task(self._keep_connected(), context=contextvars.Context())
         while self._client is None or not self.fit():
             await self._changed.wait()
         return self._client
 
     async def none_fit(self, seconds: float) -> None:
-        """Return as soon as no worker may be given crops for so many seconds."""
+        """Return once no worker was allowed to make crops for this many seconds without a break."""
         while True:
             has_fit = bool(self.fit())
             try:
@@ -92,12 +94,12 @@ class Cluster:
                 return
 
     async def check(self) -> None:
-        """Wait a little for a worker that may be given crops.
+        """Wait 1.5 s for a worker that may make crops.
 
         Raises
         ------
         EngineUnavailableError
-            If there is none; the message says what is wrong with scheduler and workers.
+            If there is none; the message gives the errors of the scheduler and of the workers.
         """
         try:
             async with asyncio.timeout(_CHECK_S):
@@ -106,11 +108,11 @@ class Cluster:
             raise EngineUnavailableError(self.trouble()) from None
 
     def fit(self) -> list[str]:
-        """Return the addresses of the workers that may be given crops."""
+        """Return the addresses of the workers that may make crops."""
         return [address for address, member in self._members.items() if member.trouble == ""]
 
     def trouble(self) -> str:
-        """Return why no worker may be given crops."""
+        """Return why no worker may make crops."""
         where = f"the Dask scheduler at {self._scheduler}"
         if self._trouble is not None:
             return f"{where} cannot be used: {self._trouble}"
@@ -121,23 +123,23 @@ class Cluster:
         return f"{where} has no worker that may be given crops: {'; '.join(found[:_SHOWN])}{more}"
 
     def doubt(self, client: Client) -> None:
-        """Connect anew: a call over this connection failed."""
+        """Connect again, because a call over this connection failed."""
         if self._client is client:
             self._disconnected("the connection broke")
             self._doubted.set()
 
     async def call_all(self, seconds: float, function: Callable[..., Any], *arguments: str) -> None:
-        """Call a function on all workers that may be given crops, as far as they respond in time."""
+        """Call a function on all workers that may make crops, and wait at most this many seconds."""
         if self._client is not None and (fit := self.fit()):
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(seconds):
                     await self._client.run(function, *arguments, workers=fit, on_error="ignore")
 
     async def aclose(self) -> None:
-        """Leave the cluster; the scheduler then stops everything that still runs for this service."""
+        """Disconnect; the scheduler then stops all tasks of this service."""
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
-            # Dask leaves a socket open when a call is cancelled that connects.
+            # If a call is cancelled while Dask connects, Dask leaves a socket open.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._settled.wait()
@@ -145,11 +147,6 @@ class Cluster:
                     await asyncio.gather(*inspecting, return_exceptions=True)
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-
-    def _start(self) -> None:
-        if self._keeping is None:
-            # In a context of its own: its log lines belong to no job.
-            self._keeping = asyncio.create_task(self._keep_connected(), context=contextvars.Context())
 
     def _tell_change(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -162,12 +159,12 @@ class Cluster:
                 try:
                     async with self._connected() as client:
                         await self._watch(client)
-                except Exception as error:  # noqa: BLE001 - whatever Dask raises, connect again
+                except Exception as error:  # noqa: BLE001 - connect again after any error of Dask
                     self._disconnected(str(error) or type(error).__name__)
                 self._settled.set()
                 await asyncio.sleep(_LOOK_S)
         finally:
-            self._trouble = "the connection was closed"  # on purpose, so it is not logged
+            self._trouble = "the connection was closed"  # intended, so that nothing is logged
             self._disconnected(self._trouble)
 
     @asynccontextmanager
@@ -175,7 +172,7 @@ class Cluster:
         where = {"address": self._scheduler} if "://" in self._scheduler else {"scheduler_file": self._scheduler}
         client = Client(**where, asynchronous=True, set_as_default=False, timeout=_CONNECT_S, name="prismcache")
         try:
-            async with asyncio.timeout(2 * _CONNECT_S):  # a scheduler file may never come
+            async with asyncio.timeout(2 * _CONNECT_S):  # Dask waits for a scheduler file without a limit
                 await client
                 theirs = await client.run_on_scheduler(versions)
             ours = versions()
@@ -189,14 +186,20 @@ class Cluster:
                     await client.close()
 
     async def _watch(self, client: Client) -> None:
-        """Inspect workers as they come, until the connection is doubted; raise if the scheduler does not respond."""
+        """Inspect new workers, until `doubt` is called.
+
+        Raises
+        ------
+        ConnectionError
+            If the scheduler does not respond.
+        """
         self._doubted.clear()
         self._client, self._trouble = client, None
         while not self._doubted.is_set():
             try:
                 async with asyncio.timeout(_RESPONSE_S):
                     identity = await cast("Any", client.scheduler).identity()
-            except Exception as error:  # Dask's own messages name its internals
+            except Exception as error:  # Dask's messages name its internals
                 raise ConnectionError("it does not respond any more") from error
             if not self._doubted.is_set():
                 self._look(client, identity["workers"])
@@ -254,7 +257,7 @@ class Cluster:
                 )  # fmt: skip
         except TimeoutError:
             return f"it does not respond within {_RESPONSE_S:.0f} s"
-        except Exception as error:  # noqa: BLE001 - whatever Dask raises, this worker gets no crops
+        except Exception as error:  # noqa: BLE001 - after any error of Dask, this worker gets no crops
             return f"it cannot be inspected: {error}"
         finally:
             await asyncio.shield(self._cache.threads.run(locks.release, mark, token or ""))

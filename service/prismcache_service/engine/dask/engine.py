@@ -1,8 +1,8 @@
-"""The engine on a Dask cluster: each crop is one Dask task, which a worker carries out in a child process of its own.
+"""The engine on a Dask cluster: each crop is one Dask task, which a worker runs in a child process.
 
-Dask chooses the worker, and begins a crop again elsewhere when a worker dies or sends no heartbeats. The service keeps
-the queue, counts how often a crop was begun, and submits it again when the scheduler was lost. If a worker only seemed
-lost, two attempts overlap: each has temporary files of its own, and both would publish a right file.
+Dask chooses the worker, and runs the task on another worker if the first dies or sends no heartbeats. The service keeps
+the queue, counts how often a task began, and submits the task again if the scheduler was lost. If a worker was only
+thought to be lost, two attempts overlap: each has its own temporary files, and both publish a right file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAX_TRIES = 10
 
 @dataclass(eq=False)
 class _Run:
-    """One call of `DaskEngine.run`: its task's key, who hears of progress, and how often a worker began the task."""
+    """One call of `DaskEngine.run`: its task's key, its progress callback, and how often a worker began the task."""
 
     key: str
     report: Report
@@ -47,18 +47,18 @@ class _Run:
 
 
 class DaskEngine(Engine):
-    """Workers of a Dask cluster that see this service's cache folder, each with as many crops as it has threads.
+    """Workers of a Dask cluster that see this service's cache folder; each makes one crop for each of its threads.
 
     Parameters
     ----------
     settings
-        Everything that a worker needs; at most `settings.workers` crops are made at the same time.
+        All settings that a worker needs; at most `settings.workers` crops are made at the same time.
     scheduler
         The scheduler's address (``tcp://…``, ``tls://…``), or the path of its scheduler file.
     timeout
-        Seconds that a crop waits while no worker may be given it.
+        Seconds for which a crop waits while no worker may make crops.
     silence
-        Seconds without a line from a worker's child process after which the child counts as hung.
+        Seconds without a line from a worker's child process after which the child process counts as hung.
     """
 
     name = "dask"
@@ -72,7 +72,7 @@ class DaskEngine(Engine):
         self._cache = CropCache(settings.root)
         self._free = asyncio.Semaphore(settings.workers)
         self._runs: set[_Run] = set()
-        self._cluster = Cluster(scheduler, settings, self._hear)
+        self._cluster = Cluster(scheduler, settings, self._on_news)
 
     async def run(self, task: CropTask, report: Report) -> Outcome:
         run = _Run(task_key(task, self._settings), report)
@@ -93,7 +93,7 @@ class DaskEngine(Engine):
                     await asyncio.shield(asyncio.wait({making, waiting}))
         finally:
             self._runs.remove(run)
-            # Unfinished files of lost workers, also of one that still writes: without its file it publishes nothing.
+            # Files of lost workers, also of a worker that still writes: without its file it cannot publish.
             await asyncio.shield(self._cache.threads.run(self._cache.discard, task.token))
 
     async def check(self) -> None:
@@ -113,20 +113,20 @@ class DaskEngine(Engine):
                 if run.begun >= MAX_STRIKES:
                     text = f"making {folder} ended {run.begun} Dask workers: {error}"
                     return WorkerError(text).to_problem()
-                continue  # it waited behind a crop that killed its worker, or Dask is told to try only once
+                continue  # another crop killed the worker, or Dask's allowed-failures is less than our retries
             except (DaskCancelledError, OSError):
                 self._cluster.doubt(client)
                 continue
-            except Exception as error:  # noqa: BLE001 - whatever Dask raises
+            except Exception as error:  # noqa: BLE001 - Dask documents no base class of its errors
                 return WorkerError(f"making {folder} on the Dask cluster: {type(error).__name__}: {error}").to_problem()
             if outcome is not None:
                 return self._cache.shown(outcome) if isinstance(outcome, CropFile) else outcome
-        text = f"making {folder} was broken off {_MAX_TRIES} times; see the log of the Dask scheduler"
+        text = f"making {folder} was interrupted {_MAX_TRIES} times; see the log of the Dask scheduler"
         return EngineUnavailableError(text).to_problem()
 
     async def _submit(self, client: Client, task: CropTask, run: _Run) -> Outcome | None:
-        """Have the crop made once; return None if another service stopped the task that both shared."""
-        # Below the making lock's token, so that sweeps spare what is written, and its end removes it.
+        """Submit the crop once; return None if another service stopped the task that both services shared."""
+        # Begins with the making lock's token, so that sweeps keep the temporary files until the lock is released.
         token = f"{task.token}.{uuid4().hex}"
         work = WorkOrder(name=task.name, strict=task.strict, token=token)
         order = DaskOrder(key=run.key, work=work, settings=settings_json(self._settings), silence=self._silence)
@@ -143,15 +143,15 @@ class DaskEngine(Engine):
             await asyncio.shield(self._cluster.call_all(_STOP_S, stop_crop, token))
             raise
         finally:
-            # Dask then forgets the task, at its loop's next turn: the next of this key runs anew. (Cancelling would
-            # be announced to all under the key, and so hit the next one.)
+            # In the next turn of its loop, Dask forgets the task, so that the next one with this key runs again.
+            # (Cancelling goes to all clients of the key, and could stop the next task.)
             future.release()
             await asyncio.sleep(0)
 
-    def _hear(self, event: str) -> None:
-        told = DaskNews.model_validate_json(event)
-        for run in list(self._runs):
-            if run.key == told.key and told.news.progress is not None:
-                run.report(told.news.progress)
-            elif run.key == told.key:
+    def _on_news(self, event: str) -> None:
+        message = DaskNews.model_validate_json(event)
+        for run in [run for run in self._runs if run.key == message.key]:
+            if message.news.progress is None:
                 run.begun += 1
+            else:
+                run.report(message.news.progress)

@@ -1,4 +1,4 @@
-"""What the service and the workers of a Dask cluster send to each other: JSON, since Dask carries only strings."""
+"""The messages between the service and the workers of a Dask cluster: JSON texts, which no pickle has to carry."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class DaskOrder(BaseModel):
     key
         The Dask task's key.
     work
-        The order as any worker process gets it; its token is this run's own.
+        The order for the worker's child process; its token belongs to this run alone.
     settings
-        The service's, as JSON.
+        The service's settings, as JSON.
     silence
-        Seconds without a line from the worker's own child process after which the child counts as hung.
+        Seconds without a line from the child process after which the child process counts as hung.
     """
 
     key: str
@@ -52,7 +52,7 @@ class DaskNews(BaseModel):
 
 
 class Inspection(BaseModel):
-    """Worker to service: what it makes crops with, and what is wrong with its view of the storage ("" if nothing)."""
+    """Worker to service: its host, its versions, and what is wrong with its cache folder ("" if nothing is wrong)."""
 
     host: str
     versions: dict[str, str]
@@ -60,26 +60,26 @@ class Inspection(BaseModel):
 
 
 def settings_json(settings: Settings) -> str:
-    """Return what a worker needs of the service's settings."""
+    """Return the settings that a worker needs, as JSON; without token and URL."""
     return settings.model_dump_json(include=set(Settings.model_fields) - {"token", "url"})
 
 
 def resource_name(settings: Settings) -> str:
-    """Return the name of the Dask resource that only workers have that may make crops for these settings."""
+    """Return the name of the Dask resource that a worker gets if it may make crops for these settings."""
     return f"prismcache-{_digest(versions(), _place(settings))}"
 
 
 def task_key(task: CropTask, settings: Settings) -> str:
-    """Return the Dask key of a task: equal for the same file made in the same way, whichever service asks.
+    """Return the Dask key of a task: services that need the same file, made in the same way, use the same key.
 
-    Dask forgets a task that ended once its future is released, so a later one with this key runs anew.
+    Dask forgets an ended task when its future is released, so a later task with this key runs again.
     """
     lock = task.name.lock
     return f"prismcache-{lock}-{_digest(lock, task.strict, RECIPE, versions(), _place(settings))}"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything in this process that decides about a file's bytes."""
+    """Return the versions of all software in this process that affects a file's bytes."""
     major, minor, _ = platform.python_version_tuple()
     found = {"python": f"{major}.{minor}", "file format": str(FORMAT_VERSION)}
     for name in _PACKAGES:
@@ -91,7 +91,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """Return what differs, as ``isal 1.7.2 (service: 1.8.0)``; "" if nothing does."""
+    """Return the differences, such as ``isal 1.7.2 (service: 1.8.0)``; "" if there are none."""
     wrong = [name for name, own in ours.items() if theirs.get(name) != own]
     return ", ".join(f"{name} {theirs.get(name, 'unknown')} (service: {ours[name]})" for name in wrong)
 

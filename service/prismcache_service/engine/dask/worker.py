@@ -1,8 +1,8 @@
-"""What runs inside the workers of a Dask cluster: one plugin each, which makes crops with a `LocalEngine`.
+"""The code that runs in the workers of a Dask cluster: a plugin for each worker makes crops with a `LocalEngine`.
 
-So a crop is made in a child process of the worker, as on the service's own machine: the memory limit, a crash in HDF5,
-a child that hangs and a cancelled crop are handled in the same way, and the worker's loop is always free for Dask.
-The child ends with the worker, however the worker ends.
+Crops are made in a child process of the worker, as on the service's own machine: the memory limit, a crash in HDF5, a
+child process that hangs and a cancelled crop are handled in the same way, and Dask's event loop is never blocked. The
+child process ends when the worker ends.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _REMEMBERED = 1000  # stopped orders, of which Dask may still send some
 
 
 async def make_crop(order: str) -> str:
-    """Carry out a `DaskOrder` and return a `News` with its outcome, or without one if the order was stopped."""
+    """Make the crop of a `DaskOrder` and return a `News` with the outcome, or without one if the order was stopped."""
     return await (await _crop_maker(get_worker())).make(DaskOrder.model_validate_json(order))
 
 
 async def stop_crop(token: str, dask_worker: Worker) -> None:
-    """Stop the order with this token, also one that Dask has yet to send; return when nothing of it runs."""
+    """Stop the order with this token, even if Dask has not sent it yet; return when it has stopped."""
     await (await _crop_maker(dask_worker)).stop(token)
 
 
@@ -53,14 +53,14 @@ async def end_idle(settings: str, dask_worker: Worker) -> None:
 
 
 async def inspect_worker(settings: str, mark: str, token: str, dask_worker: Worker) -> str:
-    """Return an `Inspection`; without differences, give the worker the resource that crops need.
+    """Return an `Inspection`; if the cache folder is right, give the worker the resource that crops need.
 
     Parameters
     ----------
     settings
-        The service's.
+        The service's settings, as JSON.
     mark, token
-        Name and token of a lock that the service holds in its cache folder. The worker has to find it in its own.
+        Name and token of a lock that the service holds in its cache folder. The worker must find the same lock.
     """
     found = Inspection(
         host=platform.node(),
@@ -69,14 +69,14 @@ async def inspect_worker(settings: str, mark: str, token: str, dask_worker: Work
     )
     if not found.storage:
         await _crop_maker(dask_worker)
-        # The name holds the versions, so that no other release than this worker's asks for the resource.
+        # The resource's name holds the versions, so that only services with this worker's versions use the resource.
         resource = resource_name(Settings.model_validate_json(settings))
         await dask_worker.set_resources(**{resource: dask_worker.state.nthreads})
     return found.model_dump_json()
 
 
 def own_settings(settings: str) -> Settings:
-    """Return the service's settings, but for those that depend on the machine and are set in this environment."""
+    """Return the service's settings; this machine's environment overrides root, memory limit and decode threads."""
     values = Settings.model_validate_json(settings).model_dump()
     names = {name: f"{ENV_PREFIX}{name.upper()}" for name in _OWN_SETTINGS}
     environment = {variable: os.environ[variable] for variable in names.values() if os.environ.get(variable)}
@@ -106,21 +106,21 @@ class CropMaker(WorkerPlugin):
         self._ending_idle: asyncio.Task[None] | None = None
 
     def setup(self, worker: Worker) -> None:
-        """Take over the worker; called by Dask."""
+        """Store the worker; called by Dask."""
         self._worker = worker
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
-        """End everything with the worker; called by Dask."""
+        """Stop all crops and end the child processes; called by Dask when the worker ends."""
         await _end(task for _, task in self._making.values())
         await self.end_idle()
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:  # noqa: ARG002 - Dask's signature
-        """Stop a crop whose task Dask releases before its end: no client wants it any more."""
+        """Stop a crop whose task Dask releases before its end, because no client needs it any more."""
         if finish == "released" and key in self._making:
             self._making[key][1].cancel()
 
     async def make(self, order: DaskOrder) -> str:
-        """Carry out an order and return a `News`."""
+        """Return a `News` with the order's outcome, or without one if the order was stopped."""
         if order.work.token in self._stopped:
             return News().model_dump_json()
         making = asyncio.create_task(self._make(order))
@@ -137,42 +137,42 @@ class CropMaker(WorkerPlugin):
         return News(outcome=None if making.cancelled() else making.result()).model_dump_json()
 
     async def stop(self, token: str) -> None:
-        """Stop an order, now or when it comes."""
+        """Stop an order that runs, or that Dask sends later."""
         self._stopped.append(token)
         await _end(task for of, task in self._making.values() if of == token)
 
     async def end_idle(self, settings: str | None = None) -> None:
-        """End idle child processes, of all services or of those with these settings."""
+        """End idle child processes, of all services (None) or of services with these settings."""
         for (of, _), engine in self._engines.items():
             if settings in {None, of}:
                 await engine.aclose()
 
     async def _make(self, order: DaskOrder) -> Outcome:
-        self._tell(order, News())
+        self._send(order, News())
         work, settings = order.work, own_settings(order.settings)
         name = work.name
-        # A name of its own for each attempt: a worker that was given up may still write under the one before.
+        # Each attempt has its own token: a worker that Dask gave up may still write to files of the attempt before.
         task = CropTask(name, f"{work.token}.{uuid4().hex}", work.strict)
         try:
-            # A worker that was lost after it published left a file, but sent no outcome.
+            # If a worker was lost after it published, the file is there, but its outcome was not sent.
             found = (await CropCache(settings.root).find(name)).file
             if found is not None and not (work.strict and found.missing_chunks):
                 return found
             wanted = order.settings, order.silence
             if wanted not in self._engines:
-                await self.end_idle()  # of a service that ended, or was started again with other settings
+                await self.end_idle()  # those of a service that ended or has new settings
             engine = self._engines.setdefault(wanted, LocalEngine(settings, silence=order.silence))
-            return await engine.run(task, lambda progress: self._tell(order, News(progress=progress)))
+            return await engine.run(task, lambda progress: self._send(order, News(progress=progress)))
         except PrismError as error:
             return error.to_problem()
-        except Exception as error:  # noqa: BLE001 - the border to Dask: everything becomes a problem
+        except Exception as error:  # noqa: BLE001 - every error goes to Dask as a problem
             return WorkerError(f"{name.folder} on {platform.node()}: {type(error).__name__}: {error}").to_problem()
 
-    def _tell(self, order: DaskOrder, news: News) -> None:
+    def _send(self, order: DaskOrder, news: News) -> None:
         self._worker.log_event(TOPIC, DaskNews(key=order.key, news=news).model_dump_json())
 
     async def _end_idle_later(self) -> None:
-        await asyncio.sleep(_IDLE_S)  # a service that ended without telling leaves idle children
+        await asyncio.sleep(_IDLE_S)  # a service that was killed leaves idle child processes
         await self.end_idle()
         self._engines.clear()
 
@@ -185,7 +185,7 @@ async def _end(tasks: Iterable[asyncio.Task[Outcome]]) -> None:
 
 
 async def _crop_maker(worker: Worker) -> CropMaker:
-    """Return the worker's plugin. Its name holds the release, so that another release has its own."""
+    """Return the worker's plugin; each release of prismcache has its own."""
     name = f"prismcache-{versions()['prismcache']}"
     if name not in worker.plugins:
         await worker.plugin_add(CropMaker(), name)

@@ -1,4 +1,4 @@
-"""The engine on this machine: worker processes, one crop each at a time, started when there is work."""
+"""The engine on this machine: worker processes, each with one crop at a time, started when there is work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from pathlib import Path
@@ -26,40 +25,41 @@ from prismcache_service.pipeline.progress import Report
 
 _SILENCE_S = 60.0
 _GRACE_S = 2.0  # for an idle worker to end by itself; a service has 5 s in all to shut down
-_LAST_WORDS = 20  # lines of standard error that an error message may quote
-_MAX_LINE = 1 << 20
+_STDERR_LINES = 3  # the last ones, quoted when a worker dies
+_MAX_LINE = 1 << 20  # bytes
 _log = logging.getLogger(__name__)
 
 WORKER_ENVIRONMENT = {
-    # One thread a library is plenty inside a worker.
+    # The decode threads of a worker use the cores; libraries need no threads of their own.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # Fewer arenas keep glibc's resident memory near what is used. It would give freed buffers back to the system, and
-    # touching fresh pages for each piece of a body and each stream of ISA-L costs half a CPU second a crop.
+    # Fewer arenas keep glibc's resident memory near the memory in use. With the default thresholds, glibc returns freed
+    # buffers to the system, and touching fresh pages for each part of a body and each stream of ISA-L costs 0.5 CPU s
+    # for each crop.
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-    # aiohttp reads the system's certificates when it is imported, for 30 ms. Nothing here uses them: the SDK has its
-    # own, or those that AWS's settings name.
+    # aiohttp reads the system's certificates when it is imported, which takes 30 ms. Workers do not use them: the SDK
+    # has its own certificates, or those that AWS's settings name.
     "SSL_CERT_FILE": os.devnull,
 }
 
 
 class WorkerDiedError(Exception):
-    """A worker ended, or sent nothing for too long, before its order was carried out."""
+    """A worker ended, or sent nothing for too long, before its crop was made."""
 
 
 class LocalEngine(Engine):
-    """Worker processes that this process started; they end with it.
+    """Worker processes that this process starts, and that end when this process ends.
 
     Parameters
     ----------
     settings
-        How many workers, and everything that a worker needs.
+        The number of workers, and everything that a worker needs.
     silence
-        Seconds without a line from a worker after which it counts as hung.
+        Seconds without a line from a worker after which the worker counts as hung.
     niceness
-        Added to this process's own for workers, so that this process goes first where both want a core.
+        Added to this process's own niceness for workers, so that this process goes first where both need a core.
     """
 
     name = "local"
@@ -79,13 +79,13 @@ class LocalEngine(Engine):
         except MissingExtraError as error:
             return error.to_problem()
         cause = ""
-        async with self._free, self._stagger.begin(report) as hear:
+        async with self._free, self._stagger.begin(report) as staggered:
             for _ in range(MAX_STRIKES):
                 try:
-                    return await self._run_once(task, hear)
+                    return await self._run_once(task, staggered)
                 except WorkerDiedError as error:
                     cause = str(error)
-                except OSError as error:  # too many processes or open files, say
+                except OSError as error:  # such as too many processes or open files
                     return WorkerError(f"no worker process can be started: {error}").to_problem()
         text = f"making {task.name.folder} ended {MAX_STRIKES} worker processes, the last by {cause}"
         return WorkerError(text).to_problem()
@@ -108,7 +108,7 @@ class LocalEngine(Engine):
         try:
             outcome = await worker.work(task, report)
             if _lacks_memory(outcome):
-                await worker.stop()  # what earlier crops left in it counts against the limit
+                await worker.stop()  # memory that earlier crops left in the worker counts against the limit
             else:
                 self._idle.append(worker)
         except BaseException:
@@ -120,19 +120,19 @@ class LocalEngine(Engine):
         return await _WorkerProcess.start(self._settings, self._silence, self._niceness)
 
     async def _kill(self, worker: _WorkerProcess, token: str) -> None:
-        """Kill a worker in the middle of its work; its unfinished files go too, so that the next may use the token."""
+        """Kill a worker and delete its unfinished files, so that the next worker may use the same token."""
         await worker.kill()
         try:
             await self._cache.threads.run(self._cache.discard, token)
-        except StorageError as error:  # the next sweep tries again
-            _log.warning("unfinished files of a killed worker stay for now: %s", error)
+        except StorageError as error:
+            _log.warning("unfinished files of a killed worker stay until the next sweep: %s", error)
 
 
 def _lower_priority(pid: int, niceness: int) -> None:
-    """Let others have the cores first, before the process starts threads, which inherit its niceness."""
-    with contextlib.suppress(OSError):  # the process has ended already, which its pipe tells
+    """Raise a process's niceness; to be called before the process starts threads, which inherit it."""
+    with contextlib.suppress(OSError):  # if the process has ended, its pipe shows that
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
-    with contextlib.suppress(OSError):  # where sessions share cores out (autogroup), each has a niceness of its own
+    with contextlib.suppress(OSError):  # with Linux's autogroup, each session has a niceness of its own
         Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
@@ -144,11 +144,12 @@ class _WorkerProcess:
     """One worker process and the pipe to it."""
 
     def __init__(self, process: Process, silence: float) -> None:
-        self._process = process
-        self._stdin, self._stdout, self._stderr = _pipes(process)
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("the process was started with pipes")
+        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
         self._silence = silence
-        self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._listening = asyncio.create_task(self._listen())
+        self._stderr_lines: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._reading_stderr = asyncio.create_task(self._read_stderr())
 
     @classmethod
     async def start(cls, settings: Settings, silence: float, niceness: int) -> Self:
@@ -161,8 +162,8 @@ class _WorkerProcess:
             stderr=PIPE,
             env=os.environ | WORKER_ENVIRONMENT,
             limit=_MAX_LINE,
-            # A Ctrl-C in the terminal is for the caller, who then ends the worker. And where Linux shares cores out
-            # between sessions (autogroup), this process must not wait for what its workers have used.
+            # A Ctrl-C in the terminal goes to the caller alone, which then ends the worker. And where Linux divides the
+            # cores between sessions (autogroup), the caller must not pay for what its workers used.
             start_new_session=True,
         )
         worker = cls(process, silence)
@@ -171,12 +172,12 @@ class _WorkerProcess:
         return worker
 
     async def work(self, task: CropTask, report: Report) -> Outcome:
-        """Send an order and wait for its outcome.
+        """Send an order and return its outcome.
 
         Raises
         ------
         WorkerDiedError
-            If the process ends first, or sends nothing for too long.
+            If the process ends before its outcome, or sends nothing for too long.
         """
         order = WorkOrder(name=task.name, strict=task.strict, token=task.token)
         await self._send(order.model_dump_json())
@@ -185,7 +186,7 @@ class _WorkerProcess:
                 async with asyncio.timeout(self._silence):
                     line = await self._stdout.readline()
             except TimeoutError:
-                raise WorkerDiedError(f"no sign of life for {self._silence:.0f} s") from None
+                raise WorkerDiedError(f"silence for {self._silence:.0f} s") from None
             if not line:
                 raise WorkerDiedError(await self._cause_of_death())
             news = News.model_validate_json(line)
@@ -195,40 +196,35 @@ class _WorkerProcess:
                 report(news.progress)
 
     async def _send(self, line: str) -> None:
-        with contextlib.suppress(ConnectionError):  # a worker that is gone shows when its pipe is read
+        with contextlib.suppress(ConnectionError):  # reading the pipe then shows that the worker ended
             self._stdin.write(line.encode() + b"\n")
             await self._stdin.drain()
 
     async def _cause_of_death(self) -> str:
         code = await self._process.wait()
-        await self._listening
+        await self._reading_stderr
         cause = f"exit code {code}"
         if code < 0:
             cause = f"signal {signal.Signals(-code).name}"
             cause += " (out of memory?)" if -code == signal.SIGKILL else ""
-        return "; ".join([cause, *list(self._last_words)[-3:]])
+        return "; ".join([cause, *self._stderr_lines])
 
-    async def _listen(self) -> None:
-        async for line in self._stderr:
-            self._last_words.append(line.decode(errors="replace").rstrip())
+    async def _read_stderr(self) -> None:
+        if self._process.stderr is not None:
+            async for line in self._process.stderr:
+                self._stderr_lines.append(line.decode(errors="replace").rstrip())
 
     async def kill(self) -> None:
         """End the process at once."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
-        await self._listening
+        await self._reading_stderr
 
     async def stop(self) -> None:
-        """End an idle process by closing its input; kill it if it is stopped or hung."""
+        """End an idle process by closing its input; kill the process if that is not enough."""
         self._stdin.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GRACE_S):
                 await self._process.wait()
         await self.kill()
-
-
-def _pipes(process: Process) -> tuple[StreamWriter, StreamReader, StreamReader]:
-    if process.stdin is None or process.stdout is None or process.stderr is None:
-        raise AssertionError("the process was started with three pipes")
-    return process.stdin, process.stdout, process.stderr

@@ -1,4 +1,4 @@
-"""What an engine and a worker process send to each other: one JSON document a line."""
+"""The messages between an engine and a worker process: JSON documents, one on each line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class WorkOrder(BaseModel):
 
 
 class News(BaseModel):
-    """Worker to engine, at least once a second: a sign of life, with the progress or the outcome if there is any."""
+    """Worker to engine, at least once a second: the progress, the outcome, or neither, which shows that it lives."""
 
     progress: Progress | None = None
     outcome: CropFile | Problem | None = None

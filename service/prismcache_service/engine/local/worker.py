@@ -1,9 +1,9 @@
 """A worker process: makes the crops that an engine sends on standard input, one at a time.
 
-Run by `prismcache_service.engine.local.engine` as ``python -m prismcache_service.engine``. The first line of standard
-input holds the settings, every further line a `WorkOrder`; each line of the output is a `News`. The process ends when
-its input does, so it never outlives the engine, however the engine ended. It is a process of its own so that neither a
-crash in a C library, nor a full disk, nor the memory limit touches the program that asked for the crop.
+`prismcache_service.engine.local.engine` runs ``python -m prismcache_service.engine``. The first line of standard input
+holds the settings, every further line a `WorkOrder`; each line of the output is a `News`. The process ends when its
+input ends, so that it never outlives the engine. Work is done in a separate process so that neither a crash in a C
+library, nor a full disk, nor the memory limit harms the program that needs the crop.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ _LIBRARIES = ("zarr", "numcodecs", "isal", "h5py", "numpy", "aiobotocore")
 
 
 class Outbox:
-    """The engine's end of the pipe; safe to use from several threads."""
+    """Sends lines to the engine; safe to use from several threads."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
     def send(self, news: News) -> None:
-        """Send a line. If the engine is gone, the thread that reads its orders ends this process."""
+        """Send a line. If the engine has ended, the thread that reads its orders ends this process."""
         with self._lock, contextlib.suppress(BrokenPipeError):
             self._stream.write(news.model_dump_json(exclude_none=True).encode() + b"\n")
             self._stream.flush()
 
 
 class _Reporter:
-    """Sends a crop's progress: beginning and end at once, everything between at most ten times a second.
+    """Sends a crop's progress: the first and the last at once, those between at most ten times a second.
 
-    The latest progress is sent even when no further object comes, so that a crop that waits shows how far it is.
+    The latest progress is sent even if no further object arrives.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -82,7 +82,7 @@ class _Reporter:
         self._outbox.send(News(progress=self._latest))
 
     def close(self) -> None:
-        """Send no more: progress sent after the outcome would count for the next crop."""
+        """Send no more: the engine would count progress sent after the outcome for the next crop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -105,12 +105,12 @@ class Worker:
         except OSError as error:
             outcome = storage_error(error, error.filename or self._cache.root).to_problem()
         except MemoryError:
-            os._exit(os.EX_OSERR)  # the engine counts it as a killed worker and tries again in a fresh one
-        except Exception as error:  # noqa: BLE001 - the border of the process: everything becomes a problem
+            os._exit(os.EX_OSERR)  # for the engine this is a killed worker: it tries again with a new one
+        except Exception as error:  # noqa: BLE001 - every error leaves the process as a problem
             sys.stderr.write("".join(traceback.format_exception(error)))
             outcome = WorkerError(f"{type(error).__name__}: {error}").to_problem()
         self._outbox.send(News(outcome=outcome))
-        self._materializer.tidy()  # what this crop left would count against the limit of the next
+        self._materializer.tidy()  # memory that this crop left would count against the next crop's limit
 
     async def _make(self, order: WorkOrder) -> CropFile:
         name = order.name
@@ -128,7 +128,7 @@ class Worker:
             return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, order.token)
         finally:
             report.close()
-            with contextlib.suppress(OSError):  # neither hides the first error nor fails a published crop
+            with contextlib.suppress(OSError):  # must neither hide the first error nor fail a published crop
                 temporary.unlink(missing_ok=True)
 
     async def _derive(self, name: CropName, temporary: Path) -> Manifest:
@@ -188,8 +188,19 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
     settings = Settings.model_validate_json(stdin.readline())
     lines: asyncio.Queue[bytes] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    threading.Thread(target=_read_lines, args=(stdin, loop, lines), daemon=True).start()
-    alive = asyncio.create_task(_say_alive(outbox))
+
+    def read_lines() -> None:
+        for line in stdin:
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+        os._exit(0)  # at once, in the middle of a crop; a later sweep deletes the temporary files
+
+    async def show_life() -> None:
+        while True:
+            outbox.send(News())
+            await asyncio.sleep(ALIVE_S)
+
+    threading.Thread(target=read_lines, daemon=True).start()
+    alive = asyncio.create_task(show_life())
     with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "decode") as executor:
         async with open_s3(settings, executor) as source:
             materializer = Materializer(source, settings, executor, FILE_MODE)
@@ -202,26 +213,13 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
                 materializer.close()
 
 
-def _read_lines(stdin: BinaryIO, loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes]) -> None:
-    """Hand each line to the loop. At its end the process exits at once; a later sweep removes its files."""
-    for line in stdin:
-        loop.call_soon_threadsafe(lines.put_nowait, line)
-    os._exit(0)
-
-
-async def _say_alive(outbox: Outbox) -> None:
-    while True:
-        outbox.send(News())
-        await asyncio.sleep(ALIVE_S)
-
-
 def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle
-    gc.freeze()  # a collection that walks all modules takes 10 ms, and a crop makes a hundred
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine handles Ctrl-C
+    gc.freeze()  # a collection that walks all modules takes 10 ms, and making a crop starts a hundred collections
     gc.set_threshold(20_000)
-    # What a library prints must not reach the engine as a line of ours.
+    # Output of libraries goes to standard error: on standard output, the engine would read it as a message.
     outbox = Outbox(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     try:
