@@ -39,7 +39,7 @@ _SCHEDULER_PARTS = ("prismcache", "python", "distributed")
 
 @dataclass
 class _Member:
-    """A worker of the cluster. `trouble` is why the worker gets no crops: "" if it passed, None before the inspection."""
+    """A worker of the cluster. `trouble` is why it gets no crops: "" if it passed, None before its inspection."""
 
     host: str
     trouble: str | None = None
