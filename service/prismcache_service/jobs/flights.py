@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -15,12 +15,26 @@ from prismcache_service.cache import CropName
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.engine import Outcome
 from prismcache_service.jobs.observer import Observer
-from prismcache_service.jobs.schedule import Wish, choose
 from prismcache_service.pipeline.progress import Report
 
 _log = logging.getLogger(__name__)
 
 Key = tuple[CropName, bool]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One job's wish for one crop that is not being made yet.
+
+    `open_crops` is the number of crops that the job still lacks; `order` is larger for later wishes.
+    """
+
+    name: CropName
+    strict: bool
+    priority: int
+    owner: str
+    open_crops: int
+    order: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,10 @@ class Flights:
             for passenger in list(flight.passengers.values()):
                 await passenger.on_started()
             outcome = await self._outcome(key, flight)
-            _log_outcome(outcome)
+            if isinstance(outcome, CropFile):
+                _log.info("cached %s, %d bytes", outcome.path, outcome.size)
+            else:
+                _log.warning("failed: %s: %s", outcome.code, outcome.detail)
         if self._flights.get(key) is flight:
             del self._flights[key]
         self._start_next()
@@ -155,8 +172,22 @@ class Flights:
             self._observer.task_ended(monotonic() - begin, code)
 
 
-def _log_outcome(outcome: Outcome) -> None:
-    if isinstance(outcome, CropFile):
-        _log.info("cached %s, %d bytes", outcome.path, outcome.size)
-    else:
-        _log.warning("failed: %s: %s", outcome.code, outcome.detail)
+def choose(wishes: Iterable[Wish], being_made: Mapping[str, int]) -> Wish | None:
+    """Return the wish to fulfil next, or None if there is none.
+
+    A higher priority goes first; then the owner with the fewest crops being made, so that a request for all crops does
+    not block other owners; then the job that lacks the fewest crops, so that small requests pass large ones; then the
+    oldest.
+
+    Parameters
+    ----------
+    wishes
+        The wishes for crops that wait.
+    being_made
+        How many crops are being made for each owner.
+    """
+
+    def rank(wish: Wish) -> tuple[int, int, int, int]:
+        return -wish.priority, being_made.get(wish.owner, 0), wish.open_crops, wish.order
+
+    return min(wishes, key=rank, default=None)

@@ -10,21 +10,21 @@ import json
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
-from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownCropError, UnknownJobError
-from prismcache.schema import CropInfo, CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
+from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownJobError
+from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.engine import Outcome
-from prismcache_service.jobs.flights import Flights, Passenger
+from prismcache_service.jobs.flights import Flights, Passenger, Wish
 from prismcache_service.jobs.live import LiveJob, job_of
 from prismcache_service.jobs.observer import Observer
-from prismcache_service.jobs.schedule import Wish
+from prismcache_service.jobs.published import PublishedCrops
 from prismcache_service.store import JobRecord, JobStore
 
 _log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ _RECENT = 1000  # ended jobs that are kept in memory
 _GRACE_S = 60.0  # crops of a job that has ended are kept for so long, until its client has a retention lease
 _TICK_S = 0.1  # a stream shows progress at most this often
 _WHOLE_ID = 32  # characters of a job's id
-_REFRESH_S = 60.0  # the bucket is asked for an unknown crop at most this often
-_REFRESH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,14 @@ class JobService:
         limits: JobLimits,
         observer: Observer,
     ) -> None:
-        self._ensure, self._catalog, self._store, self._limits = ensure, catalog, store, limits
+        self._ensure, self._store, self._limits = ensure, store, limits
+        self._published = PublishedCrops(catalog)
         self._last_used = last_used
         self._observer = observer
         self._flights = Flights(ensure, at_once, observer)
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
         self._accepting = asyncio.Lock()
-        self._refreshed_at = float("-inf")  # monotonic, in s
         self._orders = itertools.count()
 
     async def start(self) -> None:
@@ -126,8 +124,10 @@ class JobService:
         SourceError
             If all crops are requested, and the bucket that would list them cannot be read.
         """
-        crops = await self._crops_of(request)
-        found = await self._fail_unpublished(request.split, await self._ensure.find_all(request, crops))
+        crops = await self._published.crops_of(request)
+        if len(crops) > self._limits.crops:
+            raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")
+        found = await self._published.fail_unpublished(request.split, await self._ensure.find_all(request, crops))
         record = JobRecord(
             id=uuid.uuid4().hex,
             owner=owner,
@@ -150,7 +150,9 @@ class JobService:
                     active.submitters.add(client)
                     await self._store_submitters(active)
                 return active.snapshot()
-            self._refuse_excess(owner)
+            mine = sum(job.owner == owner for job in self._live.values())
+            if len(self._live) >= self._limits.jobs or mine >= self._limits.jobs_per_owner:
+                raise ServiceBusyError(f"there are {len(self._live)} unfinished jobs, {mine} of them yours")
             job.record(await self._store.add_job(record))
             self._live[record.id] = job
         await self._take_up(job)
@@ -224,7 +226,10 @@ class JobService:
         before = None if cursor is None else _parse_cursor(cursor)
         found = await self._store.jobs(states=states, split=split, owner=owner, before=before, limit=limit + 1)
         jobs = tuple(known.snapshot() if (known := self._known(r.id)) else job_of(r) for r in found[:limit])
-        return JobPage(jobs=jobs, next_cursor=_cursor(found[limit - 1]) if len(found) > limit else None)
+        if len(found) <= limit:
+            return JobPage(jobs=jobs)
+        last = json.dumps([found[limit - 1].created_at.isoformat(), found[limit - 1].id])
+        return JobPage(jobs=jobs, next_cursor=base64.urlsafe_b64encode(last.encode()).decode())
 
     async def cancel(self, job_id: str, client: str | None = None) -> Job:
         """Cancel a job, or end one client's wish for it; when no client wants the job any more, it is cancelled.
@@ -313,47 +318,6 @@ class JobService:
         """Delete jobs that ended longer than `older_than` ago; return how many."""
         return await self._store.forget_jobs(datetime.now(UTC) - older_than)
 
-    async def _crops_of(self, request: JobRequest) -> Sequence[int]:
-        if request.crops is not None:
-            crops = list(dict.fromkeys(request.crops))
-        else:
-            crops = [info.crop for info in await self._catalog.crops() if info.split is request.split]
-            if not crops:
-                raise UnknownCropError(f"no crop of split {request.split.value!r} is published")
-        if len(crops) > self._limits.crops:
-            raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")
-        return crops
-
-    async def _fail_unpublished(self, split: Split, found: Sequence[CropProgress]) -> list[CropProgress]:
-        """Mark all crops as failed if the catalog is known and has none of them, so that no job waits for a mistake."""
-        missing = {crop.crop for crop in found if not crop.state.is_final}
-        catalog = await self._catalog.recall() if missing else ()
-        if catalog and missing - _of_split(catalog, split) and monotonic() - self._refreshed_at > _REFRESH_S:
-            self._refreshed_at = monotonic()
-            try:
-                async with asyncio.timeout(_REFRESH_TIMEOUT_S):
-                    catalog = await self._catalog.crops(refresh=True)
-            except (PrismError, TimeoutError):
-                catalog = ()  # the crop may have been published since; the job will find out
-        published = _of_split(catalog, split)
-        if not catalog or any(crop.state.is_final or crop.crop in published for crop in found):
-            return list(found)
-        there = f"there are crops {', '.join(map(str, sorted(published)))}" if published else "it has no crop"
-        remedy = "`prismcache ls --refresh` or GET /v1/crops?refresh=true lists what is published."
-
-        def failed(crop: CropProgress) -> CropProgress:
-            error = UnknownCropError(
-                f"crop {crop.crop} of split {split.value!r} is not published: {there}", remedy=remedy
-            )
-            return crop.model_copy(update={"state": State.FAILED, "problem": error.to_problem()})
-
-        return [failed(crop) for crop in found]
-
-    def _refuse_excess(self, owner: str) -> None:
-        mine = sum(job.owner == owner for job in self._live.values())
-        if len(self._live) >= self._limits.jobs or mine >= self._limits.jobs_per_owner:
-            raise ServiceBusyError(f"there are {len(self._live)} unfinished jobs, {mine} of them yours")
-
     async def _take_up(self, job: LiveJob) -> None:
         """Queue every crop of a job that is not final."""
         for crop in job.open_crops():
@@ -421,15 +385,6 @@ class JobService:
 
     def _known(self, job_id: str) -> LiveJob | None:
         return self._live.get(job_id) or self._recent.get(job_id)
-
-
-def _of_split(catalog: Sequence[CropInfo], split: Split) -> set[int]:
-    return {info.crop for info in catalog if info.split is split}
-
-
-def _cursor(record: JobRecord) -> str:
-    text = json.dumps([record.created_at.isoformat(), record.id])
-    return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def _parse_cursor(cursor: str) -> tuple[datetime, str]:

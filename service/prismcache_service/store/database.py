@@ -1,8 +1,8 @@
-"""The job store's database: its address, the file or server behind it, and the border where its errors become ours.
+"""The job store's database: its URL, its file or server, and the place where its errors become prismcache's.
 
-SQLite keeps what it has acknowledged through a kill and a power cut, on a local disk: a network file system breaks its
-locks and its shared memory, so that is refused. A damaged file is set aside and begun anew, since the cache folder is
-the truth and this only remembers who asked for what.
+On a local disk, SQLite keeps committed data through a kill and a power cut. On a network file system its locks and its
+shared memory do not work, so such a folder is refused. A damaged file is set aside and a new one is created: the cached
+crops are in the cache folder, and only jobs, leases and pins are lost.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _DRIVERS = {
 }
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
-_NO_DATABASE = ("28", "3D", "3F", "42")  # PostgreSQL: who one is, which database, which schema, what one may do there
+_NO_DATABASE = ("28", "3D", "3F", "42")  # PostgreSQL: user, database, schema, permissions
 
 _log = logging.getLogger(__name__)
-_migrating = threading.Lock()  # alembic keeps the migration that runs in globals
+_migrating = threading.Lock()  # alembic keeps the current migration in global variables
 
 
 def database_url(config: ServiceConfig) -> str:
-    """Where the job store is: as configured, else SQLite in the state folder.
+    """Return the URL of the job store: the configured one, else SQLite in the state folder.
 
     Raises
     ------
@@ -76,12 +76,12 @@ def database_url(config: ServiceConfig) -> str:
 
 
 def parse_url(url: str) -> URL:
-    """The address, with the driver that is used.
+    """Return a URL as SQLAlchemy's, with the driver that is used.
 
     Raises
     ------
     ConfigError
-        If it is no address of SQLite or PostgreSQL; never repeats it, since it may hold a password.
+        If it is not a URL of SQLite or PostgreSQL; the message does not repeat it, because it may contain a password.
     """
     remedy = "Set PRISMCACHE_DATABASE_URL to postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE, or leave it out."
     try:
@@ -94,7 +94,10 @@ def parse_url(url: str) -> URL:
     if is_sqlite(parsed):
         name = parsed.database or ""
         if name in {"", ":memory:"} or name.startswith("file:"):
-            raise ConfigError("jobs that must survive cannot be stored in memory: the URL names no file", remedy=remedy)
+            raise ConfigError(
+                "jobs cannot be stored in memory, because they must survive a restart: the URL names no file",
+                remedy=remedy,
+            )
     elif find_spec("asyncpg") is None:
         raise MissingExtraError(
             "PostgreSQL's driver is not installed", remedy='Run `pip install "prismcache[postgres]"`.'
@@ -103,24 +106,24 @@ def parse_url(url: str) -> URL:
 
 
 def is_sqlite(url: URL) -> bool:
-    """Whether it is a file of ours rather than a server."""
+    """Return True if the database is a SQLite file, False if it is a server."""
     return url.get_backend_name() == "sqlite"
 
 
 def sqlite_path(url: URL) -> Path:
-    """The file of a SQLite address."""
+    """Return the file of a SQLite URL."""
     return Path(url.database or "").absolute()
 
 
 def prepare(url: URL) -> None:
-    """Have a sound database with today's schema at `url`; for a thread, since it blocks.
+    """Create or migrate the database at `url`, and set a damaged file aside. This blocks: call it in a thread.
 
     Raises
     ------
     ConfigError
-        If the address cannot be used, or a newer version of prismcache has been there.
+        If the URL cannot be used, or a newer version of prismcache has written the database.
     StorageError
-        If the database does not answer.
+        If the database does not respond.
     """
     with translated(url):
         if is_sqlite(url):
@@ -139,15 +142,15 @@ async def _migrate(url: URL) -> None:
 
 
 def make_engine(url: URL, *, migrating: bool = False) -> AsyncEngine:
-    """Connections to the database, to be disposed of by the caller.
+    """Return an engine (a pool of connections), which the caller must dispose of.
 
     Parameters
     ----------
     migrating
-        Without a bound on the time of a statement, and without SQLite's foreign keys: a table that is made anew and
-        renamed would take along every row that refers to it.
+        Without a time limit for statements, and without SQLite's foreign keys: when a migration replaces a table, rows
+        that refer to the old one would be deleted.
     """
-    # Values do not belong into logs.
+    # Parameters hidden: values must not get into logs.
     common: dict[str, Any] = {"pool_size": _POOL_SIZE, "max_overflow": 0, "hide_parameters": True}
     if is_sqlite(url):
         engine = create_async_engine(url, connect_args={"timeout": _BUSY_S, "isolation_level": None}, **common)
@@ -158,7 +161,7 @@ def make_engine(url: URL, *, migrating: bool = False) -> AsyncEngine:
         "command_timeout": None if migrating else _COMMAND_S,
         "server_settings": {"application_name": "prismcache"},
     }
-    # Asked before each use whether it still answers: a server that was restarted costs no request.
+    # Pre-ping: each connection is checked before use, so that no request fails after a restart of the server.
     return create_async_engine(url, connect_args=arguments, pool_pre_ping=True, **common)
 
 
@@ -173,13 +176,13 @@ def _set_up_sqlite(engine: AsyncEngine, *, foreign_keys: bool) -> None:
                 f"the file system of the job store cannot do SQLite's write-ahead log (it stays {mode!r})",
                 remedy="Set PRISMCACHE_STATE_FOLDER to a folder on a local disk.",
             )
-        cursor.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before it is acknowledged
+        cursor.execute("PRAGMA synchronous = FULL")  # data are on the disk when a commit returns
         cursor.execute(f"PRAGMA foreign_keys = {int(foreign_keys)}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begun(connection: Connection) -> None:
-        # A transaction that reads first and writes later would fail, not wait, if another wrote in between.
+        # A transaction that reads, then writes, would fail instead of waiting if another one wrote in between.
         writes = connection.get_execution_options().get(WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -214,7 +217,7 @@ def _set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
     try:
-        # The log first: a new database must never meet the old one's.
+        # The write-ahead log first: a new database must not find the old log.
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
@@ -225,7 +228,7 @@ def _set_aside(path: Path) -> Path:
 
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
-    """The one border where errors of drivers and SQLAlchemy become prismcache's."""
+    """Raise errors of drivers and SQLAlchemy within the block as prismcache's errors."""
     try:
         yield
     except PrismError:
@@ -233,23 +236,23 @@ def translated(url: URL) -> Iterator[None]:
     except CommandError as error:
         raise ConfigError(
             f"the schema of {_shown(url)} is not known to this version of prismcache",
-            remedy="A newer version, or another program, has used this database: upgrade, or give prismcache its own.",
+            remedy="A newer version or another program has used this database: upgrade, or use a database of its own.",
         ) from error
     except _foreign_errors(url) as error:
         raise _database_error(error, url) from error
 
 
 def _foreign_errors(url: URL) -> tuple[type[Exception], ...]:
-    # Failures to connect come as the driver raises them.
+    # Failures to connect are not wrapped by SQLAlchemy.
     if is_sqlite(url):
         return SQLAlchemyError, OSError, sqlite3.Error
-    driver: Any = import_module("asyncpg")  # it has no types
+    driver: Any = import_module("asyncpg")  # asyncpg has no types
     return SQLAlchemyError, OSError, driver.PostgresError, driver.InterfaceError
 
 
 def _database_error(error: Exception, url: URL) -> PrismError:
     cause: BaseException = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    cause = cause.__cause__ or cause  # the driver's own, where SQLAlchemy wraps it twice
+    cause = cause.__cause__ or cause  # the driver's own error, if SQLAlchemy wraps it twice
     reason = (str(cause) or type(cause).__name__).splitlines()[0]
     message = f"the job store {_shown(url)} failed: {reason}"
     state = getattr(cause, "sqlstate", None) or ""
@@ -259,7 +262,7 @@ def _database_error(error: Exception, url: URL) -> PrismError:
     if state == "25006" or code in _DENIED:
         return StorageUnwritableError(message, remedy="Let the service write its database (PRISMCACHE_STATE_FOLDER).")
     if state.startswith(_NO_DATABASE):
-        return ConfigError(message, remedy="Check PRISMCACHE_DATABASE_URL, and what its user may do there.")
+        return ConfigError(message, remedy="Check PRISMCACHE_DATABASE_URL, and the permissions of its user.")
     if code in _DAMAGED:
         return StorageError(message, remedy="Restart the service: it sets a damaged database aside.")
     return StorageError(message)
@@ -271,5 +274,5 @@ def _primary_code(error: BaseException) -> int | None:
 
 
 def _shown(url: URL) -> str:
-    """The address without its password and options, which may hold one too."""
+    """Return the URL without password and options, which may contain one too."""
     return str(sqlite_path(url)) if is_sqlite(url) else url.set(query={}).render_as_string(hide_password=True)

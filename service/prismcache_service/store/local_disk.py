@@ -1,4 +1,4 @@
-"""Which file system a folder lies on, and whether SQLite's files may lie there."""
+"""Find the file system of a folder, and refuse a network file system for SQLite's files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prismcache.errors import ConfigError
 
 MOUNTS = Path("/proc/self/mountinfo")
 
-# File systems that other machines write too, or that a server keeps: locks and shared memory do not reach across.
-# See proc_pid_mountinfo(5) for where the names come from.
+# File systems that several machines use: SQLite's locks and shared memory work within one machine only.
+# The names are the kernel's: see proc_pid_mountinfo(5).
 # fmt: off
 _NETWORK = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fhgfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
@@ -24,12 +24,12 @@ _NETWORK_FUSE = frozenset({
 
 
 def refuse_network_file_system(folder: Path, mounts: Path = MOUNTS) -> None:
-    """Accept a folder, which need not exist yet, unless it is known to lie on a network file system.
+    """Refuse a folder on a network file system; the folder need not exist.
 
     Raises
     ------
     ConfigError
-        Names the folder, its file system and what to do.
+        If the folder is known to lie on a network file system; the message names folder and file system.
     """
     kind = file_system(folder, mounts)
     if kind is not None and is_network(kind):
@@ -41,18 +41,18 @@ def refuse_network_file_system(folder: Path, mounts: Path = MOUNTS) -> None:
 
 
 def is_network(kind: str) -> bool:
-    """Whether a type of file system, as the kernel names it, is served over a network."""
+    """Return True if a file system type (as the kernel names it) is a network file system."""
     name, _, of_fuse = kind.partition(".")
     return of_fuse in _NETWORK_FUSE if name == "fuse" else kind in _NETWORK
 
 
 def file_system(folder: Path, mounts: Path = MOUNTS) -> str | None:
-    """The type of the file system that holds `folder` (``ext4``, ``nfs4``, ``fuse.sshfs``); None where nobody says.
+    """Return the type of the file system that holds `folder` (``ext4``, ``nfs4``, ``fuse.sshfs``); None if unknown.
 
     Parameters
     ----------
     mounts
-        The mount table, in the format of ``/proc/self/mountinfo``; only Linux has one.
+        The mount table, in the format of ``/proc/self/mountinfo``, which only Linux has.
     """
     try:
         table = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -63,13 +63,9 @@ def file_system(folder: Path, mounts: Path = MOUNTS) -> str | None:
     for line in table:
         # id parent device root mount-point options optional… - type source options
         fields, _, source = line.partition(" - ")
-        point = Path(_unescaped(fields.split(" ")[4]))
-        # Of mounts on the same point the last one is on top.
+        # The table writes blanks, backslashes and line ends as octal numbers, such as \040.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split(" ")[4]))
+        # If several are mounted on the same point, the last one hides the others.
         if place.is_relative_to(point) and (best is None or len(point.parts) >= best[0]):
             best = len(point.parts), source.split(" ")[0]
     return best[1] if best else None
-
-
-def _unescaped(name: str) -> str:
-    r"""The table writes blanks, backslashes and line ends as ``\040`` and the like."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)

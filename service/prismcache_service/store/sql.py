@@ -1,8 +1,8 @@
 """The job store in a database: SQLite on the service's own disk, or PostgreSQL, with the same statements.
 
-Each method is one transaction, and one that has begun goes to its end: a client that hangs up cancels whoever waits,
-never the transaction. What cannot be read back (a row of a newer version, a damaged text) is left out and logged, so
-that one bad row does not keep a service from starting.
+Each method is one transaction. A transaction that has begun is completed: when a client disconnects, only the waiting
+for the transaction is cancelled. Rows that cannot be read (of a newer version, or damaged) are left out and logged, so
+that one bad row does not prevent the service from starting.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 def _whole(
     method: Callable[Concatenate[SqlJobStore, _P], Coroutine[Any, Any, _T]],
 ) -> Callable[Concatenate[SqlJobStore, _P], Coroutine[Any, Any, _T]]:
-    """Let a method that has begun run to its end, whatever becomes of its caller."""
+    """Run a method to its end even if its caller is cancelled."""
 
     @functools.wraps(method)
     async def to_its_end(self: SqlJobStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -61,12 +61,12 @@ def _whole(
 
 
 class SqlJobStore(JobStore):
-    """A store that survives its process; `open` makes one, `aclose` ends it. For one event loop.
+    """A store whose content survives the process. `open` returns one; `aclose` closes it. For one event loop.
 
     Parameters
     ----------
     url
-        As `parse_url` answers it; the database has today's schema.
+        As `parse_url` returns it; the database must have the current schema.
 
     Examples
     --------
@@ -77,13 +77,13 @@ class SqlJobStore(JobStore):
         self._url = url
         self._engine = make_engine(url)
         self._writer = self._engine.execution_options(**{WRITES: True})
-        # One snapshot for all statements of a method; SQLite's transactions have that anyway.
+        # All statements of a method read one snapshot, as SQLite's transactions always do.
         consistent = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = self._engine if is_sqlite(url) else self._engine.execution_options(**consistent)
         self._insert: Callable[[Table], sqlite.Insert | postgresql.Insert]
         self._insert = sqlite.insert if is_sqlite(url) else postgresql.insert
-        # Writes happen in the order in which they were asked for, even if who asked has hung up meanwhile. (SQLite has
-        # one writer at a time anyway; in its busy handler they would try their luck.)
+        # Writes happen in the order of the calls, also those whose caller was cancelled. (SQLite allows one writer at a
+        # time, but does not keep their order.)
         self._turn = asyncio.Lock()
         self._file = _identity(url)
         self._running: set[asyncio.Task[Any]] = set()
@@ -91,14 +91,14 @@ class SqlJobStore(JobStore):
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        """Open the store at a SQLAlchemy URL, making or migrating the database as needed.
+        """Open the store at a SQLAlchemy URL; create or migrate the database if needed.
 
         Raises
         ------
         ConfigError
-            If the URL is unusable: a network file system, no such database or user, a newer schema.
+            If the URL cannot be used: a network file system, no such database or user, a newer schema.
         StorageError
-            If the database does not answer, or cannot be written.
+            If the database does not respond, or cannot be written.
         """
         parsed = parse_url(url)
         await asyncio.to_thread(prepare, parsed)
@@ -129,7 +129,7 @@ class SqlJobStore(JobStore):
     async def update_job(self, job_id: str, kind: str, state: State, crop: CropProgress | None = None) -> JobEvent:
         key = _text(job_id)
         async with self._writing() as connection:
-            # First, since it locks the job: its events are numbered in the order in which they are committed.
+            # This comes first because it locks the job, so that events are numbered in the order of their commits.
             if not await _count(connection, update(jobs).where(jobs.c.id == key).values(state=state.value)):
                 raise KeyError(job_id)
             if crop is not None:
@@ -182,7 +182,7 @@ class SqlJobStore(JobStore):
         return (await self._jobs(chosen))[::-1]
 
     async def _jobs(self, chosen: Select[str]) -> list[JobRecord]:
-        """The jobs whose ids are `chosen`, oldest first."""
+        """Return the jobs whose ids are `chosen`, oldest first."""
         last_event = select(func.max(events.c.seq)).where(events.c.job_id == jobs.c.id).scalar_subquery()
         found = select(jobs, last_event.label("last_event")).where(jobs.c.id.in_(chosen))
         parts = select(job_crops.c.job_id, job_crops.c.progress).where(job_crops.c.job_id.in_(chosen))
@@ -207,7 +207,7 @@ class SqlJobStore(JobStore):
         ended = of_job.order_by(events.c.seq.desc()).limit(1).scalar_subquery()
         async with self._writing() as connection:
             old = delete(jobs).where(jobs.c.state.in_(_FINAL), ended < ended_before)
-            return await _count(connection, old)  # crops and events go with their job
+            return await _count(connection, old)  # deletes crops and events of the jobs, too
 
     @_whole
     async def put_lease(self, lease: LeaseRecord) -> None:
@@ -233,7 +233,7 @@ class SqlJobStore(JobStore):
         async with self._reading() as connection:
             rows = (await connection.execute(select(leases).order_by(leases.c.expires_at, leases.c.id))).all()
         valid = [row for row in rows if row.expires_at > now]
-        if len(valid) < len(rows):  # a read that never waits for a writer, unless there is something to delete
+        if len(valid) < len(rows):  # only then: a read alone never waits for a writer
             async with self._writing() as connection:
                 await connection.execute(delete(leases).where(leases.c.expires_at <= now))
         return _readable("lease", valid, _lease)
@@ -263,7 +263,7 @@ class SqlJobStore(JobStore):
 
     @_whole
     async def touch(self, crops: Iterable[tuple[Split, int]], at: datetime) -> None:
-        # Sorted, so that two services never wait for each other's rows in a circle.
+        # Sorted, so that two services cannot deadlock on each other's rows.
         rows = [{"split": split.value, "crop": crop, "at": at} for split, crop in sorted(set(crops))]
         if not rows:
             return
@@ -310,11 +310,11 @@ class SqlJobStore(JobStore):
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise StorageError("the job store is closed", remedy="The service is shutting down: ask again soon.")
+            raise StorageError("the job store is closed", remedy="The service is shutting down; try again soon.")
 
 
 async def _count(connection: AsyncConnection, statement: Update | Delete) -> int:
-    """How many rows a change has met."""
+    """Return how many rows a change has affected."""
     return (await connection.execute(statement)).rowcount
 
 
@@ -357,7 +357,7 @@ def _lease(row: Row[Any]) -> LeaseRecord:
 
 
 def _readable(what: str, rows: Iterable[Any], make: Callable[[Row[Any]], _T]) -> list[_T]:
-    """What `make` makes of each row, but for those that it cannot read."""
+    """Return `make` of each row; rows that it cannot read are logged and left out."""
     made = []
     for row in rows:
         try:
@@ -368,12 +368,12 @@ def _readable(what: str, rows: Iterable[Any], make: Callable[[Row[Any]], _T]) ->
 
 
 def _text(value: str) -> str:
-    """`value`, or what no key can equal where it holds characters that no database stores (NUL, lone surrogates)."""
+    """Return `value` with characters that no database stores (NUL, lone surrogates) replaced: it equals no key."""
     return re.sub("[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value)
 
 
 def _identity(url: URL) -> tuple[int, int] | None:
-    """Which file lies at the address now; None if there is none, or it is a server's."""
+    """Return device and inode of the file at the URL; None if there is none, or the database is a server."""
     if not is_sqlite(url):
         return None
     try:

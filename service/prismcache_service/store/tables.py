@@ -1,8 +1,8 @@
 """The tables of the SQL job store, the same on SQLite and PostgreSQL.
 
-What is filtered or sorted by has a column of its own; the rest of a request, a crop's progress or an event is JSON
-text, so that a new field of the wire models needs no migration. A change here needs one: see `migrations`, and the
-test that compares the two.
+Fields that are filtered or sorted by have columns of their own; the rest of a request, a crop's progress or an event is
+JSON text, so that a new field of the wire models needs no migration. A change in this module needs a migration (see
+`migrations`); a test compares the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Index, Integer,
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 
-# Names that a migration can rely on, whatever a database would make up.
+# Fixed names, which migrations need; each database would choose other ones.
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -25,13 +25,13 @@ metadata = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime to the microsecond, handed out in UTC. SQLite keeps it as text, which sorts as time does."""
+    """An aware datetime to the microsecond, returned in UTC. SQLite stores it as text that sorts by time."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """In UTC; without the zone for SQLite, which would not store it."""
+        """Return the value in UTC; without a zone for SQLite, which cannot store one."""
         if value is None:
             return None
         try:
@@ -41,15 +41,15 @@ class UtcDateTime(TypeDecorator[datetime]):
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's
-        """As it was, in UTC; PostgreSQL answers in the zone of its session."""
+        """Return the stored value in UTC; PostgreSQL returns it in the zone of its session."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-# Sorted by code point whatever the database's collation is, as Python and SQLite do: cursors compare ids.
+# Cursors compare ids, so ids are sorted by code point, as in Python and SQLite, whatever the database's collation is.
 _Id = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-# SQLite numbers rows by itself only in a column declared INTEGER.
+# SQLite assigns numbers only in a column that is declared INTEGER.
 _Serial = BigInteger().with_variant(Integer(), "sqlite")
 
 jobs = Table(
@@ -85,7 +85,7 @@ events = Table(
     Column("state", Text, nullable=False),
     Column("crop", Text),
     Index(None, "job_id", "seq"),
-    sqlite_autoincrement=True,  # never a number that a forgotten job has had: `seq` grows for ever
+    sqlite_autoincrement=True,  # `seq` always grows: numbers of deleted events are not used again
 )
 
 leases = Table(

@@ -75,7 +75,9 @@ class Gate:
             detail = f"the headers are larger than {MAX_HEADER_BYTES} bytes"
             too_large = HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
             raise Refusal(too_large, {"Connection": "close"})
-        headers = _single_headers(scope)
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            headers[name] = b"" if name in headers else value  # a header that is sent twice counts as empty
         if b"content-length" in headers and b"transfer-encoding" in headers:
             # A proxy in front may take another of the two to tell where the next request begins.
             both = HttpError(HTTPStatus.BAD_REQUEST, "the headers have both Content-Length and Transfer-Encoding")
@@ -99,21 +101,21 @@ class Gate:
         scheme, _, token = (authorization or b"").decode("latin-1").partition(" ")
         caller = self._tokens.authenticate(token.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
-            raise self._failed(scope, was_sent=authorization is not None)
+            # Only failures are limited: a valid token from the same address is still accepted.
+            if wait := self._failures.note(_address(scope)):
+                raise Refusal(ServiceBusyError("too many failed authentications from this address"), retry_after(wait))
+            raise Refusal(UnauthorizedError("a token is needed" if authorization is None else "the token is not valid"))
         if wait := self._rates.take(caller.name):
             raise Refusal(ServiceBusyError("this token sends too many requests a second"), retry_after(wait))
         return caller
 
-    def _failed(self, scope: Scope, *, was_sent: bool) -> Refusal:
-        # Only failures are limited: a valid token from the same address is still accepted.
-        if wait := self._failures.note(_address(scope)):
-            return Refusal(ServiceBusyError("too many failed authentications from this address"), retry_after(wait))
-        return Refusal(UnauthorizedError("the token is not a valid one" if was_sent else "a token is needed"))
-
     def _refuse_strangers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Refuse requests that a web page of another site could send through a browser on this machine."""
-        host = headers.get(b"host", b"").decode("latin-1")
-        if self._check_host and not is_loopback(_host_name(host)):
+        try:
+            host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+        except ValueError:
+            host = ""
+        if self._check_host and not is_loopback(host):
             raise Refusal(
                 ForbiddenError(
                     "without tokens, requests must be addressed to localhost",
@@ -132,18 +134,3 @@ def _address(scope: Scope) -> str:
 
 def _is_public(path: str) -> bool:
     return path in PUBLIC or is_public_path(path)
-
-
-def _single_headers(scope: Scope) -> dict[bytes, bytes]:
-    """Return headers by name; a header that is sent more than once counts as empty."""
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        found[name] = b"" if name in found else value
-    return found
-
-
-def _host_name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""

@@ -57,6 +57,9 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,  # a later `configure` must change existing loggers too
     )
+    renderer: Processor = structlog.processors.JSONRenderer()
+    if log_format == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -65,7 +68,7 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 blot_secrets,
-                _renderer(log_format),
+                renderer,
             ],
         )
     )
@@ -77,12 +80,6 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     for chatty in ("aiobotocore", "botocore", "aiosqlite", "alembic", "asyncio", "sse_starlette"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
-
-
-def _renderer(log_format: Literal["console", "json"]) -> Processor:
-    if log_format == "json":
-        return structlog.processors.JSONRenderer()
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)
 
 
 def blot_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -111,7 +108,9 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        # A proxy in front may have set an id.
+        given = (value for name, value in scope["headers"] if name == b"x-request-id" and _REQUEST_ID.fullmatch(value))
+        request_id = next(given, b"").decode() or secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         status, began = 0, time.perf_counter()
 
@@ -119,7 +118,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, request_id)
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         with bound(request=request_id):
@@ -141,21 +143,6 @@ class RequestLog:
             return
         _log.error("unexpected error", path=_path(scope), exc_info=error)
         await answer(scope, error)(scope, receive, send)
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the id that a proxy in front set, if it has plain characters, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return secrets.token_hex(8)
-
-
-def _add_headers(message: Message, request_id: str) -> None:
-    headers = MutableHeaders(scope=message)
-    headers["X-Request-ID"] = request_id
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers.setdefault("Cache-Control", "no-store")
 
 
 def _path(scope: Scope) -> str:

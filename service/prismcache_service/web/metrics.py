@@ -32,7 +32,7 @@ class Metrics:
         self._evicted = self._counter("evictions", "Files deleted to make room")
         self._evicted_bytes = self._counter("evicted_bytes", "Bytes deleted to make room")
         self._failures = self._counter("errors", "Crops that could not be made, by error code", "code")
-        self._problems = self._counter("http_problems", "Requests answered with a problem, by error code", "code")
+        self._problems = self._counter("http_problems", "Responses that were a problem, by error code", "code")
         self._tasks = Histogram(
             "task_duration_seconds", "From a crop's start to its file or its failure", ["outcome"],
             namespace=_NAMESPACE, registry=self.registry, buckets=_TASK_BUCKETS,

@@ -7,7 +7,7 @@ from typing import Any
 
 from prismcache.schema import Split
 from prismcache_service.cache import CropName
-from prismcache_service.jobs.schedule import Wish, choose
+from prismcache_service.jobs.flights import Wish, choose
 
 
 def wish(crop: int, **changes: Any) -> Wish:

@@ -1,1 +1,1 @@
-"""HTTP, one module for each kind of thing: parse, ask the service, answer with a model."""
+"""The routes, one module for each group: parse the request, call a service, return a model."""

@@ -1,4 +1,4 @@
-"""``/docs``: the OpenAPI document for people, one page without scripts, as labs may have no way to the internet."""
+"""``/docs``: the OpenAPI document for people, one page without scripts, because a lab may have no internet access."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ dd { margin: 0 0 .25rem 1.5rem }
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """Every operation with its parameters, answers and examples."""
+    """Return a page with every operation, its parameters, responses and examples."""
     return HTMLResponse(render(request.app.openapi()), headers=_HEADERS)
 
 
 def render(document: dict[str, Any]) -> str:
-    """An OpenAPI document as HTML."""
+    """Return an OpenAPI document as HTML."""
     info = {name: html.escape(text) for name, text in document["info"].items()}
     operations = [
         _operation(method, path, operation)
@@ -57,19 +57,16 @@ def render(document: dict[str, Any]) -> str:
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     parameters = operation.get("parameters", [])
     terms = [(f"{item['name']} ({item['in']})", item.get("description", "")) for item in parameters]
-    terms += [(status, answer["description"]) for status, answer in operation["responses"].items()]
+    terms += [(status, response["description"]) for status, response in operation["responses"].items()]
     listed = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in terms)
+    bodies = operation.get("requestBody", {}).get("content", {}).values()
+    named = [item for media in bodies for item in media.get("examples", {}).items()]
+    examples = "".join(f"<p>{html.escape(name)}:</p>{_code(example['value'])}" for name, example in named)
     return (
         f"<section><h2><code>{method.upper()} {html.escape(path)}</code></h2>"
         f"<p><b>{html.escape(operation['summary'])}.</b> {html.escape(operation.get('description', ''))}</p>"
-        f"<dl>{listed}</dl>{''.join(_examples(operation))}</section>"
+        f"<dl>{listed}</dl>{examples}</section>"
     )
-
-
-def _examples(operation: dict[str, Any]) -> list[str]:
-    bodies = operation.get("requestBody", {}).get("content", {}).values()
-    named = [item for media in bodies for item in media.get("examples", {}).items()]
-    return [f"<p>{html.escape(name)}:</p>{_code(example['value'])}" for name, example in named]
 
 
 def _code(value: Any) -> str:

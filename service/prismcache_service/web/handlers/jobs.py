@@ -170,7 +170,12 @@ async def follow(
     await jobs.get(job_id)  # so that an unknown job gives 404, not an empty stream
     events = jobs.events(job_id, last_event_id if last_event_id is not None else after or 0)
     stream = _encoded(until_closing(request.app.state.closing, events))
-    return EventSourceResponse(stream, ping=PING_S, ping_message_factory=_ping, send_timeout=_SEND_TIMEOUT_S)
+    return EventSourceResponse(
+        stream,
+        ping=PING_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="still here"),
+        send_timeout=_SEND_TIMEOUT_S,
+    )
 
 
 async def _encoded(events: AsyncGenerator[JobEvent | Job, None]) -> AsyncGenerator[ServerSentEvent, None]:
@@ -183,7 +188,3 @@ async def _encoded(events: AsyncGenerator[JobEvent | Job, None]) -> AsyncGenerat
                 yield ServerSentEvent(data, event="job")
     finally:
         await events.aclose()
-
-
-def _ping() -> ServerSentEvent:
-    return ServerSentEvent(comment="still here")

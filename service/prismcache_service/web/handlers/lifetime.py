@@ -25,10 +25,10 @@ async def or_none(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
 async def until_closing(closing: asyncio.Event, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """Yield what `source` yields, until `closing` is set."""
     ending = asyncio.create_task(closing.wait())
-    step: asyncio.Task[T] | None = None
+    step: asyncio.Future[T] | None = None
     try:
         while not closing.is_set():
-            step = asyncio.create_task(_next(source))
+            step = asyncio.ensure_future(anext(source))
             await asyncio.wait([step, ending], return_when=asyncio.FIRST_COMPLETED)
             if not step.done():
                 return
@@ -42,16 +42,12 @@ async def until_closing(closing: asyncio.Event, source: AsyncGenerator[T, None])
         await source.aclose()
 
 
-async def _next(source: AsyncGenerator[T, None]) -> T:
-    return await anext(source)
-
-
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""``/v1/crops/{split}/{crop}/preview.png``: a look at a cached crop."""
+"""``/v1/crops/{split}/{crop}/preview.png``: a picture of a cached crop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def preview(
     request: Request,
     channel: Annotated[int, Decimal, Query(ge=0, le=9_999, description="The channel that is shown in grey.")] = 0,
 ) -> Response:
-    """The middle slice (X to the right, Y down) of a channel in grey, and labels in colour. Does not count as use."""
+    """The middle slice (X to the right, Y down): a channel in grey, labels in colour. Does not count as use."""
     found = await previews.preview(split, crop, channel, lambda etag: is_known(request.headers, etag))
     headers = {"ETag": found.etag, "Cache-Control": "private, no-cache"}
     if found.png is None:

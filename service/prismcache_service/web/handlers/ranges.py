@@ -1,7 +1,7 @@
-"""What to answer to a conditional request, or one for a part: RFC 9110, sections 13 and 14. Pure.
+"""Decide which bytes of a file a request gets: conditions and ranges of RFC 9110, sections 13 and 14. Without I/O.
 
-The only validator is a strong ETag, the file's SHA-256. A date says nothing about content, so none is sent, and one in
-``If-Range`` never matches.
+The only validator is a strong ETag, the file's SHA-256. No dates are sent, because a date does not identify content; a
+date in ``If-Range`` never matches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ETAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 @dataclass(frozen=True)
 class Part:
-    """Which bytes of the file to send, [`start`, `stop`), with which status; `reason` if it is a refusal."""
+    """The bytes of the file to send, [`start`, `stop`), and the status; `reason` is set if the request is refused."""
 
     status: HTTPStatus
     start: int = 0
@@ -28,17 +28,19 @@ class Part:
 
 
 def decide(headers: Headers, *, is_get: bool, size: int, etag: str) -> Part:
-    """The part of a file of `size` bytes, whose ETag is `etag` (with quotes), that a request asks for.
+    """Return the part of a file that a request asks for.
 
     Parameters
     ----------
     headers
-        The request's.
+        The request's headers.
     is_get
-        False for HEAD, which knows no ranges.
+        False for HEAD, which ignores ranges.
+    size, etag
+        The file's size in bytes, and its ETag with quotes.
     """
     if "if-match" in headers and not _matches(headers.getlist("if-match"), etag, weak=False):
-        return Part(HTTPStatus.PRECONDITION_FAILED, reason="the file is another one than If-Match names")
+        return Part(HTTPStatus.PRECONDITION_FAILED, reason="If-Match names another file")
     if is_known(headers, etag):
         return Part(HTTPStatus.NOT_MODIFIED)
     wanted = headers.getlist("range")
@@ -50,15 +52,18 @@ def decide(headers: Headers, *, is_get: bool, size: int, etag: str) -> Part:
 
 
 def is_known(headers: Headers, etag: str) -> bool:
-    """Whether a GET or HEAD says, by ``If-None-Match``, that its sender has what `etag` (with quotes) names."""
+    """Return True if ``If-None-Match`` of a GET or HEAD contains `etag` (with quotes): the client has that content."""
     return "if-none-match" in headers and _matches(headers.getlist("if-none-match"), etag, weak=True)
 
 
 def _part(specs: str, size: int) -> Part:
     several = [spec.strip() for spec in specs.split(",") if spec.strip()]
     parsed = [_RANGE.fullmatch(spec) for spec in several]
-    if not parsed or not all(match and match[0] != "-" and _ascends(match) for match in parsed):
-        return Part(HTTPStatus.OK, 0, size)  # what is malformed is to be ignored
+    if not parsed or not all(
+        match and match[0] != "-" and (not (match[1] and match[2]) or int(match[1]) <= int(match[2]))
+        for match in parsed
+    ):
+        return Part(HTTPStatus.OK, 0, size)  # RFC 9110: a malformed range is ignored
     if len(several) > 1:
         return Part(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, reason="ask for one range at a time")
     first, last = several[0].split("-")
@@ -69,12 +74,8 @@ def _part(specs: str, size: int) -> Part:
     return Part(HTTPStatus.PARTIAL_CONTENT, start, stop)
 
 
-def _ascends(match: re.Match[str]) -> bool:
-    return not (match[1] and match[2]) or int(match[1]) <= int(match[2])
-
-
 def _matches(values: list[str], etag: str, *, weak: bool) -> bool:
-    """Whether an ETag is among those of ``If-Match`` (strong comparison) or ``If-None-Match`` (weak)."""
+    """Return True if an ETag is among those of ``If-Match`` (strong comparison) or ``If-None-Match`` (weak)."""
     text = ", ".join(values)
     if text.strip() == "*":
         return True
