@@ -34,13 +34,13 @@ def load_backend(settings: Settings) -> Backend:
     return factory(settings)
 
 
-def service_part(module: str, name: str, noun: str) -> Any:
-    """Return an object of the service's package, which the client does not import by itself.
+def service_part(module: str, name: str | None, noun: str) -> Any:
+    """Return a module of the service's package, or an object in it, which the client does not import by itself.
 
     Parameters
     ----------
     module, name
-        The module, and the object in it.
+        The module, and the object in it; None for the module itself.
     noun
         What the object is, for the error.
 
@@ -50,9 +50,10 @@ def service_part(module: str, name: str, noun: str) -> Any:
         If a module that the object needs is not installed.
     """
     try:
-        return getattr(import_module(module), name)
+        found = import_module(module)
     except ImportError as error:
         missing = f"the module {error.name!r}" if error.name else f"a module that fails to load ({error})"
         raise MissingExtraError(
             f"the {noun} needs {missing}, which is not installed", remedy='pip install "prismcache[service]"'
         ) from error
+    return found if name is None else getattr(found, name)

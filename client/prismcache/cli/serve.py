@@ -116,7 +116,7 @@ def _load(name: str) -> Any:
     return service_part(f"prismcache_service.{module}", part, f"{name} command")
 
 
-_PARTS = {"config": ("config", "ServiceConfig"), "serve": ("web.server", "serve"), "token": ("web", "tokens")}
+_PARTS = {"config": ("config", "ServiceConfig"), "serve": ("web.server", "serve"), "token": ("web.tokens", None)}
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -131,3 +131,16 @@ def at_a_terminal(script: str, *words: str, **changes: str) -> str:
 def test_python_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "prismcache", "--version"], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("prismcache ")
+
+
+def test_a_token_is_made_and_listed_by_processes_of_their_own(tmp_path):
+    """Nothing of the service is imported before the command asks for it."""
+    env = environment() | {
+        "PRISMCACHE_STATE_FOLDER": str(tmp_path / "state"),
+        "PRISMCACHE_ROOT": str(tmp_path / "root"),
+    }
+    command = [sys.executable, "-m", "prismcache", "token"]
+    made = subprocess.run([*command, "create", "ada"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (made.returncode, made.stdout[:6]) == (0, "prism_")
+    listed = subprocess.run([*command, "list"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (listed.returncode, "ada" in listed.stdout) == (0, True)
