@@ -13,6 +13,7 @@ from tests.support.cache_root import tiny_spec
 from tests.support.certificates import HAVE_OPENSSL, make_certificate
 from tests.support.crops import crop_folder, write_crop
 from tests.support.forward_proxy import ForwardProxy
+from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.s3 import S3Server
 
@@ -95,3 +96,10 @@ def test_another_kind_of_proxy_is_an_error_that_names_it(plain, folder, tmp_path
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
     with pytest.raises(ConfigError, match="socks5"):
         _ensure(plain.endpoint, tmp_path, folder)
+
+
+def test_a_machine_without_certificates_reads_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    with running_lab(tmp_path, [tiny_spec(0)]) as lab, PrismClient(settings=lab.settings(workers=1)) as client:
+        assert [Path(path).name for path in client.ensure("instance", 0, progress=False)] == ["crop_0.h5"]

@@ -39,9 +39,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-    # aiohttp reads the system's certificates when it is imported, which takes 30 ms. Workers do not use them: the SDK
-    # has its own certificates, or those that AWS's settings name.
-    "SSL_CERT_FILE": os.devnull,
 }
 
 

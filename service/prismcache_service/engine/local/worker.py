@@ -226,3 +226,6 @@ def main() -> None:
         asyncio.run(_serve(sys.stdin.buffer, outbox))
     except PrismError as error:
         outbox.send(News(outcome=error.to_problem()))
+    except Exception:  # noqa: BLE001 - the traceback is what the engine shows
+        traceback.print_exc()
+        os._exit(1)  # the thread that reads standard input would make Python abort at its end

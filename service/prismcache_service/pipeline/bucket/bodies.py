@@ -205,9 +205,10 @@ async def open_store(session: Any, client: Any, settings: Settings) -> S3Store:
         "default_headers": {"accept-encoding": "identity"},
         **_proxy_options(url.scheme, host),
     }
-    if url.scheme == "https":
-        authorities = session.get_config_variable("ca_bundle") or get_cert_path(verify=True)
-        options["root_certificate"] = await asyncio.to_thread(Path(authorities).read_bytes)
+    # Also for http: obstore makes no client on a machine without certificates of its own.
+    named = session.get_config_variable("ca_bundle") if url.scheme == "https" else None
+    authorities = named or get_cert_path(verify=True)
+    options["root_certificate"] = await asyncio.to_thread(Path(authorities).read_bytes)
     return S3Store(
         settings.s3_bucket,
         endpoint=f"{url.scheme}://{host}{url.path}".rstrip("/"),
