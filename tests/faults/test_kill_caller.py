@@ -119,7 +119,7 @@ def test_killed_at_every_change_that_the_caller_makes(lab: Lab, client: PrismCli
         if code == 0:
             break
     assert code == 0
-    assert at > 5
+    assert at > 3  # preparing the folder, and the two ends of the making lock
     _is_not_cached(client, crops[0])
     _completes(lab, client, crops[0])  # a hit does not sweep, this does
     assert unfinished(lab.root) == []

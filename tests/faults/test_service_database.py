@@ -75,7 +75,7 @@ def test_the_service_starts_and_knows_what_is_cached(
     with service:
         with Desk(service) as desk:
             desk.http.put("/v1/crops/instance/0/pin").raise_for_status()
-            lost = desk.submit(77)
+            lost = desk.submit(0, 77)  # a job that fails, since 77 is not published, and is stored
             desk.ended(lost.id)
         service.kill() if end == "killed" else service.terminate()
         damage(tmp_path / "state" / "jobs.sqlite")
