@@ -35,7 +35,6 @@ from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
-from prismcache_service.pipeline.products import make_product
 
 ALIVE_S = 1.0
 _REPORT_S = 0.1
@@ -133,6 +132,8 @@ class Worker:
 
     async def _derive(self, name: CropName, temporary: Path) -> Manifest:
         """Make a product from the cached crop; return its manifest."""
+        from prismcache_service.pipeline.products import make_product  # scipy takes 0.3 s of a worker's start
+
         crop_name = CropName(name.split, name.crop)
         found = (await self._cache.find(crop_name)).file
         crop = self._cache.manifest(crop_name)
