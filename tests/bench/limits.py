@@ -123,10 +123,9 @@ def _fetch(endpoint: str, items: list[SourceObject]) -> float:
             before = time.process_time()
 
             async def read_some() -> None:
-                slot = memoryview(bytearray(max(item.size for item in items)))
                 while waiting:
                     item = waiting.pop()
-                    await bodies.read(f"{PREFIX}/instance/crop_0.zarr/{item.key}", item.size, slot, if_match=None)
+                    await bodies.read(f"{PREFIX}/instance/crop_0.zarr/{item.key}", item.size, if_match=None)
 
             await asyncio.gather(*(read_some() for _ in range(settings.s3_concurrency)))
             return time.process_time() - before

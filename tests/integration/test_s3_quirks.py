@@ -64,7 +64,7 @@ async def read(source: Source, key: str = KEY, *, document: bool = False) -> byt
     item = (await source.list_objects(FOLDER))[key]
     if document:
         return await source.read_document(FOLDER, item)
-    return bytes(await source.read(FOLDER, item, memoryview(bytearray(item.size))))
+    return bytes(await source.read(FOLDER, item))
 
 
 def headers(**changes: str | None) -> Action:

@@ -33,17 +33,16 @@ class FolderSource(Source):
         base = self._root / folder
         return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
 
-    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
+    async def read(self, folder: str, item: SourceObject) -> memoryview:
         try:
             data = (self._root / folder / item.key).read_bytes()
         except OSError as error:
             raise SourceCorruptError(f"object {item.key!r} was listed, but: {error.strerror}") from error
         if len(data) != item.size:
             raise SourceCorruptError(f"object {item.key!r} has {len(data)} bytes, its listing says {item.size}")
-        into[: item.size] = data
-        if (listed := plain_md5(item.etag)) is not None and md5_of(into[: item.size]) != listed:
+        if (listed := plain_md5(item.etag)) is not None and md5_of(memoryview(data)) != listed:
             raise SourceCorruptError(f"object {item.key!r} has another MD5 than its listing")
-        return into[: item.size]
+        return memoryview(data)
 
     @staticmethod
     def _item(key: str, path: Path) -> SourceObject:

@@ -64,11 +64,11 @@ class ChangingSource(FolderSource):
         super().__init__(root)
         self._change, self._at, self._reads = change, at, 0
 
-    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
+    async def read(self, folder: str, item: SourceObject) -> memoryview:
         if self._reads in self._at:
             self._change()
         self._reads += 1
-        return await super().read(folder, item, into)
+        return await super().read(folder, item)
 
 
 @contextmanager
@@ -178,9 +178,9 @@ def test_context_fetches_only_the_chunks_that_meet_the_wider_box(bucket_dir: Pat
     fetched: list[str] = []
 
     class Counted(FolderSource):
-        async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
+        async def read(self, folder: str, item: SourceObject) -> memoryview:
             fetched.append(item.key)
-            return await super().read(folder, item, into)
+            return await super().read(folder, item)
 
     folder = crop_folder(bucket_dir, SPEC)
     make(bucket_dir, target, dataclasses.replace(NAME, context=(2, 1, 1)), source=Counted(bucket_dir / BUCKET / PREFIX))
@@ -271,11 +271,11 @@ def test_damage_that_is_no_change_is_corruption_at_once(bucket_dir: Path, target
     reads: list[str] = []
 
     class Damaged(FolderSource):
-        async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
+        async def read(self, folder: str, item: SourceObject) -> memoryview:
             reads.append(item.key)
             if item.key == "raw/0.0.0.0":
                 raise SourceCorruptError(f"object {item.key!r} has another MD5")
-            return await super().read(folder, item, into)
+            return await super().read(folder, item)
 
     with pytest.raises(SourceCorruptError, match=r"raw/0\.0\.0\.0"):
         make(bucket_dir, target, source=Damaged(bucket_dir / BUCKET / PREFIX))

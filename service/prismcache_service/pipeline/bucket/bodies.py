@@ -1,4 +1,4 @@
-"""Bodies of objects, streamed into buffers by obstore, which receives and decrypts without the GIL.
+"""Bodies of objects, fetched by obstore, which receives and decrypts without the GIL.
 
 What obstore cannot do for a server (keys that it does not take, a response without a length, a redirect to another
 host) goes through aiobotocore's `get_object`: slower, and said once in the log.
@@ -32,11 +32,12 @@ from prismcache.errors import ConfigError
 from prismcache_service.pipeline.bucket.responses import failure_of
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, S3Credential
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_STALL_S = 30.0
-_MIN_BYTES = 1 << 16  # that a body must grow by before it counts as stalled: 2 KiB/s at least
+_PIECE_BYTES = 1 << 16  # of a body that comes through aiobotocore
 _MAX_IN_FLIGHT = 40_000_000  # bytes; what a link of 10 Gbit/s brings in 30 ms, the time to an object's first byte
 _CREDENTIALS_LIFE = timedelta(minutes=10)  # then aiobotocore is asked again; the object store does so 5 minutes early
 _NOWHERE = "http://127.0.0.1:0"  # a proxy for all other hosts: redirects are not followed
@@ -45,9 +46,13 @@ _log = logging.getLogger("prismcache")
 
 @dataclass(frozen=True)
 class Body:
-    """A response's length in bytes, and its ETag, Content-Encoding and encryption, empty where they are unknown."""
+    """A response: its length in bytes, its bytes, and its ETag, Content-Encoding and encryption, empty where unknown.
+
+    The bytes are not read, and empty, where the length is not the expected one.
+    """
 
     length: int
+    data: memoryview
     etag: str
     encoding: str
     encryption: str = ""
@@ -96,8 +101,8 @@ class BodyReader:
                 async with self._ended:
                     self._ended.notify_all()
 
-    async def read(self, key: str, size: int, into: memoryview, *, if_match: str | None) -> Body:
-        """Read an object into the first `size` bytes of `into`; a body of another length is not read to its end.
+    async def read(self, key: str, size: int, *, if_match: str | None) -> Body:
+        """Read an object of `size` bytes.
 
         Raises
         ------
@@ -107,64 +112,39 @@ class BodyReader:
         """
         if not self._sdk_only:
             try:
-                return await self._by_obstore(key, size, into, if_match)
+                return await self._by_obstore(key, size, if_match)
             except BaseError as error:
                 if not _is_beyond_obstore(error):
                     raise
                 self._sdk_only = True
                 _log.warning("bodies come through aiobotocore, more slowly: %s", failure_of(error).reason)
-        return await self.read_by_sdk(key, size, into, if_match=if_match)
+        return await self.read_by_sdk(key, size, if_match=if_match)
 
-    async def _by_obstore(self, key: str, size: int, into: memoryview, if_match: str | None) -> Body:
-        async with asyncio.timeout(self._patience) as patience:
-            response = await obstore.get_async(
-                self._store, key, options=None if if_match is None else {"if_match": if_match}
-            )
-            meta = response.meta
-            body = Body(meta["size"], meta["e_tag"] or "", str(response.attributes.get("Content-Encoding", "")))
-            if body.length == size:
-                pieces = response.stream(min_chunk_size=_MIN_BYTES)
-                await _fill(into[:size], pieces, patience, self._patience)
-            return body
+    async def _by_obstore(self, key: str, size: int, if_match: str | None) -> Body:
+        options: GetOptions | None = None if if_match is None else {"if_match": if_match}
+        response = await obstore.get_async(self._store, key, options=options)
+        meta = response.meta
+        data = memoryview(await response.bytes_async() if meta["size"] == size else b"")
+        encoding = str(response.attributes.get("Content-Encoding", ""))
+        return Body(meta["size"], data, meta["e_tag"] or "", encoding)
 
-    async def read_by_sdk(self, key: str, size: int, into: memoryview, *, if_match: str | None) -> Body:
+    async def read_by_sdk(self, key: str, size: int, *, if_match: str | None) -> Body:
         """Read as `read` does, through aiobotocore alone."""
         condition = {} if if_match is None else {"IfMatch": if_match}
-        async with asyncio.timeout(self._patience) as patience:
+        data = bytearray()
+        async with asyncio.timeout(self._settings.s3_object_timeout / 2):
             response = await self._client.get_object(Bucket=self._settings.s3_bucket, Key=key, **condition)
-            stream = response["Body"]
-            async with stream:
-                pieces = stream.iter_chunks(_MIN_BYTES)
-                length = int(response.get("ContentLength", size))
-                if length == size:
-                    length = await _fill(into[:size], pieces, patience, self._patience)
-            return Body(
-                length,
-                response.get("ETag", ""),
-                response.get("ContentEncoding", ""),
-                response.get("ServerSideEncryption", ""),
-            )
-
-    @property
-    def _patience(self) -> float:
-        return min(MAX_STALL_S, self._settings.s3_object_timeout / 3)
-
-
-async def _fill(into: memoryview, pieces: AsyncIterator[bytes], patience: asyncio.Timeout, seconds: float) -> int:
-    """Copy a body; return its length, or one byte more than `into` has for any longer body.
-
-    The deadline moves on each time that `_MIN_BYTES` more have come.
-    """
-    at, marked = 0, 0
-    async for piece in pieces:
-        if at + len(piece) > len(into):
-            return len(into) + 1
-        into[at : at + len(piece)] = piece
-        at += len(piece)
-        if at - marked >= _MIN_BYTES:
-            marked = at
-            patience.reschedule(asyncio.get_running_loop().time() + seconds)
-    return at
+            length = int(response.get("ContentLength", size))
+            async with response["Body"] as stream:
+                while length == size and len(data) <= size and (piece := await stream.read(_PIECE_BYTES)):
+                    data += piece
+        return Body(
+            len(data) if length == size else length,
+            memoryview(data),
+            response.get("ETag", ""),
+            response.get("ContentEncoding", ""),
+            response.get("ServerSideEncryption", ""),
+        )
 
 
 def _is_beyond_obstore(error: Exception) -> bool:
@@ -196,11 +176,11 @@ async def open_store(session: Any, client: Any, settings: Settings) -> S3Store:
     is_aws = (url.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
     by_host = is_aws and "." not in settings.s3_bucket  # a certificate of AWS does not fit a bucket with dots
     host = f"{settings.s3_bucket}.{url.netloc}" if by_host else url.netloc
-    seconds = timedelta(seconds=settings.s3_object_timeout)
     options: ClientConfig = {
         "allow_http": url.scheme == "http",
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "timeout": seconds,
+        "read_timeout": timedelta(seconds=min(MAX_STALL_S, settings.s3_object_timeout / 3)),
+        "timeout": timedelta(seconds=settings.s3_object_timeout / 2),  # a body that drips leaves time for another try
         "user_agent": f"prismcache/{version('prismcache')}",
         "default_headers": {"accept-encoding": "identity"},
         **_proxy_options(url.scheme, host),

@@ -116,19 +116,16 @@ class S3Source(Source):
             for entry in page.get("CommonPrefixes", ())
         ]
 
-    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
-        await self._verified(folder, item, into, self._bodies.read)
-        return into[: item.size]
+    async def read(self, folder: str, item: SourceObject) -> memoryview:
+        return await self._verified(folder, item, self._bodies.read)
 
     async def read_document(self, folder: str, item: SourceObject) -> bytes:
-        into = bytearray(item.size)
-        await self._verified(folder, item, memoryview(into), self._bodies.read_by_sdk)
-        return bytes(into)
+        return bytes(await self._verified(folder, item, self._bodies.read_by_sdk))
 
-    async def _verified(self, folder: str, item: SourceObject, into: memoryview, read: Callable[..., Any]) -> None:
+    async def _verified(self, folder: str, item: SourceObject, read: Callable[..., Any]) -> memoryview:
         key, what = self._key(folder, item.key), f"object {item.key!r} of {self.url}/{folder}"
 
-        async def attempt(deadline: asyncio.Timeout) -> None:
+        async def attempt(deadline: asyncio.Timeout) -> memoryview:
             digest = plain_md5(item.etag) if self._etag_is_md5 else None
             # A plain MD5 proves the body, which is more than If-Match does (and some proxies have ETags of their own).
             condition = None if digest or not item.etag or item.etag.startswith("W/") else f'"{item.etag}"'
@@ -136,18 +133,19 @@ class S3Source(Source):
                 async with _not_counted(deadline):
                     await held.enter_async_context(self._bodies.turn(item.size))
                 try:
-                    body: Body = await read(key, item.size, into, if_match=condition)
+                    body: Body = await read(key, item.size, if_match=condition)
                 except _REQUEST_ERRORS as error:
                     # Some servers compare If-Match with other quotes than they list. The response's own ETag decides.
                     if condition is None or failure_of(error).status != 412:
                         raise
-                    body = await read(key, item.size, into, if_match=None)
+                    body = await read(key, item.size, if_match=None)
             found = None
             if digest is not None and body.length == item.size:  # hashlib releases the GIL
-                found = await asyncio.get_running_loop().run_in_executor(self._executor, md5_of, into[: item.size])
+                found = await asyncio.get_running_loop().run_in_executor(self._executor, md5_of, body.data)
             self._judge(item, body, digest, found, what)
+            return body.data
 
-        await self._retrying(attempt, what, _READ_ATTEMPTS)
+        return await self._retrying(attempt, what, _READ_ATTEMPTS)
 
     def _judge(self, item: SourceObject, body: Body, digest: str | None, found: str | None, what: str) -> None:
         """Compare a body with its listing; `found` is its MD5, `digest` the listed one, both None if unknown."""

@@ -34,8 +34,8 @@ class Source(ABC):
         """Return the names of the folders directly below `folder`."""
 
     @abstractmethod
-    async def read(self, folder: str, item: SourceObject, into: memoryview) -> memoryview:
-        """Read one listed object, verify it and return it as a view of the first `item.size` bytes of `into`.
+    async def read(self, folder: str, item: SourceObject) -> memoryview:
+        """Read one listed object, verify it and return its bytes.
 
         Raises
         ------
@@ -45,8 +45,7 @@ class Source(ABC):
 
     async def read_document(self, folder: str, item: SourceObject) -> bytes:
         """Read one small listed object, verify it and return it; raises as `read` does."""
-        into = memoryview(bytearray(item.size))
-        return bytes(await self.read(folder, item, into))
+        return bytes(await self.read(folder, item))
 
 
 def bare_etag(etag: str) -> str:

@@ -11,7 +11,7 @@ from prismcache.errors import MemoryLimitError
 from prismcache_service.pipeline.plan.plan import ArrayPlan, CropPlan
 
 _SPARE_BLOCKS = 3  # blocks beyond the needed ones, so that filling goes on while full ones are deflated
-_SLACK_BYTES = 32 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
+_SLACK_BYTES = 64 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
 _MIN_SLOTS = 2
 
 

@@ -1,7 +1,7 @@
-"""First stage: fetch objects in the plan's order, each into a slot, and hand them to the stage that decodes them.
+"""First stage: fetch objects in the plan's order, and hand them to the stage that decodes them.
 
-The pool of slots bounds how many objects are under way or wait to be decoded. Each `Fetched` holds its slot; the next
-stage puts the slot back into the pool.
+The slots bound how many objects are under way or wait to be decoded: a visit holds one from its fetch on, and the next
+stage releases it once the object's bytes are not needed any more.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ class Fetched:
 
     visit: Visit
     data: memoryview | None
-    slot: memoryview
 
 
 FetchedQueue = asyncio.Queue[Fetched]
-Read = Callable[[SourceObject, memoryview], Awaitable[memoryview]]
+Read = Callable[[SourceObject], Awaitable[memoryview]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class FetchStage:
     Attributes
     ----------
     read
-        Fetch and verify an object into a buffer; return the view of the buffer that holds the object.
+        Fetch and verify an object; return its bytes.
     slots
-        Pool of buffers, each large enough for the largest object.
+        One for each object that may be in memory.
     on_fetched
         Called on the event loop with the size in bytes of each object that has been fetched and verified.
     moved
@@ -45,7 +44,7 @@ class FetchStage:
     """
 
     read: Read
-    slots: asyncio.Queue[memoryview]
+    slots: asyncio.Semaphore
     on_fetched: Callable[[int], None]
     moved: Moved
 
@@ -56,12 +55,13 @@ class FetchStage:
         """
         async with asyncio.TaskGroup() as group:
             for visit, queue in visits:
-                group.create_task(self._fetch(visit, await self.slots.get(), queue))
+                await self.slots.acquire()
+                group.create_task(self._fetch(visit, queue))
 
-    async def _fetch(self, visit: Visit, slot: memoryview, queue: FetchedQueue) -> None:
+    async def _fetch(self, visit: Visit, queue: FetchedQueue) -> None:
         data = None
         if visit.item is not None and not visit.again:
-            data = await self.read(visit.item, slot)
+            data = await self.read(visit.item)
             self.moved.fetched += visit.item.size
             self.on_fetched(visit.item.size)
-        queue.put_nowait(Fetched(visit, data, slot))
+        queue.put_nowait(Fetched(visit, data))

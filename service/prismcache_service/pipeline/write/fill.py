@@ -32,7 +32,7 @@ class RawStage:
     array, blocks
         The plan of raw and its blocks.
     slots
-        Pool that the slots of decoded objects go back to.
+        Those of the fetch stage; one is released for each object that is decoded.
     threads
         Where decoding runs.
     spool
@@ -43,7 +43,7 @@ class RawStage:
         self,
         array: ArrayPlan,
         blocks: Sequence[Block],
-        slots: asyncio.Queue[memoryview],
+        slots: asyncio.Semaphore,
         threads: Threads,
         spool: Spool,
     ) -> None:
@@ -65,7 +65,7 @@ class RawStage:
         await run_in(self._threads.decode, self._decode, visit, fetched.data, blocks)
         if visit.key in self._spooled:
             self._spooled[visit.key].set()
-        self._slots.put_nowait(fetched.slot)
+        self._slots.release()
         for block in blocks:
             block.visited(visit.box)
 
@@ -92,7 +92,7 @@ class LabelsStage:
         self,
         array: ArrayPlan,
         blocks: Sequence[Block],
-        slots: asyncio.Queue[memoryview],
+        slots: asyncio.Semaphore,
         threads: Threads,
         spool: Spool,
     ) -> None:
@@ -115,11 +115,13 @@ class LabelsStage:
                 group.create_task(self._fill(visit, table))
 
     async def _scan(self, fetched: Fetched) -> Ids:
+        visit = fetched.visit
         if fetched.data is not None:
-            await run_in(self._threads.hdf5, self._spool.put, fetched.visit.key, fetched.data)
-        self._slots.put_nowait(fetched.slot)
+            await run_in(self._threads.hdf5, self._spool.put, visit.key, fetched.data)
+        del fetched  # its bytes, too, before another object takes the slot
+        self._slots.release()
         async with self._few:
-            return await run_in(self._threads.decode, self._ids_of, fetched.visit)
+            return await run_in(self._threads.decode, self._ids_of, visit)
 
     def _ids_of(self, visit: Visit) -> Ids:
         """Return the ids in an object of labels; keep its runs if they are small enough to be worth it."""

@@ -1,6 +1,7 @@
 """Run a plan: fetch → fill → deflate → write, all stages at once, in bounded memory.
 
-* *Slots* hold fetched objects. The fetch stage takes them in the plan's order, the fill stage puts them back.
+* *Slots* bound the fetched objects in memory. The fetch stage takes them in the plan's order, the fill stage
+  releases them.
 * *Blocks* hold decoded voxels. They open in canonical order, as buffers come free; an object is decoded once every
   block it fills is open. A *share* of a block, some rows of its chunks, is deflated once it is full, and written in
   its turn; with its last share a block's buffer goes to the next block.
@@ -45,7 +46,7 @@ async def stream_crop(
     Parameters
     ----------
     read
-        Fetch and verify an object of the crop into a buffer.
+        Fetch and verify an object of the crop.
     plan, budget
         What to do, and in how much memory.
     open_writer
@@ -64,7 +65,7 @@ async def stream_crop(
     CropWriter
         The writer with everything written; the caller closes it.
     """
-    slots = buffer_pool(budget.slots, budget.slot_bytes)
+    slots = asyncio.Semaphore(budget.slots)
     buffers = buffer_pool(budget.blocks, budget.block_bytes)
     labels_blocks, raw_blocks = blocks_of(plan.labels), blocks_of(plan.raw)
     before = plan.blocks_before_labels
