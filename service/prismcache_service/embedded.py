@@ -26,6 +26,7 @@ from prismcache.schema import (
     VerifyResult,
 )
 from prismcache.wishes import Wish, Wishes
+from prismcache_service.crops import adopt
 from prismcache_service.factory import Factory
 from prismcache_service.store import MemoryJobStore
 
@@ -107,9 +108,7 @@ class EmbeddedBackend:
         return await self._factory.crops.clear_quarantine()
 
     async def adopt(self, paths: Sequence[Path]) -> list[CropFile]:
-        """Publish files that another cache made, if they are right; see `crops.adopt`."""
-        from prismcache_service.crops.adopt import adopt  # here, since it needs h5py
-
+        """Publish files that another cache made, if they are right; see `adopt`."""
         return [await adopt(path, self._factory.cache, self._factory.catalog, _log.warning) for path in paths]
 
     async def aclose(self) -> None:

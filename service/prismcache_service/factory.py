@@ -16,13 +16,18 @@ from prismcache.errors import MissingExtraError, PrismError
 from prismcache.schema import ServiceStatus, Split, State
 from prismcache_service.cache import CropCache, CropName, SingleFlight, check_shown_root
 from prismcache_service.config import ServiceConfig
-from prismcache_service.crops.catalog import CatalogService
-from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.faces import FaceService
-from prismcache_service.crops.last_used import LastUsed
-from prismcache_service.crops.previews import PreviewService
-from prismcache_service.crops.service import CropService, Terms
-from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
+from prismcache_service.crops import (
+    Bounds,
+    CatalogService,
+    CropService,
+    EnsureService,
+    FaceService,
+    LastUsed,
+    PreviewService,
+    SpaceService,
+    StoredFile,
+    Terms,
+)
 from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import JobLimits, JobService, NoObserver, Observer

@@ -25,7 +25,7 @@ from prismcache_service.cache import CropName
 from prismcache_service.engine.local.engine import WORKER_ENVIRONMENT
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import Materializer
-from prismcache_service.pipeline.memory import resident_bytes
+from prismcache_service.pipeline.system import resident_bytes
 from tests.bench.programs import BENCH_DIR
 
 _SAMPLE_S = 0.05

@@ -11,9 +11,7 @@ import pytest
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropName
-from prismcache_service.crops.catalog import CatalogService
-from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.crops import CatalogService, EnsureService, LastUsed
 from prismcache_service.jobs.observer import NoObserver
 from prismcache_service.jobs.service import JobLimits, JobService
 from prismcache_service.store.base import JobRecord, MemoryJobStore

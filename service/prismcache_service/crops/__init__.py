@@ -1,1 +1,24 @@
-"""Crops: make, list, evict, preview."""
+"""Crops: make, list, keep, evict, verify, draw, adopt. Other rooms import from here."""
+
+from prismcache_service.crops.adopt import adopt
+from prismcache_service.crops.catalog import CatalogService
+from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops.faces import FaceService
+from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.crops.previews import PreviewService
+from prismcache_service.crops.service import CropService, Terms
+from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
+
+__all__ = [
+    "Bounds",
+    "CatalogService",
+    "CropService",
+    "EnsureService",
+    "FaceService",
+    "LastUsed",
+    "PreviewService",
+    "SpaceService",
+    "StoredFile",
+    "Terms",
+    "adopt",
+]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from prismcache.errors import PrismError
 from prismcache.schema import Split
-from prismcache_service.crops.kept import CropKey, Uses
+from prismcache_service.kept import CropKey, Uses
 
 _FLUSH_S = 5.0
 

@@ -10,7 +10,6 @@ import sys
 
 from pydantic import BaseModel
 
-from prismcache.crop import Crop
 from prismcache.errors import CropCorruptError, PrismError, RequestError
 from prismcache.layout import FORMAT_VERSION, LABELS
 from prismcache.schema import Split
@@ -49,6 +48,8 @@ def prove(path: str) -> Proof:
     RequestError
         If the file is no crop without context of a known format.
     """
+    from prismcache.crop import Crop  # here, since `adopt` needs only `Proof`
+
     with Crop(path) as crop:
         provenance, split = crop.provenance, crop.split
         if not 1 <= provenance.format_version <= FORMAT_VERSION:

@@ -1,8 +1,72 @@
-"""Where crops are made: the interface, worker processes of this machine, a Dask cluster. Other rooms import from here.
+"""Where crops are made: the interface of an engine, and its messages. Other rooms import from here.
 
-The factory alone imports an engine itself, when the settings name it.
+An engine makes crops in worker processes (`local`: of this machine; `dask`: of a cluster), and goes on when one of them
+dies. The factory alone imports an engine itself, when the settings name it.
 """
 
-from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
+from __future__ import annotations
 
-__all__ = ["MAX_STRIKES", "CropTask", "Engine", "Outcome"]
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from pydantic import BaseModel
+
+from prismcache.schema import CropFile, Problem, Progress
+from prismcache_service.cache import CropName
+from prismcache_service.pipeline.progress import Report
+
+MAX_STRIKES = 3
+"""How many workers a crop may kill before that crop fails; other crops go on."""
+
+Outcome: TypeAlias = CropFile | Problem
+"""The published file, or the problem that prevented it."""
+
+
+class News(BaseModel):
+    """Worker to engine, at least once a second: the progress, the outcome, or neither, which shows that it lives."""
+
+    progress: Progress | None = None
+    outcome: CropFile | Problem | None = None
+
+
+@dataclass(frozen=True)
+class CropTask:
+    """Engine to worker: make and publish this file; its temporary files' names hold `token`, the making lock's token."""
+
+    name: CropName
+    token: str
+    strict: bool = False
+
+
+class Engine(ABC):
+    """Runs as many tasks at the same time as it has workers; further tasks wait."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    async def run(self, task: CropTask, report: Report) -> Outcome:
+        """Make the crop and publish it.
+
+        Cancelling stops the work and deletes the unfinished files.
+
+        Parameters
+        ----------
+        task
+            The crop to make.
+        report
+            Called with the progress, on the event loop, at most ten times a second.
+
+        Returns
+        -------
+        Outcome
+            The file, or a `Problem`; its code is ``worker_failed`` if the crop killed `MAX_STRIKES` workers.
+        """
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Raise a `PrismError` if no task can be run now."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End all workers."""

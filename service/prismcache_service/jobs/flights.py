@@ -12,7 +12,7 @@ from time import monotonic
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, Progress
 from prismcache_service.cache import CropName
-from prismcache_service.crops.ensure import EnsureService
+from prismcache_service.crops import EnsureService
 from prismcache_service.engine import Outcome
 from prismcache_service.jobs.observer import Observer
 from prismcache_service.pipeline.progress import Report

@@ -8,7 +8,7 @@ from time import monotonic
 
 from prismcache.errors import PrismError, UnknownCropError
 from prismcache.schema import CropInfo, CropProgress, JobRequest, Split, State
-from prismcache_service.crops.catalog import CatalogService
+from prismcache_service.crops import CatalogService
 
 _REFRESH_S = 60.0  # the bucket is asked for an unknown crop at most this often
 _REFRESH_TIMEOUT_S = 5.0

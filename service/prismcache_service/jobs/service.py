@@ -17,9 +17,7 @@ from time import monotonic
 
 from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownJobError
 from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
-from prismcache_service.crops.catalog import CatalogService
-from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.crops import CatalogService, EnsureService, LastUsed
 from prismcache_service.engine import Outcome
 from prismcache_service.jobs.flights import Flights, Passenger, Wish
 from prismcache_service.jobs.live import LiveJob, job_of

@@ -22,16 +22,11 @@ from prismcache.layout import FORMAT_VERSION, SourceObject
 from prismcache.schema import Progress
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
-from prismcache_service.pipeline.codec.encode import RECIPE
-from prismcache_service.pipeline.memory import give_memory_back, resident_bytes
-from prismcache_service.pipeline.plan.budget import plan_budget
-from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
-from prismcache_service.pipeline.plan.plan import CropPlan, plan_crop
+from prismcache_service.pipeline.codec import RECIPE
+from prismcache_service.pipeline.plan import CropPlan, CropSource, plan_budget, plan_crop, read_crop
 from prismcache_service.pipeline.progress import Moved, Report
-from prismcache_service.pipeline.write.hdf5 import CropWriter, check_file
-from prismcache_service.pipeline.write.spool import Spool
-from prismcache_service.pipeline.write.stream import stream_crop
-from prismcache_service.pipeline.write.threads import Threads, run_in
+from prismcache_service.pipeline.system import give_memory_back, resident_bytes
+from prismcache_service.pipeline.write import CropWriter, Spool, Threads, check_file, run_in, stream_crop
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from prismcache.errors import SourceError
 from prismcache.schema import CropInfo, Split
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder
-from prismcache_service.pipeline.plan.align import align
-from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
+from prismcache_service.pipeline.plan import CropSource, align, read_crop
 
 _AT_ONCE = 8
 

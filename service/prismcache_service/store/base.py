@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.crops.kept import LeaseRecord
+from prismcache_service.kept import LeaseRecord
 
 
 @dataclass(frozen=True)

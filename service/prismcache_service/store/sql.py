@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from prismcache.errors import StorageError
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.crops.kept import LeaseRecord
+from prismcache_service.kept import LeaseRecord
 from prismcache_service.store.base import JobRecord, JobStore
 from prismcache_service.store.database import (
     WRITES,

@@ -18,7 +18,7 @@ from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, WorkerError
 from prismcache.schema import CropFile
 from prismcache_service.cache import CropCache
-from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
+from prismcache_service.engine import MAX_STRIKES, CropTask, Engine, News, Outcome
 from prismcache_service.engine.dask.cluster import Cluster
 from prismcache_service.engine.dask.messages import (
     DaskNews,
@@ -28,7 +28,6 @@ from prismcache_service.engine.dask.messages import (
     task_key,
 )
 from prismcache_service.engine.dask.worker import end_idle, make_crop, stop_crop
-from prismcache_service.engine.local.messages import News, WorkOrder
 from prismcache_service.pipeline.progress import Report
 
 _SILENCE_S = 60.0
@@ -128,7 +127,7 @@ class DaskEngine(Engine):
         """Submit the crop once; return None if another service stopped the task that both services shared."""
         # Begins with the making lock's token, so that sweeps keep the temporary files until the lock is released.
         token = f"{task.token}.{uuid4().hex}"
-        work = WorkOrder(name=task.name, strict=task.strict, token=token)
+        work = CropTask(task.name, token, task.strict)
         order = DaskOrder(key=run.key, work=work, settings=settings_json(self._settings), silence=self._silence)
         future = client.submit(
             make_crop,

@@ -12,9 +12,8 @@ from pydantic import BaseModel
 
 from prismcache.config import Settings
 from prismcache.layout import FORMAT_VERSION
-from prismcache_service.engine.base import CropTask
-from prismcache_service.engine.local.messages import News, WorkOrder
-from prismcache_service.pipeline.codec.encode import RECIPE
+from prismcache_service.engine import CropTask, News
+from prismcache_service.pipeline.codec import RECIPE
 
 TOPIC = "prismcache"
 """Dask's topic under which workers send `DaskNews`."""
@@ -39,7 +38,7 @@ class DaskOrder(BaseModel):
     """
 
     key: str
-    work: WorkOrder
+    work: CropTask
     settings: str
     silence: float
 

@@ -12,6 +12,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 from prismcache.config import ENV_PREFIX, Settings
 from prismcache.errors import PrismError, WorkerError
 from prismcache_service.cache import CropCache
-from prismcache_service.engine.base import CropTask, Outcome
+from prismcache_service.engine import News, Outcome
 from prismcache_service.engine.dask.messages import (
     TOPIC,
     DaskNews,
@@ -30,7 +31,6 @@ from prismcache_service.engine.dask.messages import (
     versions,
 )
 from prismcache_service.engine.local.engine import LocalEngine
-from prismcache_service.engine.local.messages import News
 
 _OWN_SETTINGS = ("root", "memory_limit", "decode_threads")
 _IDLE_S = 60.0
@@ -149,14 +149,13 @@ class CropMaker(WorkerPlugin):
 
     async def _make(self, order: DaskOrder) -> Outcome:
         self._send(order, News())
-        work, settings = order.work, own_settings(order.settings)
-        name = work.name
+        settings = own_settings(order.settings)
         # Each attempt has its own token: a worker that Dask gave up may still write to files of the attempt before.
-        task = CropTask(name, f"{work.token}.{uuid4().hex}", work.strict)
+        task = replace(order.work, token=f"{order.work.token}.{uuid4().hex}")
         try:
             # If a worker was lost after it published, the file is there, but its outcome was not sent.
-            found = (await CropCache(settings.root).find(name)).file
-            if found is not None and not (work.strict and found.missing_chunks):
+            found = (await CropCache(settings.root).find(task.name)).file
+            if found is not None and not (task.strict and found.missing_chunks):
                 return found
             wanted = order.settings, order.silence
             if wanted not in self._engines:
@@ -166,7 +165,7 @@ class CropMaker(WorkerPlugin):
         except PrismError as error:
             return error.to_problem()
         except Exception as error:  # noqa: BLE001 - every error goes to Dask as a problem
-            return WorkerError(f"{name.folder} on {platform.node()}: {type(error).__name__}: {error}").to_problem()
+            return WorkerError(f"{task.name.folder} on {platform.node()}: {type(error).__name__}: {error}").to_problem()
 
     def _send(self, order: DaskOrder, news: News) -> None:
         self._worker.log_event(TOPIC, DaskNews(key=order.key, news=news).model_dump_json())

@@ -13,12 +13,13 @@ from collections import deque
 from pathlib import Path
 from typing import Self
 
+from pydantic_core import to_json
+
 from prismcache.config import Settings
 from prismcache.errors import MemoryLimitError, MissingExtraError, StorageError, WorkerError
 from prismcache.schema import Problem
 from prismcache_service.cache import CropCache
-from prismcache_service.engine.base import MAX_STRIKES, CropTask, Engine, Outcome
-from prismcache_service.engine.local.messages import News, WorkOrder
+from prismcache_service.engine import MAX_STRIKES, CropTask, Engine, News, Outcome
 from prismcache_service.engine.local.stagger import Stagger
 from prismcache_service.extras import require_service_extra
 from prismcache_service.pipeline.progress import Report
@@ -176,8 +177,7 @@ class _WorkerProcess:
         WorkerDiedError
             If the process ends before its outcome, or sends nothing for too long.
         """
-        order = WorkOrder(name=task.name, strict=task.strict, token=task.token)
-        await self._send(order.model_dump_json())
+        await self._send(to_json(task).decode())
         while True:
             try:
                 async with asyncio.timeout(self._silence):

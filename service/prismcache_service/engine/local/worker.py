@@ -1,7 +1,7 @@
 """A worker process: makes the crops that an engine sends on standard input, one at a time.
 
 `prismcache_service.engine.local.engine` runs ``python -m prismcache_service.engine``. The first line of standard input
-holds the settings, every further line a `WorkOrder`; each line of the output is a `News`. The process ends when its
+holds the settings, every further line a `CropTask`; each line of the output is a `News`. The process ends when its
 input ends, so that it never outlives the engine. Work is done in a separate process so that neither a crash in a C
 library, nor a full disk, nor the memory limit harms the program that needs the crop.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
+from pydantic import TypeAdapter
 
 from prismcache.config import Settings
 from prismcache.disk import storage_error
@@ -32,7 +33,7 @@ from prismcache.errors import CropNotCachedError, PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile, Problem, Product, Progress
 from prismcache_service.cache import FILE_MODE, CropCache, CropName
-from prismcache_service.engine.local.messages import News, WorkOrder
+from prismcache_service.engine import CropTask, News
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
 
@@ -95,10 +96,10 @@ class Worker:
         self._outbox = outbox
         self._materializer = materializer
 
-    async def work(self, order: WorkOrder) -> None:
-        """Carry out an order and send its outcome."""
+    async def work(self, task: CropTask) -> None:
+        """Make the file and send the outcome."""
         try:
-            outcome: CropFile | Problem = await self._make(order)
+            outcome: CropFile | Problem = await self._make(task)
         except PrismError as error:
             outcome = error.to_problem()
         except OSError as error:
@@ -111,20 +112,20 @@ class Worker:
         self._outbox.send(News(outcome=outcome))
         self._materializer.tidy()  # memory that this crop left would count against the next crop's limit
 
-    async def _make(self, order: WorkOrder) -> CropFile:
-        name = order.name
-        temporary = self._cache.temporary(name, order.token)
+    async def _make(self, task: CropTask) -> CropFile:
+        name = task.name
+        temporary = self._cache.temporary(name, task.token)
         report = _Reporter(self._outbox)
         try:
             if name.product is Product.CROP:
-                made = await self._materializer.make(name, temporary, report, strict=order.strict)
+                made = await self._materializer.make(name, temporary, report, strict=task.strict)
                 name = replace(name, channels=None if made.complete else made.channels)
                 manifest = _manifest(name, made)
                 objects = made.source_objects
             else:
                 manifest, objects = await self._derive(name, temporary), ()
             sources = SourceList(source_fingerprint=manifest.source_fingerprint, objects=objects)
-            return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, order.token)
+            return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, task.token)
         finally:
             report.close()
             with contextlib.suppress(OSError):  # must neither hide the first error nor fail a published crop
@@ -200,6 +201,7 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
             outbox.send(News())
             await asyncio.sleep(ALIVE_S)
 
+    orders = TypeAdapter(CropTask)
     threading.Thread(target=read_lines, daemon=True).start()
     alive = asyncio.create_task(show_life())
     with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "decode") as executor:
@@ -208,7 +210,7 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
             worker = Worker(settings, outbox, materializer)
             try:
                 while line := await lines.get():
-                    await worker.work(WorkOrder.model_validate_json(line))
+                    await worker.work(orders.validate_json(line))
             finally:
                 alive.cancel()
                 materializer.close()

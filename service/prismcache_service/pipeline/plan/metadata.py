@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 from prismcache.errors import InvalidSourceError
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.bucket.source import Source
-from prismcache_service.pipeline.codec.decode import ChunkCodec, codec_of
+from prismcache_service.pipeline.codec import ChunkCodec, codec_of
 from prismcache_service.pipeline.plan.conventions import read_place
 
 Shape = tuple[int, ...]

@@ -22,7 +22,7 @@ from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import RequestError, StorageError
 from prismcache.layout import FORMAT_VERSION, raw_dataset
 from prismcache.schema import Product, Split
-from prismcache_service.pipeline.codec.encode import encode_row
+from prismcache_service.pipeline.codec import encode_row
 from prismcache_service.pipeline.products.arrays import (
     BRIGHT,
     VESSELS,
@@ -37,7 +37,7 @@ from prismcache_service.pipeline.products.arrays import (
     tiles,
 )
 from prismcache_service.pipeline.products.facts import FactsCollector
-from prismcache_service.pipeline.write.hdf5 import SafeFile
+from prismcache_service.pipeline.write import SafeFile
 
 RECIPES: Mapping[Product, str] = {
     Product.UNLABELLED: "unlabelled-1",

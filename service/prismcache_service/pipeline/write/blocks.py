@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prismcache_service.pipeline.plan.plan import ArrayPlan, Box, Visit, met_tiles
+from prismcache_service.pipeline.plan import ArrayPlan, Box, Visit, met_tiles
 
 SHARES = 6  # of a block, deflated side by side; each costs the event loop a round trip
 

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from prismcache.layout import LABELS, raw_dataset
-from prismcache_service.pipeline.codec.encode import EncodedChunk, encode_row
+from prismcache_service.pipeline.codec import EncodedChunk, encode_row
 from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.write.blocks import Block, Share
 from prismcache_service.pipeline.write.hdf5 import CropWriter

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.plan.plan import Visit
+from prismcache_service.pipeline.plan import Visit
 from prismcache_service.pipeline.progress import Moved
 
 

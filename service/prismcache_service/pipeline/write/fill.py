@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from prismcache.errors import SourceCorruptError
-from prismcache_service.pipeline.codec.decode import Bytes, DecodeError
-from prismcache_service.pipeline.codec.relabel import Ids, Runs, id_table, relabel, unique_ids
-from prismcache_service.pipeline.plan.plan import ArrayPlan, Box, Visit
+from prismcache_service.pipeline.codec import Bytes, DecodeError, Ids, Runs, id_table, relabel, unique_ids
+from prismcache_service.pipeline.plan import ArrayPlan, Box, Visit
 from prismcache_service.pipeline.write.blocks import Array, Block, opened
 from prismcache_service.pipeline.write.fetch import Fetched, FetchedQueue
 from prismcache_service.pipeline.write.spool import Spool

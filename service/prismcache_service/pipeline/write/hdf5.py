@@ -21,9 +21,9 @@ import numpy as np
 from prismcache.disk import storage_error
 from prismcache.errors import StorageError
 from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, VOXEL_UNITS, raw_dataset
-from prismcache_service.pipeline.codec.encode import EncodedChunk
-from prismcache_service.pipeline.libc import call_if_there
-from prismcache_service.pipeline.plan.plan import CropPlan
+from prismcache_service.pipeline.codec import EncodedChunk
+from prismcache_service.pipeline.plan import CropPlan
+from prismcache_service.pipeline.system import call_if_there
 
 _SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
 _WRITE_BYTES = 1 << 20

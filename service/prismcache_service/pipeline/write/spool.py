@@ -15,7 +15,7 @@ from typing import Self
 
 from prismcache.disk import TEMPORARY, storage_error
 from prismcache.errors import StorageError
-from prismcache_service.pipeline.codec.decode import Bytes, ScratchPad
+from prismcache_service.pipeline.codec import Bytes, ScratchPad
 
 _scratch = ScratchPad()
 

@@ -18,8 +18,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from prismcache_service.pipeline.plan.budget import Budget
-from prismcache_service.pipeline.plan.plan import CropPlan
+from prismcache_service.pipeline.plan import Budget, CropPlan
 from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.write.blocks import SHARES, blocks_of, buffer_pool, open_blocks
 from prismcache_service.pipeline.write.deflate import DeflateStage, write_shares

@@ -13,9 +13,7 @@ from prismcache.arguments import as_context
 from prismcache.errors import ForbiddenError, RequestError
 from prismcache.schema import NO_CONTEXT, Product, Split
 from prismcache_service.cache import CropName
-from prismcache_service.crops.faces import FaceService
-from prismcache_service.crops.previews import PreviewService
-from prismcache_service.crops.service import CropService
+from prismcache_service.crops import CropService, FaceService, PreviewService
 from prismcache_service.factory import Factory
 from prismcache_service.jobs import JobService
 from prismcache_service.web.tokens import Caller, Role

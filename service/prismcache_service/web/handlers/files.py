@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError
 from prismcache.schema import CropFile, Product
 from prismcache_service.cache import CropName, DiskThreads
-from prismcache_service.crops.service import CropService
+from prismcache_service.crops import CropService
 from prismcache_service.web.handlers.dependencies import Crops, KnownQuery, Reader, WantedFile
 from prismcache_service.web.handlers.ranges import Part, decide
 from prismcache_service.web.problems import HttpError, documented

@@ -1,12 +1,12 @@
-"""Memory of this process, as the system counts it."""
+"""What only the system can be asked: memory of this process, functions of the C library."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 from pathlib import Path
-
-from prismcache_service.pipeline.libc import call_if_there
+from typing import Any
 
 
 def resident_bytes() -> int:
@@ -26,3 +26,10 @@ def give_memory_back() -> None:
     """
     gc.collect()
     call_if_there("malloc_trim", 0)
+
+
+def call_if_there(name: str, *arguments: Any) -> None:
+    """Call a function of the C library; nothing happens where it has none of that name."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
