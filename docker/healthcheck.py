@@ -12,14 +12,14 @@ def main() -> int:
     connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("PRISMCACHE_PORT") or 8765), timeout=8)
     try:
         connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        sys.stdout.write(answer.read(2000).decode(errors="replace"))
+        response = connection.getresponse()
+        sys.stdout.write(response.read(2000).decode(errors="replace"))
     except (OSError, http.client.HTTPException) as error:
-        sys.stdout.write(f"no answer: {error}")
+        sys.stdout.write(f"no response: {error}")
         return 1
     finally:
         connection.close()
-    return int(answer.status != http.client.OK)
+    return int(response.status != http.client.OK)
 
 
 if __name__ == "__main__":

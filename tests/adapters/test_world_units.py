@@ -20,7 +20,7 @@ BOX = tuple(slice(a, a + n) for a, n in zip(START, SHAPE, strict=True))
 
 
 def requested(source: gp.BatchProvider, keys: list[gp.ArrayKey], box: gp.Roi) -> tuple[gp.Batch, gp.ProviderSpec]:
-    """What a pipeline of the source alone answers, and what it says to provide."""
+    """Return what a pipeline of the source alone returns, and what it says it provides."""
     request = gp.BatchRequest()
     for key in keys:
         request[key] = gp.ArraySpec(roi=box)

@@ -1,7 +1,7 @@
 """How many crops an hour a cluster makes: a discrete-event model of what its parts share.
 
 A crop needs work from several resources at once (its worker's core, the link, the storage, the scheduler), because the
-pipeline overlaps them, and a fixed time besides, in which it waits for answers and disks. Each resource is shared
+pipeline overlaps them, and a fixed time besides, in which it waits for responses and disks. Each resource is shared
 evenly by the crops that still need it, no crop getting more than its own most. An event is the end of a crop's need for
 one resource; between events all rates are constant.
 """

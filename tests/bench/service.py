@@ -169,7 +169,7 @@ def _times(work: Callable[[], object], count: int) -> list[float]:
 
 
 async def _load(url: str, seconds: float, *, busy: bool) -> list[float]:
-    """What each request took, of clients that think for a moment after each answer, as pollers do."""
+    """What each request took, of clients that think for a moment after each response, as pollers do."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
         job = await _submit(http, list(_LARGE) if busy else [0])
         making = asyncio.create_task(_make_again_and_again(http, job)) if busy else None

@@ -139,7 +139,7 @@ def test_it_counts_as_healthy_and_a_container_that_cannot_work_does_not(lab: Sta
     lab.engine.docker("exec", container, "python3", "/opt/healthcheck.py")
     elsewhere = ("exec", "--env", "PRISMCACHE_PORT=9", container, "python3", "/opt/healthcheck.py")
     said = lab.engine.docker(*elsewhere, check=False)
-    assert "no answer" in said
+    assert "no response" in said
 
 
 def test_it_ends_within_its_five_seconds_and_keeps_everything_through_an_upgrade(lab: Stack) -> None:

@@ -1,6 +1,6 @@
 """What every `Engine` does; subclass `EngineConformance` for each implementation.
 
-The crops are fetched through a fault proxy, which holds answers back so that whatever happens to a worker happens in
+The crops are fetched through a fault proxy, which holds responses back so that whatever happens to a worker happens in
 the middle of a crop.
 """
 

@@ -37,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def still_served(service: Service) -> Iterator[None]:
-    """After each test the service answers, and has not grown."""
+    """After each test the service responds, and has not grown."""
     before = _peak_memory(service)
     yield
     with service.client() as http:
@@ -55,7 +55,7 @@ def _connect(service: Service) -> socket.socket:
     return socket.create_connection((host, int(port)), 20)
 
 
-def _answer(service: Service, sent: bytes) -> bytes:
+def _response(service: Service, sent: bytes) -> bytes:
     """What comes back until the connection closes or nothing more comes; the request asks for closing."""
     with _connect(service) as connection:
         connection.sendall(sent)
@@ -83,12 +83,12 @@ def _read(connection: socket.socket) -> bytes:
     ],
 )  # fmt: skip
 def test_no_path_leads_out_of_the_api(service: Service, path: str) -> None:
-    answer = _answer(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    response = _response(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
 
-    assert answer.split()[1] in {b"400", b"404", b"422"}, answer
-    assert b"application/problem+json" in answer
-    assert b"hunter2" not in answer
-    assert b"\r\nset-cookie" not in answer.lower()
+    assert response.split()[1] in {b"400", b"404", b"422"}, response
+    assert b"application/problem+json" in response
+    assert b"hunter2" not in response
+    assert b"\r\nset-cookie" not in response.lower()
 
 
 @pytest.mark.parametrize(
@@ -106,22 +106,22 @@ def test_no_path_leads_out_of_the_api(service: Service, path: str) -> None:
     ids=lambda sent: repr(sent[-24:]),
 )  # fmt: skip
 def test_what_is_no_http_is_refused_and_the_connection_closed(service: Service, sent: bytes) -> None:
-    answer = _answer(service, sent)
+    response = _response(service, sent)
 
-    # An empty answer is a reset: the rest of what was sent arrived after the connection was closed.
-    assert not answer or answer.split()[1] in {b"400", b"403", b"431"}, answer[:200]
+    # An empty response is a reset: the rest of what was sent arrived after the connection was closed.
+    assert not response or response.split()[1] in {b"400", b"403", b"431"}, response[:200]
 
 
 def test_a_body_with_two_ways_to_tell_its_end_is_refused_and_what_follows_is_no_request(service: Service) -> None:
     smuggled = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = f"Content-Length: {len(smuggled)}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
 
-    answer = _answer(service, BODY_HEAD + head + smuggled)
+    response = _response(service, BODY_HEAD + head + smuggled)
 
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert answer.count(b"HTTP/1.1") == 1
-    assert b"connection: close" in answer.lower()
-    assert b"application/problem+json" in answer
+    assert response.startswith(b"HTTP/1.1 400 ")
+    assert response.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in response.lower()
+    assert b"application/problem+json" in response
 
 
 def test_idle_connections_of_one_address_leave_room_for_others(service: Service) -> None:
@@ -148,10 +148,10 @@ def test_idle_connections_of_one_address_leave_room_for_others(service: Service)
 
 
 def test_a_hundred_megabytes_are_refused_by_their_announcement(service: Service) -> None:
-    answer = _answer(service, BODY_HEAD + b"Content-Length: 100000000\r\n\r\n")
+    response = _response(service, BODY_HEAD + b"Content-Length: 100000000\r\n\r\n")
 
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"connection: close" in answer.lower()
+    assert response.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in response.lower()
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 100000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
@@ -172,10 +172,10 @@ def test_a_small_body_is_read_however_it_is_cut(service: Service) -> None:
     body = b'{"split": "indoor"}'
     chunks = b"".join(b"1\r\n" + body[n : n + 1] + b"\r\n" for n in range(len(body))) + b"0\r\n\r\n"
 
-    answer = _answer(service, BODY_HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    response = _response(service, BODY_HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
 
-    assert answer.startswith(b"HTTP/1.1 422 ")
-    assert b"unknown_split" in answer
+    assert response.startswith(b"HTTP/1.1 422 ")
+    assert b"unknown_split" in response
 
 
 @pytest.mark.slow
@@ -210,9 +210,9 @@ def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
     one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-    answer = _answer(service, one * 50 + last)
+    response = _response(service, one * 50 + last)
 
-    assert (answer.count(b"HTTP/1.1 200 "), answer.count(b"HTTP/1.1 404 ")) == (50, 1)
+    assert (response.count(b"HTTP/1.1 200 "), response.count(b"HTTP/1.1 404 ")) == (50, 1)
 
 
 def test_ten_thousand_wrong_tokens_are_refused_and_a_valid_client_works_on(tmp_path: Path) -> None:
@@ -245,4 +245,4 @@ def test_ten_thousand_wrong_tokens_are_refused_and_a_valid_client_works_on(tmp_p
     assert set(statuses) == {401, 429}
     assert limit <= statuses.count(401) <= 3 * limit  # the count begins anew each minute
     assert len(valid) > 10
-    assert {answer.status_code for answer in valid} == {200}
+    assert {response.status_code for response in valid} == {200}

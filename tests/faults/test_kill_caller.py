@@ -74,7 +74,7 @@ def test_ended_while_fetching(lab: Lab, client: PrismClient, case: int) -> None:
         started.append(ensuring)
         done = ensuring.wait()
         ensuring.wait_for_workers()
-    # The object is answered after the signal, so that nothing can be finished by then.
+    # The object is sent after the signal, so that nothing can be finished by then.
     if number is signal.SIGINT:
         assert (done.code, done.stdout) == (130, "")
         assert "interrupted" in done.stderr

@@ -1,4 +1,4 @@
-"""Workers die or hang under the service: it answers throughout, jobs complete, and a deadly crop fails alone."""
+"""Workers die or hang under the service: it responds throughout, jobs complete, and a deadly crop fails alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def service(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
 
 @contextmanager
 def always_healthy(service: Service) -> Iterator[None]:
-    """Ask for the service's health all the time; each answer must come soon, also on a machine that is busy."""
+    """Ask for the service's health all the time; each response must come soon, also on a machine that is busy."""
     slowest, failures, ended = [0.0], list[object](), threading.Event()
 
     def ask() -> None:

@@ -106,9 +106,9 @@ def test_each_role_may_do_what_it_includes_and_no_more(
 
 
 def test_a_refusal_says_how_to_authenticate(clients: dict[str, httpx2.Client]) -> None:
-    answer = clients["nobody"].get("/v1/jobs")
+    response = clients["nobody"].get("/v1/jobs")
 
-    assert (answer.headers["www-authenticate"], answer.json()["code"]) == ("Bearer", "unauthorized")
+    assert (response.headers["www-authenticate"], response.json()["code"]) == ("Bearer", "unauthorized")
     assert clients["nobody"].get("/nowhere").status_code == 401
 
 
@@ -206,10 +206,10 @@ def test_a_token_has_a_rate_and_others_are_not_held_up(tmp_path: Path) -> None:
     service = Service(service_config(_settings(tmp_path), tmp_path / "state", rate_limit=5))
     hasty, calm = (service.create_token(name, "reader") for name in ("hasty", "calm"))
     with service, service.client(hasty) as fast, service.client(calm) as slow:
-        answers = [fast.get("/v1/jobs") for _ in range(30)]
+        responses = [fast.get("/v1/jobs") for _ in range(30)]
 
-        refused = [answer for answer in answers if answer.status_code == 429]
-        assert answers[0].status_code == 200
+        refused = [response for response in responses if response.status_code == 429]
+        assert responses[0].status_code == 200
         assert refused
         assert all(a.json()["code"] == "busy" and int(a.headers["retry-after"]) >= 1 for a in refused)
         assert slow.get("/v1/jobs").status_code == 200
@@ -251,9 +251,9 @@ def test_without_tokens_only_requests_for_localhost_are_served(open_service: Ser
 )
 def test_without_tokens_pages_of_other_sites_change_nothing(open_service: Service, site: str, status: int) -> None:
     with open_service.client() as http:
-        answer = http.delete("/v1/crops/instance/0", headers={"Sec-Fetch-Site": site})
+        response = http.delete("/v1/crops/instance/0", headers={"Sec-Fetch-Site": site})
 
-    assert answer.status_code == status
+    assert response.status_code == status
 
 
 def test_the_first_token_closes_an_open_service(tmp_path: Path) -> None:

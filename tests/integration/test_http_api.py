@@ -36,20 +36,20 @@ class Site:
     http: httpx2.Client
 
     def submit(self, **request: Any) -> Job:
-        answer = self.http.post("/v1/jobs", json={"split": "instance"} | request)
-        assert answer.status_code in {200, 202}, answer.text
-        return Job.model_validate(answer.json())
+        response = self.http.post("/v1/jobs", json={"split": "instance"} | request)
+        assert response.status_code in {200, 202}, response.text
+        return Job.model_validate(response.json())
 
     def finish(self, job: Job) -> Job:
         while not job.state.is_final:
-            answer = self.http.get(f"/v1/jobs/{job.id}", params={"wait": 20, "revision": job.revision})
-            job = Job.model_validate(answer.raise_for_status().json())
+            response = self.http.get(f"/v1/jobs/{job.id}", params={"wait": 20, "revision": job.revision})
+            job = Job.model_validate(response.raise_for_status().json())
         return job
 
     def code(self, method: str, path: str, **options: Any) -> tuple[int, str]:
-        answer = self.http.request(method, path, **options)
-        assert answer.headers["content-type"] == "application/problem+json"
-        return answer.status_code, Problem.model_validate(answer.json()).code
+        response = self.http.request(method, path, **options)
+        assert response.headers["content-type"] == "application/problem+json"
+        return response.status_code, Problem.model_validate(response.json()).code
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +83,18 @@ def held(site: Site) -> Iterator[Stall]:
 
 
 def test_a_job_for_cached_crops_is_final_at_once(site: Site) -> None:
-    answer = site.http.post("/v1/jobs", json={"split": "instance", "crops": [0]})
+    response = site.http.post("/v1/jobs", json={"split": "instance", "crops": [0]})
 
-    job = Job.model_validate(answer.json())
-    assert (answer.status_code, job.state) == (200, State.DONE)
+    job = Job.model_validate(response.json())
+    assert (response.status_code, job.state) == (200, State.DONE)
     assert job.crops[0].file is not None
     assert Path(job.crops[0].file.path) == site.lab.cached(CACHED)
 
 
 def test_a_job_is_accepted_followed_and_finished(site: Site, held: Stall) -> None:
-    answer = site.http.post("/v1/jobs", json={"split": "instance", "crops": [1, 0]})
-    job = Job.model_validate(answer.json())
-    assert (answer.status_code, answer.headers["location"]) == (202, f"jobs/{job.id}")
+    response = site.http.post("/v1/jobs", json={"split": "instance", "crops": [1, 0]})
+    job = Job.model_validate(response.json())
+    assert (response.status_code, response.headers["location"]) == (202, f"jobs/{job.id}")
     assert [crop.crop for crop in job.crops] == [1, 0]
 
     held.release()
@@ -228,10 +228,10 @@ def test_bodies_that_are_no_request_are_refused(site: Site, body: bytes) -> None
 
 
 def test_a_body_of_another_type_is_refused_with_advice(site: Site) -> None:
-    answer = site.http.post("/v1/jobs", content=b'{"split": "instance"}', headers={"Content-Type": "text/plain"})
+    response = site.http.post("/v1/jobs", content=b'{"split": "instance"}', headers={"Content-Type": "text/plain"})
 
-    assert answer.status_code == 422
-    assert "application/json" in answer.json()["remedy"]
+    assert response.status_code == 422
+    assert "application/json" in response.json()["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -280,10 +280,10 @@ def test_a_pinned_crop_stays_until_it_is_unpinned(site: Site) -> None:
 
 
 def test_a_leased_crop_stays_until_it_is_released(site: Site) -> None:
-    answer = site.http.post("/v1/leases", json={"split": "instance", "crops": [0]})
-    path = f"/v1/{answer.headers['location']}"  # relative to /v1/leases
-    assert (answer.status_code, path) == (201, f"/v1/leases/{answer.json()['id']}")
-    assert site.http.put(path).json() == answer.json()
+    response = site.http.post("/v1/leases", json={"split": "instance", "crops": [0]})
+    path = f"/v1/{response.headers['location']}"  # relative to /v1/leases
+    assert (response.status_code, path) == (201, f"/v1/leases/{response.json()['id']}")
+    assert site.http.put(path).json() == response.json()
     assert site.http.get("/v1/crops/instance/0").json()["leases"] == 1
     assert site.code("DELETE", "/v1/crops/instance/0") == (409, "crop_in_use")
 
@@ -301,8 +301,8 @@ def test_verify_finds_and_mends_what_is_wrong(site: Site) -> None:
     path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
 
     def verdicts(**body: Any) -> list[str]:
-        answer = site.http.post("/v1/verify", json={"split": "instance", "crops": [0]} | body)
-        return [result["verdict"] for result in answer.raise_for_status().json()["results"]]
+        response = site.http.post("/v1/verify", json={"split": "instance", "crops": [0]} | body)
+        return [result["verdict"] for result in response.raise_for_status().json()["results"]]
 
     assert verdicts() == ["corrupt"]
     assert verdicts(repair=True) == ["repaired"]
@@ -359,7 +359,7 @@ def test_the_documents_are_complete_and_need_no_other_machine(site: Site) -> Non
 
 
 def test_every_answer_has_an_id_that_the_log_has_too(site: Site) -> None:
-    answer = site.http.get("/v1/jobs", headers={"X-Request-ID": "from-a-proxy"})
+    response = site.http.get("/v1/jobs", headers={"X-Request-ID": "from-a-proxy"})
 
-    assert answer.headers["x-request-id"] == "from-a-proxy"
+    assert response.headers["x-request-id"] == "from-a-proxy"
     eventually(lambda: "from-a-proxy" in site.service.log, "the request is in the log")

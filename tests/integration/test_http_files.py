@@ -58,16 +58,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_the_whole_file_with_its_digests(site: Site) -> None:
-    answer = site.http.get(URL)
+    response = site.http.get(URL)
 
     digest = hashlib.sha256(site.content)
-    assert (answer.status_code, answer.content) == (200, site.content)
-    assert answer.headers["etag"] == f'"{digest.hexdigest()}"'
-    assert answer.headers["x-prismcache-sha256"] == digest.hexdigest()
-    assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
-    assert answer.headers["content-disposition"] == 'attachment; filename="crop_0.h5"'
-    assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["accept-ranges"] == "bytes"
+    assert (response.status_code, response.content) == (200, site.content)
+    assert response.headers["etag"] == f'"{digest.hexdigest()}"'
+    assert response.headers["x-prismcache-sha256"] == digest.hexdigest()
+    assert response.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+    assert response.headers["content-disposition"] == 'attachment; filename="crop_0.h5"'
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["accept-ranges"] == "bytes"
 
 
 def test_head_tells_the_same_without_the_file(site: Site) -> None:
@@ -88,10 +88,10 @@ def test_every_kind_of_range_gives_those_bytes(site: Site) -> None:
     wanted |= {f"bytes=5-{size + 9}": (5, size), f"bytes=-{size + 9}": (0, size)}
 
     for text, (start, stop) in wanted.items():
-        answer = site.http.get(URL, headers={"Range": text})
-        assert (answer.status_code, answer.content) == (206, site.content[start:stop]), text
-        assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
-        assert answer.headers["etag"] == site.etag
+        response = site.http.get(URL, headers={"Range": text})
+        assert (response.status_code, response.content) == (206, site.content[start:stop]), text
+        assert response.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
+        assert response.headers["etag"] == site.etag
     refused = site.http.get(URL, headers={"Range": f"bytes={size}-"})
     assert (refused.status_code, refused.json()["status"]) == (416, 416)
     assert refused.headers["content-range"] == f"bytes */{size}"
@@ -116,9 +116,9 @@ def test_a_subset_of_channels_is_a_file_of_its_own_or_the_fuller_one(site: Site)
 
     site.http.delete("/v1/crops/instance/0").raise_for_status()
     subset = _ensure(site.http, channels=[0, 1])
-    answer = site.http.get(URL, params={"channels": "0-1"})
-    assert answer.content == subset.read_bytes() != site.content
-    assert answer.headers["content-disposition"] == f'attachment; filename="{subset.name}"'
+    response = site.http.get(URL, params={"channels": "0-1"})
+    assert response.content == subset.read_bytes() != site.content
+    assert response.headers["content-disposition"] == f'attachment; filename="{subset.name}"'
     assert site.http.get(URL).json()["code"] == "not_cached"
 
     assert _ensure(site.http).read_bytes() == site.content
@@ -137,13 +137,13 @@ def test_what_is_not_the_published_file_is_not_sent(site: Site, damage: str, tmp
         site.path.write_bytes(site.content[:-1] + bytes([site.content[-1] ^ 1]))
 
     try:
-        answer = site.http.get(URL)
+        response = site.http.get(URL)
     finally:
         if damage == "folder":
             site.path.rmdir()
         aside.replace(site.path)
 
-    assert answer.json()["code"] == "not_cached"
+    assert response.json()["code"] == "not_cached"
     assert site.http.get(URL).content == site.content
 
 
@@ -159,5 +159,5 @@ def test_no_descriptor_stays_open(site: Site) -> None:
     with site.http.stream("GET", URL):
         pass
 
-    # A client has its answer a moment before the file is closed; one that leaves early is noticed a little later.
+    # A client has its response a moment before the file is closed; one that leaves early is noticed a little later.
     eventually(lambda: not open_files(), "every file is closed")

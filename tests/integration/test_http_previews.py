@@ -55,10 +55,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_it_shows_the_middle_slice_with_labels_in_colour(site: Site) -> None:
-    answer = site.http.get(URL, params={"channel": 2})
+    response = site.http.get(URL, params={"channel": 2})
 
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    picture = np.asarray(Image.open(io.BytesIO(response.content)))
     with h5py.File(site.lab.cached(SPEC)) as file:
         middle = file["labels"].shape[0] // 2
         raw, labels = file["raw/ch_02"][middle], file["labels"][middle]
@@ -100,9 +100,9 @@ def test_a_subset_shows_its_channels(site: Site) -> None:
     ],
 )
 def test_what_has_no_preview(site: Site, path: str, status: int, code: str) -> None:
-    answer = site.http.get(path)
+    response = site.http.get(path)
 
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (response.status_code, response.json()["code"]) == (status, code)
 
 
 def test_drawing_leaves_no_process_behind(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI document: every answer is one that the document names."""
+"""Requests made up from the OpenAPI document: every response is one that the document names."""
 
 from __future__ import annotations
 

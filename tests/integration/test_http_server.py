@@ -50,7 +50,7 @@ def _held_job(lab: Lab, http: httpx2.Client) -> tuple[Job, Stall]:
 
 
 def _open(service: Service, path: str) -> socket.socket:
-    """A connection on which that request was sent and the answer has begun, if it begins at once."""
+    """A connection on which that request was sent and the response has begun, if it begins at once."""
     host, port = service.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), 15)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -87,7 +87,7 @@ def test_a_shutdown_ends_streams_polls_and_workers_and_is_a_good_exit(
 
     assert status == 0
     assert seconds < service.config.shutdown_seconds
-    assert streamed.endswith(b"0\r\n\r\n")  # an answer in good order, not a broken connection
+    assert streamed.endswith(b"0\r\n\r\n")  # a response in good order, not a broken connection
     assert b'"state":"running"' in polled
     assert workers
     for worker in workers:

@@ -300,7 +300,7 @@ def test_huge_shapes_are_refused_in_little_memory(fresh: Lab, client: PrismClien
 
 @pytest.mark.parametrize("name", ["raw/.zattrs", "labels/.zattrs", "raw/.zarray", "labels/.zarray"])
 def test_listed_metadata_that_is_gone(fresh: Lab, client: PrismClient, name: str) -> None:
-    """The reference takes offset 0 where ``.zattrs`` answers 404, and gives wrong voxels."""
+    """The reference takes offset 0 where ``.zattrs`` gives 404, and gives wrong voxels."""
     fresh.proxy.add(Status(404), key=name)
     with pytest.raises(SourceCorruptError, match=name):
         client.ensure("instance", 0, progress=False)

@@ -120,7 +120,7 @@ class Stack:
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        """Wait until the service answers through its published port that it can make crops."""
+        """Wait until the service responds through its published port that it can make crops."""
         eventually(self._is_ready, f"{self.url}/readyz", _START_S)
 
     def _is_ready(self) -> bool:
@@ -131,7 +131,7 @@ class Stack:
             return False
 
     def compose(self, *arguments: str, check: bool = True, both: bool = True) -> str:
-        """Run compose on the project and answer what it prints."""
+        """Run compose on the project and return what it prints."""
         command = (*self.engine.compose, "--project-name", self.project, "--env-file", str(self._env_file))
         return self.engine.run(*command, "--file", str(COMPOSE_FILE), *arguments, check=check, both=both)
 

@@ -51,7 +51,7 @@ class Engine:
     base_image: str | None = None
 
     def docker(self, *arguments: str, check: bool = True) -> str:
-        """Run ``docker`` and answer what it prints on both streams.
+        """Run ``docker`` and return what it prints on both streams.
 
         Raises
         ------
@@ -83,7 +83,7 @@ def running_engine() -> Iterator[Engine]:
     if STARTER.is_file():
         with _started(environment) as (found, base_image):
             yield Engine(found, _compose(found), base_image)
-    elif _answers(environment):
+    elif _responds(environment):
         yield Engine(environment, _compose(environment), os.environ.get("BASE_IMAGE"))
     else:
         raise NoEngineError("`docker info` finds no engine")
@@ -131,7 +131,7 @@ def _pid_in(folder: Path, name: str) -> int | None:
     return pid if ENGINE_PIDS[name] in command else None
 
 
-def _answers(environment: Mapping[str, str]) -> bool:
+def _responds(environment: Mapping[str, str]) -> bool:
     if shutil.which("docker") is None:
         return False
     return subprocess.run(["docker", "info"], env=dict(environment), capture_output=True, check=False).returncode == 0

@@ -29,7 +29,7 @@ from prismcache.schema import (
 )
 
 Step: TypeAlias = Job | PrismError | BaseException | None
-"""What one call of submit or wait does: answers, raises, or (None) hangs until it is cancelled."""
+"""What one call of submit or wait does: returns, raises, or (None) hangs until it is cancelled."""
 
 PUBLISHED = (0, 1, 5)
 CHANNELS = (0, 1, 2)

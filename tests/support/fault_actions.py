@@ -2,8 +2,8 @@
 
 ::
 
-    Action                 answers an exchange
-    ├── PassOn             as the server answered
+    Action                 responds to an exchange
+    ├── PassOn             as the server responded
     ├── Status             an S3 error document with this status
     ├── Reset              the connection breaks, before the headers or within the body
     ├── Truncate           the connection closes in good order, but too early
@@ -11,7 +11,7 @@
     ├── Drip               a byte at a time
     ├── Chunked            without a Content-Length
     ├── Delay, Before      wait, or call a function, and then another action
-    └── ChangedReply       a complete answer, but another one
+    └── ChangedReply       a complete response, but another one
         ├── Short, Empty, Html, FlipBit, ChangedObject
         └── Rewrite        by any function
 """
@@ -37,9 +37,9 @@ _ERROR_CODE = {403: "AccessDenied", 404: "NoSuchKey", 412: "PreconditionFailed",
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer in full: status, end-to-end headers (names in lower case, no Content-Length) and body.
+    """A response in full: status, end-to-end headers (names in lower case, no Content-Length) and body.
 
-    `length` is the Content-Length where that is not the body's own length, as in the answer to HEAD.
+    `length` is the Content-Length where that is not the body's own length, as in the response to HEAD.
     """
 
     status: int
@@ -54,13 +54,13 @@ class Reply:
 
 
 class Exchange(Protocol):
-    """One request that waits for its answer."""
+    """One request that waits for its response."""
 
     @property
     def request(self) -> web.BaseRequest: ...
 
     async def fetch(self) -> Reply:
-        """What the server behind the proxy answers."""
+        """Return the response of the server behind the proxy."""
 
     async def begin(self, reply: Reply) -> web.StreamResponse:
         """Send the headers of `reply`, with its whole body's Content-Length."""
@@ -73,15 +73,15 @@ class Action(ABC):
     """What happens to a request that a rule matches."""
 
     @abstractmethod
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         """Answer the request, well or badly."""
 
 
 @dataclass(frozen=True)
 class PassOn(Action):
-    """The server's own answer."""
+    """The server's own response."""
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         return await exchange.send(await exchange.fetch())
 
 
@@ -91,7 +91,7 @@ class Status(Action):
 
     status: int
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         return await exchange.send(error_reply(self.status))
 
 
@@ -107,7 +107,7 @@ class Reset(Action):
 
     after: float | None = None
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         response = web.StreamResponse()
         if self.after is not None:
             response = await _send_part(exchange, await exchange.fetch(), self.after)
@@ -125,7 +125,7 @@ class Truncate(Action):
 
     after: float = 0.5
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         response = await _send_part(exchange, await exchange.fetch(), self.after)
         _transport(exchange).close()
         return response
@@ -139,11 +139,11 @@ class Stall(Action):
     _released: Future[None] = field(default_factory=Future, compare=False, repr=False)
 
     def release(self) -> None:
-        """Let all stalled answers go on, now and from now on; from any thread."""
+        """Let all stalled responses go on, now and from now on; from any thread."""
         if not self._released.done():
             self._released.set_result(None)
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         reply = await exchange.fetch()
         response = await _send_part(exchange, reply, self.after)
         # Shielded: a client that leaves cancels its own wait, not everybody's.
@@ -158,7 +158,7 @@ class Drip(Action):
 
     interval: float = 0.001
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         reply = await exchange.fetch()
         response = await exchange.begin(reply)
         for byte in reply.body:
@@ -171,7 +171,7 @@ class Drip(Action):
 class Chunked(Action):
     """The right body in chunks, without Content-Length."""
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         reply = await exchange.fetch()
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.enable_chunked_encoding()
@@ -188,9 +188,9 @@ class Delay(Action):
     seconds: float
     then: Action = PassOn()
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         await asyncio.sleep(self.seconds)
-        return await self.then.answer(exchange)
+        return await self.then.respond(exchange)
 
 
 @dataclass(frozen=True)
@@ -200,25 +200,25 @@ class Before(Action):
     function: Callable[[], object]
     then: Action = PassOn()
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         await asyncio.to_thread(self.function)
-        return await self.then.answer(exchange)
+        return await self.then.respond(exchange)
 
 
 class ChangedReply(Action):
-    """A complete and well-formed answer that is not the server's."""
+    """A complete and well-formed response that is not the server's."""
 
-    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def respond(self, exchange: Exchange) -> web.StreamResponse:
         return await exchange.send(self.change(await exchange.fetch()))
 
     @abstractmethod
     def change(self, reply: Reply) -> Reply:
-        """The answer to give for the server's `reply`."""
+        """The response to give for the server's `reply`."""
 
 
 @dataclass(frozen=True)
 class Rewrite(ChangedReply):
-    """Whatever `function` makes of the server's answer."""
+    """Whatever `function` makes of the server's response."""
 
     function: Callable[[Reply], Reply]
 
@@ -246,7 +246,7 @@ class Empty(ChangedReply):
 
 @dataclass(frozen=True)
 class Html(ChangedReply):
-    """200 with a web page, as a captive portal or a proxy in between answers."""
+    """200 with a web page, as from a captive portal or a proxy in between."""
 
     page: bytes = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>\n"
 

@@ -8,7 +8,7 @@
         ...  # point the client at proxy.endpoint
         assert max(proxy.gets().values()) == 1
 
-The first rule that matches a request decides. Where the S3 server differs from AWS, the proxy answers like AWS:
+The first rule that matches a request decides. Where the S3 server differs from AWS, the proxy responds like AWS:
 ``If-Match`` is honoured (412), a part of an object comes with status 206, and listings carry ETags in quotes.
 """
 
@@ -152,7 +152,7 @@ class FaultProxy:
     upstream
         Endpoint of the real server.
     latency
-        Seconds that every object (no listing) waits before its answer.
+        Seconds that every object (no listing) waits before its response.
     quoted_etags
         Whether listings carry ETags in quotes, as AWS's do.
 
@@ -276,7 +276,7 @@ class FaultProxy:
     async def _run(self, started: Future[str]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         connector = aiohttp.TCPConnector(limit=0)
-        # handler_cancellation: a client that gives up must not leave its stalled answer behind.
+        # handler_cancellation: a client that gives up must not leave its stalled response behind.
         server = web.Server(self._handle, access_log=None, handler_cancellation=True)
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
@@ -304,14 +304,14 @@ class FaultProxy:
             if self.latency and not seen.listing:
                 await asyncio.sleep(self.latency)
             action = next((rule.action for rule in self._rules if rule.takes(seen)), PassOn())
-            return await action.answer(_ProxiedExchange(request, self, seen))
+            return await action.respond(_ProxiedExchange(request, self, seen))
         finally:
             with self._changed:
                 self.in_flight -= not seen.listing
                 self._changed.notify_all()
 
     async def fetch(self, request: web.BaseRequest, seen: Seen) -> Reply:
-        """What the server behind the proxy answers to `request`."""
+        """Return what the server behind the proxy sends for `request`."""
         url = URL(self.upstream + request.raw_path, encoded=True)
         headers, body = _end_to_end(request.headers), await request.read()
         try:

@@ -62,7 +62,7 @@ class PostgresServer:
         try:
             self._initialise()
             self._launch()
-            eventually(self._answers, "PostgreSQL answers")
+            eventually(self._responds, "PostgreSQL responds")
         except (OSError, subprocess.SubprocessError, RuntimeError) as error:
             said = (self._folder / "log").read_text(errors="replace")[-2000:]
             self.stop()
@@ -86,7 +86,7 @@ class PostgresServer:
         self._process.send_signal(signal.SIGINT)  # "fast": sessions are ended, not waited for
         self._process.wait(STOP_TIMEOUT)
         self._launch()
-        eventually(self._answers, "PostgreSQL answers again")
+        eventually(self._responds, "PostgreSQL responds again")
 
     def create_database(self) -> str:
         """The SQLAlchemy URL of a new, empty database, whose collation is not the order of code points."""
@@ -138,7 +138,7 @@ class PostgresServer:
             **_run_as(_account()),
         )
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"it ended with code {self._process.returncode}")

@@ -13,7 +13,7 @@ _CONTENTS = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; header names are in lower case."""
+    """A whole response; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -29,7 +29,7 @@ class Listed:
 
 
 class Exchange:
-    """A request whose answer's body has not been read; a context manager that closes the connection."""
+    """A request whose response's body has not been read; a context manager that closes the connection."""
 
     def __init__(self, url: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> None:
         parts = urlsplit(url)
@@ -52,7 +52,7 @@ class Exchange:
 
 
 def request(url: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Answer:
-    """Send a request and read all of its answer, whatever its status.
+    """Send a request and read all of its response, whatever its status.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """A real S3 server over a local folder: ``rclone serve s3`` on a free port, anonymous, no network needed.
 
 Every first-level folder is a bucket. Changes in the folder are seen by the next request. What the server does unlike
-AWS: it ignores ``If-Match``, answers a ``Range`` with 200 instead of 206, and lists ETags without quotes;
+AWS: it ignores ``If-Match``, responds to a ``Range`` with 200 instead of 206, and lists ETags without quotes;
 `tests.support.faults.FaultProxy` in front of it puts that right.
 """
 

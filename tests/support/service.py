@@ -65,7 +65,7 @@ class Service:
         self.kill()
 
     def start(self) -> Self:
-        """Start it and wait until it answers.
+        """Start it and wait until it responds.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class Service:
         os.kill(self.pid, number)
 
     def terminate(self) -> int:
-        """Ask it to end, and answer its exit status.
+        """Ask it to end, and return its exit status.
 
         Raises
         ------

@@ -32,7 +32,7 @@ class News(BaseModel):
 
 @dataclass(frozen=True)
 class CropTask:
-    """Engine to worker: make and publish this file; its temporary files' names hold `token`, the making lock's token."""
+    """Engine to worker: make this file; the names of its temporary files hold `token`, the making lock's token."""
 
     name: CropName
     token: str

@@ -12,7 +12,7 @@ from prismcache.errors import ForbiddenError, PrismError, ServiceBusyError, Unau
 from prismcache_service.config import ServiceConfig
 from prismcache_service.web.dashboard import is_public_path
 from prismcache_service.web.limits import FailedLogins, RateLimiter, network, retry_after
-from prismcache_service.web.problems import HttpError, answer
+from prismcache_service.web.problems import HttpError, response_to
 from prismcache_service.web.tokens import Caller, Role, TokenBook, is_loopback
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -59,7 +59,7 @@ class Gate:
         try:
             caller = scope.setdefault("state", {})["caller"] = self._admit(scope)
         except Refusal as refusal:
-            await answer(scope, refusal.error, refusal.headers)(scope, receive, send)
+            await response_to(scope, refusal.error, refusal.headers)(scope, receive, send)
             return
         one = caller.name or _address(scope)
         self._under_way[one] += 1

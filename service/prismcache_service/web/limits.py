@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prismcache_service.web.problems import HttpError, answer, declares_body
+from prismcache_service.web.problems import HttpError, declares_body, response_to
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0
@@ -117,7 +117,7 @@ class BodyLimit:
             try:
                 body = await self._read(scope, receive)
             except HttpError as error:
-                await answer(scope, error)(scope, receive, send)
+                await response_to(scope, error)(scope, receive, send)
                 return
             if body is None:
                 return

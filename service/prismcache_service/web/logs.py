@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import EventDict, Processor
 
 from prismcache.errors import ServiceUnreachableError
-from prismcache_service.web.problems import answer
+from prismcache_service.web.problems import response_to
 
 _SECRET = re.compile(r"token|secret|password|authorization|cookie|credential", re.IGNORECASE)
 _TOKEN = re.compile(r"prism_[A-Za-z0-9_-]{8,}|(?i:bearer)\s+[^\s\"']+|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
@@ -129,7 +129,9 @@ class RequestLog:
                 await self._app(scope, receive, noting)
             except asyncio.CancelledError:  # the server cancels requests when a shutdown takes too long
                 if status == 0:
-                    await answer(scope, ServiceUnreachableError("the service is shutting down"))(scope, receive, noting)
+                    await response_to(scope, ServiceUnreachableError("the service is shutting down"))(
+                        scope, receive, noting
+                    )
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 await self._unexpected(scope, receive, noting, error, has_begun=status != 0)
             finally:
@@ -142,7 +144,7 @@ class RequestLog:
             _log.warning("response broken off", path=_path(scope), reason=f"{type(error).__name__}: {error}")
             return
         _log.error("unexpected error", path=_path(scope), exc_info=error)
-        await answer(scope, error)(scope, receive, send)
+        await response_to(scope, error)(scope, receive, send)
 
 
 def _path(scope: Scope) -> str:

@@ -109,7 +109,7 @@ def _plain(text: str) -> str:
     return text[:_SAID_OF_A_FIELD].encode("ascii", "backslashreplace").decode()
 
 
-def answer(scope: Scope, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+def response_to(scope: Scope, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response to a request that failed with `error`; count the failure."""
     problem, more = problem_of(error)
     if "app" in scope:
@@ -118,13 +118,8 @@ def answer(scope: Scope, error: Exception, headers: Mapping[str, str] | None = N
     more |= headers or {}
     if not state.get("body_read") and declares_body(scope):
         more["Connection"] = "close"  # else the rest of the body would be read as long as it lasts
-    return response(problem, more, str(state.get("request_id", "")))
-
-
-def response(problem: Problem, headers: Mapping[str, str], request_id: str = "") -> Response:
-    """Return a problem as a response."""
-    instance = {"instance": f"urn:prismcache:request:{request_id}"} if request_id else {}
-    return Response(json.dumps(problem.model_dump() | instance), problem.status, headers, MEDIA_TYPE)
+    instance = {"instance": f"urn:prismcache:request:{state['request_id']}"} if "request_id" in state else {}
+    return Response(json.dumps(problem.model_dump() | instance), problem.status, more, MEDIA_TYPE)
 
 
 def declares_body(scope: Scope) -> bool:
@@ -139,7 +134,7 @@ def install(app: FastAPI) -> None:
     """Turn errors that handlers raise into problems. `logs.RequestLog` handles unexpected errors."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return answer(request.scope, error)
+        return response_to(request.scope, error)
 
     for kind in (PrismError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)

@@ -37,7 +37,7 @@ KEEP_ALIVE_SECONDS = 15
 MAX_CONNECTIONS = 2000
 MAX_CONNECTIONS_OF_ADDRESS = 1000
 
-_ANSWER_SHARE = 0.4  # of a shutdown's time is for requests under way, the rest for closing what they used
+_REQUESTS_SHARE = 0.4  # of a shutdown's time is for requests under way, the rest for closing what they used
 _BACKLOG = 2048
 _log = structlog.get_logger(__name__)
 
@@ -132,7 +132,7 @@ class Server(uvicorn.Server):
                 limit_concurrency=MAX_CONNECTIONS,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=max(1, int(config.shutdown_seconds * _ANSWER_SHARE)),
+                timeout_graceful_shutdown=max(1, int(config.shutdown_seconds * _REQUESTS_SHARE)),
             )
         )
 

@@ -188,9 +188,9 @@ def test_cancelling_stops_a_download():
 @pytest.mark.parametrize("waiting", [True, False])
 def test_an_error_of_the_backend_comes_through_and_cancels(waiting):
     async def main() -> None:
-        unreachable = SourceUnreachableError("no answer")
+        unreachable = SourceUnreachableError("no response")
         backend = FakeBackend([job(running(0)), unreachable] if waiting else [unreachable])
-        with pytest.raises(SourceUnreachableError, match="no answer"):
+        with pytest.raises(SourceUnreachableError, match="no response"):
             await paths_of(backend, "instance", 0)
         assert backend.cancelled == (["job-1"] if waiting else [])
 

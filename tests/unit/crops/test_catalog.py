@@ -279,7 +279,7 @@ def test_closing_does_not_wait_for_a_bucket_that_does_not_answer(
 
 
 def test_asking_the_source_never_runs_on_the_loop_of_who_asks(catalog: CatalogService) -> None:
-    """Opening a client and parsing its answers costs some 100 ms, but not the thread that asks."""
+    """Opening a client and parsing its responses costs some 100 ms, but not the thread that asks."""
 
     async def story() -> float:
         await catalog.recall()

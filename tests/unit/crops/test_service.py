@@ -56,7 +56,7 @@ class Lost(Published):
     """A bucket that cannot be reached, but was once."""
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
-        raise SourceUnreachableError("no answer")
+        raise SourceUnreachableError("no response")
 
     async def recall(self) -> tuple[CropInfo, ...]:
         return (CropInfo(split=INSTANCE, crop=1),)
@@ -177,10 +177,10 @@ def test_a_repair_that_fails_is_told_and_does_not_stop_the_others(shelf: Shelf) 
     async def story() -> None:
         for crop in range(3):
             _flip(shelf.put(crop))
-        shelf.restorer.errors = {1: SourceUnreachableError("the bucket does not answer")}
+        shelf.restorer.errors = {1: SourceUnreachableError("the bucket does not respond")}
         found = await shelf.crops.verify(repair=True)
         assert [result.verdict for result in found] == [Verdict.REPAIRED, Verdict.CORRUPT, Verdict.REPAIRED]
-        assert found[1].reason.endswith("; not made again: error[source_unreachable]: the bucket does not answer")
+        assert found[1].reason.endswith("; not made again: error[source_unreachable]: the bucket does not respond")
         assert "SHA-256" in found[1].reason
         assert len(shelf.cache.quarantine.entries()) == 3
 
@@ -208,13 +208,13 @@ def test_every_answer_tells_the_root_that_others_know(tmp_path: Path) -> None:
         (shelf.cache.root / "instance" / "crop_4.h5").write_bytes(b"stray")
         with pytest.raises(CropNotCachedError) as absent:
             await shelf.crops.verify(INSTANCE, [7])
-        answers = [
+        responses = [
             *await shelf.crops.verify(), str(absent.value), await shelf.crops.file(CropName(INSTANCE, 0)),
             *await shelf.crops.catalog(), *await shelf.crops.remove(INSTANCE),
         ]  # fmt: skip
         assert right.path == "/lab/prism/instance/crop_0.h5"
-        assert str(answers).count("/lab/prism") > 6
-        assert str(tmp_path) not in str(answers)
+        assert str(responses).count("/lab/prism") > 6
+        assert str(tmp_path) not in str(responses)
 
     run(story)
 

@@ -54,9 +54,9 @@ class Changed(httpx2.AsyncBaseTransport):
         self.ranges: list[str | None] = []
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        answer = await self._service.transport.handle_async_request(request)
+        response = await self._service.transport.handle_async_request(request)
         self.ranges.append(request.headers.get("range"))
-        return self._changes.pop(0)(request, answer) if self._changes else answer
+        return self._changes.pop(0)(request, response) if self._changes else response
 
 
 class Cut(httpx2.AsyncByteStream):
@@ -73,38 +73,42 @@ class Cut(httpx2.AsyncByteStream):
 
 
 def cut_after(count: int, *, polite: bool = False) -> Change:
-    def change(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
-        headers = [(name, value) for name, value in answer.headers.items() if name != "content-length"]
-        return httpx2.Response(answer.status_code, headers=headers, stream=Cut(answer.read()[:count], polite=polite))
+    def change(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+        headers = [(name, value) for name, value in response.headers.items() if name != "content-length"]
+        return httpx2.Response(
+            response.status_code, headers=headers, stream=Cut(response.read()[:count], polite=polite)
+        )
 
     return change
 
 
-def flip(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
-    content = bytearray(answer.read())
+def flip(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+    content = bytearray(response.read())
     content[-1] ^= 1
-    return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(bytes(content)))
+    return httpx2.Response(response.status_code, headers=response.headers, stream=httpx2.ByteStream(bytes(content)))
 
 
-def too_much(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
-    headers = [(name, value) for name, value in answer.headers.items() if name != "content-length"]
-    return httpx2.Response(200, headers=headers, stream=httpx2.ByteStream(answer.read() + b"more"))
+def too_much(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+    headers = [(name, value) for name, value in response.headers.items() if name != "content-length"]
+    return httpx2.Response(200, headers=headers, stream=httpx2.ByteStream(response.read() + b"more"))
 
 
-def whole(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+def whole(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
     """As a server that knows no ranges."""
-    headers = {name: value for name, value in answer.headers.items() if name not in {"content-range", "content-length"}}
+    headers = {
+        name: value for name, value in response.headers.items() if name not in {"content-range", "content-length"}
+    }
     content = whole.path.read_bytes()
     return httpx2.Response(200, headers=headers, stream=httpx2.ByteStream(content))
 
 
-def refuse(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+def refuse(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
     raise httpx2.ConnectError("refused")
 
 
-def other_file(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
-    answer.headers["ETag"] = '"another"'
-    return answer
+def other_file(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+    response.headers["ETag"] = '"another"'
+    return response
 
 
 class Scene(NamedTuple):
@@ -293,8 +297,8 @@ def test_a_cancelled_download_leaves_its_part(scene):
             began.set()
             await asyncio.sleep(60)
 
-    def stall(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
-        return httpx2.Response(200, headers={"ETag": answer.headers["etag"]}, stream=Stalled())
+    def stall(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+        return httpx2.Response(200, headers={"ETag": response.headers["etag"]}, stream=Stalled())
 
     async def main() -> None:
         transport = Changed(scene.service, stall)

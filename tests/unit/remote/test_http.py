@@ -46,7 +46,7 @@ def connect(*replies: Reply, patience: Patience = QUICK, seen: list[httpx2.Reque
     """A connection to a service that sends these responses in turn, the last one for ever."""
     left = list(replies)
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
+    def response(request: httpx2.Request) -> httpx2.Response:
         if seen is not None:
             seen.append(request)
         reply = left.pop(0) if len(left) > 1 else left[0]
@@ -54,7 +54,7 @@ def connect(*replies: Reply, patience: Patience = QUICK, seen: list[httpx2.Reque
             raise reply
         return reply
 
-    return Connection(SETTINGS, transport=httpx2.MockTransport(answer), patience=patience)
+    return Connection(SETTINGS, transport=httpx2.MockTransport(response), patience=patience)
 
 
 def asking(connection: Connection, **options: Any) -> httpx2.Response:

@@ -50,9 +50,9 @@ def _etag(body: bytes) -> str:
 def test_without_rules_everything_passes(
     fault_proxy: FaultProxy, s3_server: S3Server, url: str, content: bytes
 ) -> None:
-    answer = request(url)
-    assert (answer.status, answer.body) == (200, content)
-    assert answer.headers["etag"] == _etag(content)
+    response = request(url)
+    assert (response.status, response.body) == (200, content)
+    assert response.headers["etag"] == _etag(content)
     head = request(url, method="HEAD")
     assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(content)))
     part = request(url, headers={"Range": "bytes=3-9"})
@@ -65,9 +65,9 @@ def test_without_rules_everything_passes(
 
 def test_if_match_is_honoured(url: str, content: bytes) -> None:
     assert request(url, headers={"If-Match": _etag(content)}).body == content
-    answer = request(url, headers={"If-Match": '"0123"'})
-    assert answer.status == 412
-    assert b"PreconditionFailed" in answer.body
+    response = request(url, headers={"If-Match": '"0123"'})
+    assert response.status == 412
+    assert b"PreconditionFailed" in response.body
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_if_match_is_honoured(url: str, content: bytes) -> None:
 )
 def test_status(fault_proxy: FaultProxy, url: str, status: int, code: str) -> None:
     fault_proxy.add(Status(status))
-    answer = request(url)
-    assert answer.status == status
-    assert f"<Code>{code}</Code>".encode() in answer.body
+    response = request(url)
+    assert response.status == status
+    assert f"<Code>{code}</Code>".encode() in response.body
 
 
 def test_reset_before_the_headers(fault_proxy: FaultProxy, url: str) -> None:
@@ -122,10 +122,10 @@ def test_wrong_bodies_with_the_right_etag(
     fault_proxy: FaultProxy, url: str, content: bytes, action: Action, change: Callable[[bytes], bytes]
 ) -> None:
     fault_proxy.add(action)
-    answer = request(url, headers={"If-Match": _etag(content)})
-    assert (answer.status, answer.body) == (200, change(content))
-    assert answer.headers["content-length"] == str(len(answer.body))
-    assert answer.headers["etag"] == _etag(content)
+    response = request(url, headers={"If-Match": _etag(content)})
+    assert (response.status, response.body) == (200, change(content))
+    assert response.headers["content-length"] == str(len(response.body))
+    assert response.headers["etag"] == _etag(content)
 
 
 def _flipped(body: bytes, at: int, mask: int) -> bytes:
@@ -134,8 +134,8 @@ def _flipped(body: bytes, at: int, mask: int) -> bytes:
 
 def test_changed_object(fault_proxy: FaultProxy, url: str, content: bytes) -> None:
     fault_proxy.add(ChangedObject())
-    answer = request(url)
-    assert (answer.body, answer.headers["etag"]) == (content[::-1], _etag(content[::-1]))
+    response = request(url)
+    assert (response.body, response.headers["etag"]) == (content[::-1], _etag(content[::-1]))
     assert request(url, headers={"If-Match": _etag(content)}).status == 412
     fault_proxy.clear()
     fault_proxy.add(ChangedObject(b"new"))

@@ -13,9 +13,9 @@ from tests.support.s3 import S3Server
 
 
 def _get(endpoint: str, key: str) -> tuple[bytes, str]:
-    answer = request(f"{endpoint}/{BUCKET}/{key}")
-    assert answer.status == 200
-    return answer.body, answer.headers["etag"]
+    response = request(f"{endpoint}/{BUCKET}/{key}")
+    assert response.status == 200
+    return response.body, response.headers["etag"]
 
 
 def test_listing_has_size_and_md5_of_every_object_in_order(s3_server: S3Server, bucket_dir: Path) -> None:
@@ -41,9 +41,9 @@ def test_changes_in_the_folder_are_seen_at_once(tmp_path: Path, serve_s3: Callab
     (folder / "0.0").unlink()
     (folder / "0.1").write_bytes(b"new")
     assert list(list_objects(server.endpoint, BUCKET, "crop/")) == ["crop/0.1"]
-    answer = request(f"{server.endpoint}/{BUCKET}/crop/0.0")
-    assert answer.status == 404
-    assert b"NoSuchKey" in answer.body
+    response = request(f"{server.endpoint}/{BUCKET}/crop/0.0")
+    assert response.status == 404
+    assert b"NoSuchKey" in response.body
 
 
 def test_the_process_ends_with_the_context(tmp_path: Path) -> None:
