@@ -183,8 +183,11 @@ def _typed(parse: Callable[[str], T], text: str) -> T:
 def _integers(value: SupportsIndex | Iterable[SupportsIndex], noun: str) -> tuple[int, ...]:
     if isinstance(value, bytes):
         raise RequestError(f"{noun}s must be integers, not {value!r}")
-    items = [value] if _is_index(value) or not isinstance(value, Iterable) else value
-    found = tuple(_integer(item, noun) for item in items)
+    items = [value] if _is_index(value) or not isinstance(value, Iterable) else list(value)
+    for item in items:
+        if isinstance(item, bool) or not _is_index(item):  # bool is an integer in Python
+            raise RequestError(f"a {noun} must be an integer, not {item!r}")
+    found = tuple(map(operator.index, items))
     if len(set(found)) > MAX_COUNT:
         raise RequestError(f"{len(set(found))} {noun}s are asked for at once; at most {MAX_COUNT} can be")
     return found
@@ -197,10 +200,3 @@ def _is_index(value: object) -> TypeGuard[SupportsIndex]:
     except TypeError:
         return False
     return True
-
-
-def _integer(value: object, noun: str) -> int:
-    """Return `value` as int; bool is refused, although it is an integer in Python."""
-    if isinstance(value, bool) or not _is_index(value):
-        raise RequestError(f"a {noun} must be an integer, not {value!r}")
-    return operator.index(value)

@@ -12,10 +12,6 @@ from pydantic import ByteSize, Field, field_validator, model_validator
 from prismcache.config import Settings
 
 
-def _default_state_folder() -> Path:
-    return user_state_path("prismcache", appauthor=False)
-
-
 class ServiceConfig(Settings):
     """All settings of the service, immutable; ``PRISMCACHE_*`` in the environment, as `prismcache.Settings`.
 
@@ -65,7 +61,7 @@ class ServiceConfig(Settings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8765
     database_url: str | None = None
-    state_folder: Annotated[Path, Field(default_factory=_default_state_folder)]
+    state_folder: Annotated[Path, Field(default_factory=lambda: user_state_path("prismcache", appauthor=False))]
     tokens_file: Path | None = None
     insecure: bool = False
     advertised_root: Path | None = None

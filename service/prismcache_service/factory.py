@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -143,15 +144,12 @@ class Factory:
         A service whose source fails still serves cached crops.
         """
         checks = {
-            "storage": self._checking.run("storage", self._check_storage),
+            "storage": self._checking.run("storage", partial(self.cache.threads.run, self.cache.check_writable)),
             "store": self.store.check(),
             "engine": self.engine.check(),
             "source": self.catalog.check(),
         }
         return dict(zip(checks, await asyncio.gather(*map(_finding, checks.values())), strict=True))
-
-    async def _check_storage(self) -> None:
-        await self.cache.threads.run(self.cache.check_writable)
 
     async def _protected(self) -> Collection[tuple[Split, int]]:
         leases = await self.store.leases(datetime.now(UTC))

@@ -64,7 +64,8 @@ async def findings(settings: Settings) -> AsyncIterator[Finding]:
     folder = settings.downloads if settings.url and mount is None else settings.root
     yield check_root(folder, *await asyncio.to_thread(_look_at, folder))
     if folder.is_dir() and mount is None:
-        yield check_umask(folder.stat().st_mode, _umask())
+        os.umask(umask := os.umask(0o077))
+        yield check_umask(folder.stat().st_mode, umask)
         try:
             yield check_locks(folder, *await asyncio.to_thread(_try_locks, folder))
         except OSError as error:
@@ -189,12 +190,6 @@ def _look_at(folder: Path) -> tuple[str | None, int]:
     if not existing.is_dir():
         return f"{existing} is no folder", free
     return (None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"), free
-
-
-def _umask() -> int:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
 
 
 def _try_locks(folder: Path) -> tuple[bool, float, float]:

@@ -118,7 +118,12 @@ def print_verdicts(results: Sequence[VerifyResult]) -> None:
 def print_jobs(jobs: Sequence[Job]) -> None:
     """Print a row for each job; ids are cut to what tells these jobs apart, which `watch` and `cancel` take."""
     length = next(size for size in range(6, 64) if len({job.id[:size] for job in jobs}) == len(jobs))
-    rows = (_job_row(job, length) for job in jobs)
+    rows = []
+    for job in jobs:
+        since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
+        done = _crops_done(job)
+        rows.append((job.id[:length], job.state.value, job.split.value, done, channels, job.owner or "-", since))
     print_table(("job", "state", "split", "crops", "channels", "owner", "since"), rows)
 
 
@@ -231,12 +236,6 @@ def _channels(info: CropInfo, file: CropFile) -> str:
     if info.raw_shape is not None and len(file.channels) == info.raw_shape[0]:
         return "all"
     return f"ch {format_channels(file.channels).replace('_', ',')}"
-
-
-def _job_row(job: Job, length: int) -> tuple[str, ...]:
-    since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-    channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
-    return job.id[:length], job.state.value, job.split.value, _crops_done(job), channels, job.owner or "-", since
 
 
 def _crops_done(job: Job) -> str:

@@ -68,7 +68,8 @@ async def drive(backend: Backend, plan: EnsurePlan, clock: Clock = time.monotoni
                 arrival = _Arrival(file)
                 async with aclosing(arrival.watch(backend, state, clock)) as downloads:
                     async for download in downloads:
-                        yield (_with(job, download),)
+                        crops = (download if crop.crop == download.crop else crop for crop in job.crops)
+                        yield (job.model_copy(update={"crops": tuple(crops)}),)
                 if arrival.error is not None:
                     state = reject(state, file.crop, arrival.error)
                 else:
@@ -144,13 +145,6 @@ class _Arrival:
 
 def _at(file: CropFile, path: str) -> CropFile:
     return file.model_copy(update={"path": path})
-
-
-def _with(job: Job, download: CropDownload) -> Job:
-    """Return the snapshot with one crop shown as being downloaded."""
-    return job.model_copy(
-        update={"crops": tuple(download if crop.crop == download.crop else crop for crop in job.crops)}
-    )
 
 
 async def _bounded(call: Awaitable[T], state: EnsureState, clock: Clock) -> T:

@@ -40,7 +40,9 @@ def _known_file(mount: Path, request: JobRequest, crop: int) -> CropFile | None:
     for context in contexts:
         for channels in (None, request.channels):
             file = _read(mount, request.split, FileName(crop, channels, context, request.product))
-            if file is not None and _serves(file, request):
+            if file is None or (request.strict and file.missing_chunks):
+                continue
+            if request.channels is None or set(request.channels) <= set(file.channels):
                 return file
     return None
 
@@ -67,8 +69,3 @@ def _read(mount: Path, split: Split, name: FileName) -> CropFile | None:
         context=manifest.context,
         product=manifest.product,
     )
-
-
-def _serves(file: CropFile, request: JobRequest) -> bool:
-    enough = request.channels is None or set(request.channels) <= set(file.channels)
-    return enough and not (request.strict and file.missing_chunks)

@@ -90,7 +90,7 @@ def retrying(patience: Patience) -> AsyncRetrying:
         wait=budget.delay,
         stop=budget.is_spent,
         sleep=anyio.sleep,
-        before_sleep=_log_attempt,
+        before_sleep=lambda state: _log.debug("%s: trying again in %.1f s", _failure_of(state), state.upcoming_sleep),
         reraise=True,
     )
 
@@ -138,10 +138,6 @@ def _failure_of(state: RetryCallState) -> AttemptFailedError:
     if not isinstance(failure, AttemptFailedError):
         raise TypeError("only failed attempts are retried")
     return failure
-
-
-def _log_attempt(state: RetryCallState) -> None:
-    _log.debug("%s: trying again in %.1f s", _failure_of(state), state.upcoming_sleep)
 
 
 def parse_retry_after(text: str | None, now: datetime | None = None) -> float | None:

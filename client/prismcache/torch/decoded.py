@@ -182,7 +182,10 @@ class Sidecars:
         NoSpaceError
             If there would not be room even then, in which case nothing is deleted; the message gives the numbers.
         """
-        self._sweep_temporaries()
+        for temporary in self._folder.glob("*/.*.tmp"):
+            with suppress(OSError):
+                if time.time() - temporary.stat().st_mtime > _TEMPORARY_SECONDS:
+                    temporary.unlink()
         ours = {self._place(path, name, layout) for path, layout in kept for name in layout.dtypes}
         others = {place: place.stat() for place in self._all() if place not in ours}
         room = self._room()
@@ -278,12 +281,6 @@ class Sidecars:
         if self._limit is None:
             return free
         return min(free, self._limit - sum(place.stat().st_size for place in self._all()))
-
-    def _sweep_temporaries(self) -> None:
-        for temporary in self._folder.glob("*/.*.tmp"):
-            with suppress(OSError):
-                if time.time() - temporary.stat().st_mtime > _TEMPORARY_SECONDS:
-                    temporary.unlink()
 
 
 def slabs(box: Slices3, itemsize: int) -> Iterator[Slices3]:

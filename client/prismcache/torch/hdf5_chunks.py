@@ -153,7 +153,9 @@ class CropReader:
             box = z, y, x
         table = self._tables[name]
         if table is None:
-            self._put(name, self._through_h5py(name, box), out, ids)
+            if self._h5py is None or self._h5py[0] != os.getpid():  # HDF5's handles do not survive a fork
+                self._h5py = os.getpid(), open_file(self.path, self._needed, rdcc_nbytes=_CACHE_BYTES)
+            self._put(name, open_dataset(self._h5py[1], name, self.path)[box], out, ids)
             return
         wanted = pieces(box, table.chunk)
         threads = min(self._threads, len(wanted) // _CHUNKS_A_THREAD)
@@ -193,12 +195,6 @@ class CropReader:
         if len(inflated) != count:
             raise CropCorruptError(f"{self.path}: {what} has {len(inflated)} bytes, not {count}")
         return np.frombuffer(inflated, table.dtype).reshape(table.chunk)
-
-    def _through_h5py(self, name: str, box: Slices3) -> Array:
-        if self._h5py is None or self._h5py[0] != os.getpid():  # HDF5's handles do not survive a fork
-            self._h5py = os.getpid(), open_file(self.path, self._needed, rdcc_nbytes=_CACHE_BYTES)
-        voxels: Array = open_dataset(self._h5py[1], name, self.path)[box]
-        return voxels
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():

@@ -34,12 +34,12 @@ from prismcache.disk import (
     write_new,
 )
 from prismcache.errors import CropCorruptError, StorageError
-from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_file_name, parse_manifest_name
+from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_file_name
 from prismcache.schema import NO_CONTEXT, CropFile, Product, Split
 from prismcache.verified import VerifiedFiles
-from prismcache_service.cache.files import compare, patiently
+from prismcache_service.cache.files import compare
 from prismcache_service.cache.making_lock import MakingLocks
-from prismcache_service.cache.places import CropName, Places
+from prismcache_service.cache.places import CropName, Places, named_by
 from prismcache_service.cache.quarantine import Quarantine
 from prismcache_service.cache.threads import DiskThreads, SingleFlight
 
@@ -247,61 +247,12 @@ class CropCache(Places):
                 self._readings.remember(path, stamp_after, manifest.sha256)
         return reason
 
-    def names(self, split: Split | None = None, crop: int | None = None) -> Iterator[CropName]:
-        """Yield every file that has a manifest, by split, crop and channels."""
-        for each in Split if split is None else (split,):
-            found = []
-            for path in self.manifest_path(CropName(each, 0)).parent.glob("crop_*.json"):
-                parsed = parse_manifest_name(path.name)
-                if parsed is not None and crop in {None, parsed.crop}:
-                    found.append(CropName(each, *parsed))
-            yield from sorted(found, key=lambda name: (name.crop, name.channels or (), name.file_name))
-
-    def sizes(self) -> list[tuple[CropName, int]]:
-        """Return every file with a manifest that is there, and its size in bytes."""
-        found = []
-        for name in self.names():
-            with contextlib.suppress(OSError):
-                found.append((name, self.path(name).lstat().st_size))
-        return found
-
     def disk_usage(self) -> tuple[int, int]:
         """Return the bytes of the file system: in all, and free."""
         existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         with disk_errors(existing, "PRISMCACHE_ROOT"):
             usage = shutil.disk_usage(existing)
         return usage.total, usage.free
-
-    def manifest(self, name: CropName) -> Manifest | None:
-        """Return a file's manifest; None if there is none, it is no manifest, or it is another file's.
-
-        Raises
-        ------
-        StorageError
-            If it cannot be read now.
-        """
-        path = self.manifest_path(name)
-        try:
-            manifest = Manifest.model_validate_json(patiently(path.read_bytes, path))
-        except (OSError, ValueError):
-            return None
-        return manifest if _named_by(manifest) == name else None
-
-    def describe(self, name: CropName, manifest: Manifest) -> CropFile:
-        """Return a published file as clients know it."""
-        return CropFile(
-            split=name.split,
-            crop=name.crop,
-            channels=manifest.channels,
-            path=str(self.shown_path(name)),
-            size=manifest.size,
-            sha256=manifest.sha256,
-            missing_chunks=manifest.missing_chunks,
-            source_fingerprint=manifest.source_fingerprint,
-            notes=manifest.notes,
-            context=manifest.context,
-            product=manifest.product,
-        )
 
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:
         """Make a finished, synced temporary file the crop's file; `manifest.stamp` is taken here.
@@ -433,7 +384,7 @@ class CropCache(Places):
             manifest = Manifest.model_validate_json(pending.read_bytes())
         except ValueError:
             return False
-        name = _named_by(manifest)
+        name = named_by(manifest)
         if self.manifest(name) is not None:
             return False
         try:
@@ -455,8 +406,3 @@ class CropCache(Places):
 
 def _json(document: BaseModel) -> bytes:
     return document.model_dump_json(indent=1).encode()
-
-
-def _named_by(manifest: Manifest) -> CropName:
-    channels = None if manifest.complete else manifest.channels
-    return CropName(manifest.split, manifest.crop, channels, manifest.context, manifest.product)

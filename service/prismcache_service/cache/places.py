@@ -1,4 +1,4 @@
-"""Where everything lies in a cache folder."""
+"""Where everything lies in a cache folder, and what its manifests say."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import errno
 import itertools
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePath
 from typing import Self
 
 from prismcache.disk import disk_errors, share_with_group, temporary_beside
-from prismcache.layout import STATE_FOLDER, crop_file_name, crop_path, manifest_path, sources_path
+from prismcache.layout import (
+    STATE_FOLDER,
+    Manifest,
+    crop_file_name,
+    crop_path,
+    manifest_path,
+    parse_manifest_name,
+    sources_path,
+)
 from prismcache.schema import NO_CONTEXT, Context, CropFile, JobRequest, Product, Split
+from prismcache_service.cache.files import patiently
 
 FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
@@ -51,8 +61,14 @@ class CropName:
         return f"{self.split.value}-{self.file_name}"
 
 
+def named_by(manifest: Manifest) -> CropName:
+    """Return the name of the file that a manifest describes."""
+    channels = None if manifest.complete else manifest.channels
+    return CropName(manifest.split, manifest.crop, channels, manifest.context, manifest.product)
+
+
 class Places:
-    """The paths of one cache folder.
+    """The paths of one cache folder, and the manifests in it.
 
     Parameters
     ----------
@@ -91,6 +107,55 @@ class Places:
     def sources_path(self, name: CropName) -> Path:
         """Return where the list of the objects is that the file was made of."""
         return self.root / sources_path(*astuple(name))
+
+    def manifest(self, name: CropName) -> Manifest | None:
+        """Return a file's manifest; None if there is none, it is no manifest, or it is another file's.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be read now.
+        """
+        path = self.manifest_path(name)
+        try:
+            manifest = Manifest.model_validate_json(patiently(path.read_bytes, path))
+        except (OSError, ValueError):
+            return None
+        return manifest if named_by(manifest) == name else None
+
+    def names(self, split: Split | None = None, crop: int | None = None) -> Iterator[CropName]:
+        """Yield every file that has a manifest, by split, crop and channels."""
+        for each in Split if split is None else (split,):
+            found = []
+            for path in self.manifest_path(CropName(each, 0)).parent.glob("crop_*.json"):
+                parsed = parse_manifest_name(path.name)
+                if parsed is not None and crop in {None, parsed.crop}:
+                    found.append(CropName(each, *parsed))
+            yield from sorted(found, key=lambda name: (name.crop, name.channels or (), name.file_name))
+
+    def sizes(self) -> list[tuple[CropName, int]]:
+        """Return every file with a manifest that is there, and its size in bytes."""
+        found = []
+        for name in self.names():
+            with contextlib.suppress(OSError):
+                found.append((name, self.path(name).lstat().st_size))
+        return found
+
+    def describe(self, name: CropName, manifest: Manifest) -> CropFile:
+        """Return a published file as clients know it."""
+        return CropFile(
+            split=name.split,
+            crop=name.crop,
+            channels=manifest.channels,
+            path=str(self.shown_path(name)),
+            size=manifest.size,
+            sha256=manifest.sha256,
+            missing_chunks=manifest.missing_chunks,
+            source_fingerprint=manifest.source_fingerprint,
+            notes=manifest.notes,
+            context=manifest.context,
+            product=manifest.product,
+        )
 
     def temporary(self, name: CropName, token: str) -> Path:
         """Return a path for the unfinished file, in the target's folder; `token` is the making lock's."""

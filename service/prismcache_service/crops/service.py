@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prismcache.errors import (
     CropInUseError,
@@ -158,7 +158,7 @@ class CropService:
         self._last_used.note(wanted.split, [wanted.crop])
         return found.file
 
-    async def _within_patience(self, work: Coroutine[Any, Any, T]) -> T | None:
+    async def _within_patience(self, work: Awaitable[T]) -> T | None:
         try:
             async with asyncio.timeout(self._patience):
                 return await work
@@ -306,15 +306,13 @@ class CropService:
         """Return the files that are right. A doubtful one is read again, and missing here until that is done."""
         files, doubtful = await self._cache.threads.run(self._cache.files, split)
         if doubtful:
-            await self._within_patience(self._read_again(doubtful))
+            reading = asyncio.gather(*map(self._cache.read_again, doubtful), return_exceptions=True)
+            await self._within_patience(reading)
             files, _ = await self._cache.threads.run(self._cache.files, split)
         found: dict[CropKey, list[CropFile]] = {}
         for file in files:
             found.setdefault((file.split, file.crop), []).append(file)
         return found
-
-    async def _read_again(self, names: Iterable[CropName]) -> None:
-        await asyncio.gather(*(self._cache.read_again(name) for name in names), return_exceptions=True)
 
     def _names(self, split: Split | None, crops: Collection[int] | None) -> list[CropName]:
         names = {*self._cache.names(split), *self._cache.strays(split)}

@@ -192,20 +192,18 @@ class SpaceService:
             if lacking > 0:
                 spare = int((self._bounds.max_bytes or 0) * (1 - self._bounds.low_water))
                 clearing = plan_clearing(aside, files, await self._protected(), lacking, spare)
-                if clearing is None or not await self._drop(clearing.aside):
+                if clearing is None:
+                    return False
+                gone = await self._cache.threads.run(self._cache.quarantine.delete, clearing.aside)
+                for entry in gone:
+                    _log.info("deleted %s, %d bytes, from the quarantine to make room", entry.path.name, entry.size)
+                if len(gone) < len(clearing.aside):
                     return False
                 for victim in clearing.files:
                     await self._cache.threads.run(self._cache.remove, victim.name)
                     self._on_evicted(victim)
             self._reserved += size
             return True
-
-    async def _drop(self, aside: Sequence[SetAside]) -> bool:
-        """Delete from the quarantine; False if something would not go."""
-        gone = await self._cache.threads.run(self._cache.quarantine.delete, aside)
-        for entry in gone:
-            _log.info("deleted %s, %d bytes, from the quarantine to make room", entry.path.name, entry.size)
-        return len(gone) == len(aside)
 
     async def usage(self) -> Usage:
         """Return how full the folder is.

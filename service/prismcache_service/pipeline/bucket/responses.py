@@ -208,14 +208,11 @@ def failure_of(error: BaseException) -> Failure:
     text = str(error)
     status = _STATUS.search(text)
     if status is None:
-        return Failure(status=407 if _refuses(cause, text) else 0, reason=_short(error, text))
+        # A proxy that wants a password: aiohttp gives the status, obstore the name of the error.
+        refused = getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in text
+        return Failure(status=407 if refused else 0, reason=_short(error, text))
     code, region = _CODE.search(text), _REGION.search(text)
     return Failure(int(status[1]), code[1] if code else "", region[1] if region else "")
-
-
-def _refuses(cause: Any, text: str) -> bool:
-    """Return whether a proxy wants a password: aiohttp gives the status, obstore the name of the error."""
-    return getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in text
 
 
 def _short(error: BaseException, text: str) -> str:

@@ -119,8 +119,11 @@ class ChunkCodec:
         for position, name in enumerate(reversed(self.compressors)):
             is_last = position == len(self.compressors) - 1 and not self.filters
             raw = _DECODERS[name](raw, Expected(size, size) if is_last else Expected(0, 2 * size + 65_536))
-        for filter_ in reversed(self.filters):
-            raw = _unfilter(filter_, raw)
+        try:
+            for filter_ in reversed(self.filters):
+                raw = np.ascontiguousarray(filter_.decode(raw)).view(np.uint8).data
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise DecodeError(f"does not decode: {error}") from error
         if len(raw) != size:
             raise DecodeError(f"decodes to {len(raw)} bytes, the metadata says {size} for {shape} of {self.dtype}")
         stored = np.frombuffer(raw, dtype=self.dtype).reshape([shape[axis] for axis in self.axes])
@@ -251,13 +254,6 @@ _DECODERS: Mapping[str, Callable[[Bytes, Expected], Bytes]] = {
     "crc32c": _crc32c,
 }
 _FILTERS = frozenset({"shuffle", "delta"})
-
-
-def _unfilter(filter_: Any, data: Bytes) -> Bytes:
-    try:
-        return np.ascontiguousarray(filter_.decode(data)).view(np.uint8).data
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise DecodeError(f"does not decode: {error}") from error
 
 
 def codec_of(where: str, array: Any, dtype: np.dtype[Any]) -> ChunkCodec:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prismcache.errors import MemoryLimitError
-from prismcache_service.pipeline.plan.plan import ArrayPlan, CropPlan
+from prismcache_service.pipeline.plan.plan import CropPlan
 
 _SPARE_BLOCKS = 3  # blocks beyond the needed ones, so that filling goes on while full ones are deflated
 _SLACK_BYTES = 64 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
@@ -46,7 +46,9 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     block_bytes = max(a.block_bytes for a in arrays)
     needed_blocks = max(a.open_blocks for a in arrays)
     slot_bytes = max([item.size for item in plan.fetched()], default=0) or 1
-    fixed = used + _SLACK_BYTES + threads * _decode_bytes(arrays) + plan.raw.block_bytes
+    # Of one thread: a decoded chunk, and the temporaries of relabelling, which are of its size.
+    decode_bytes = max(plan.raw.source.inner_bytes, 4 * plan.labels.source.inner_bytes)
+    fixed = used + _SLACK_BYTES + threads * decode_bytes + plan.raw.block_bytes
     least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_bytes
     if least > limit:
         raise MemoryLimitError(
@@ -61,9 +63,3 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     free -= spare * block_bytes
     slots = min(_MIN_SLOTS + free // slot_bytes, 2 * concurrency, max(_MIN_SLOTS, len(plan.fetched())))
     return Budget(block_bytes, needed_blocks + spare, slot_bytes, slots, deflated_blocks)
-
-
-def _decode_bytes(arrays: tuple[ArrayPlan, ...]) -> int:
-    """What one thread needs at most: a decoded chunk, and the temporaries of relabelling, which are of its size."""
-    labels, raw = arrays
-    return max(raw.source.inner_bytes, 4 * labels.source.inner_bytes)

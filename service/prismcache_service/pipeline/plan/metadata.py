@@ -89,8 +89,11 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
     """
     keys = [f"{name}/{scale}{key}" for name in ("raw", "labels") for scale in ("", "s0/") for key in _DOCUMENTS]
     items = [objects[key] for key in keys if key in objects]
+    for item in items:
+        if item.size > _MAX_METADATA_BYTES:
+            raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
     # All at once, each to its end: one after the other would take four times the bucket's latency.
-    reading = (_read_document(source, folder, item) for item in items)
+    reading = (source.read_document(folder, item) for item in items)
     documents: dict[str, bytes] = {}
     for item, document in zip(items, await asyncio.gather(*reading, return_exceptions=True), strict=True):
         if isinstance(document, BaseException):
@@ -124,12 +127,6 @@ def _group_attributes(where: str, documents: Mapping[str, bytes]) -> dict[str, A
         raise InvalidSourceError(f"{where}: the attributes of its group are no JSON object")
     attributes.update(attributes.pop("ome", None) or {})  # OME-NGFF 0.5 puts its own there
     return attributes
-
-
-async def _read_document(source: Source, folder: str, item: SourceObject) -> bytes:
-    if item.size > _MAX_METADATA_BYTES:
-        raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
-    return await source.read_document(folder, item)
 
 
 def parse_array(

@@ -245,11 +245,16 @@ def _plan_array(
     seen: set[str] = set()
     for group, top, bottom in bands:
         rows = _rows(region, group, top, bottom, chunk[0])
-        for index in _touched(chunks, rows[0].start, rows[-1].stop):
+        begin, height = rows[0].start[1], rows[0].shape[1]
+        # The source chunks that meet the band, Z before Y before X within a channel group.
+        axes = zip(rows[0].start, rows[-1].stop, chunks, strict=True)
+        for index in itertools.product(*(range(a // n, -(-b // n)) for a, b, n in axes)):
             key = source.key(index if len(source.chunks) == 4 else index[1:])
-            box = _chunk_box(chunks, index)
-            met = tuple(len(blocks) + i for i in _met(rows, box))
-            visits.append(Visit(key, objects.get(key), box, met, again=key in seen))
+            corner = tuple(i * n for i, n in zip(index, chunks, strict=True))
+            box = Box(corner, tuple(c + n for c, n in zip(corner, chunks, strict=True)))
+            met = met_tiles(box.start[1] - begin, box.stop[1] - begin, height, len(rows))
+            numbers = tuple(len(blocks) + row for row in met)
+            visits.append(Visit(key, objects.get(key), box, numbers, again=key in seen))
             seen.add(key)
         blocks.extend(rows)
         columns.append(len(rows))
@@ -297,21 +302,6 @@ def _rows(region: Box, group: tuple[int, int], top: int, bottom: int, height: in
     ]
 
 
-def _met(rows: Sequence[Box], box: Box) -> range:
-    """Numbers of the rows that a box in their band meets."""
-    return met_tiles(box.start[1] - rows[0].start[1], box.stop[1] - rows[0].start[1], rows[0].shape[1], len(rows))
-
-
 def met_tiles(start: int, stop: int, size: int, count: int) -> range:
     """Which of `count` tiles of `size` from 0 on a range meets. Reckoned, not searched: there may be thousands."""
     return range(max(0, start // size), min(count, -(-stop // size)))
-
-
-def _touched(chunks: Shape, start: Shape, stop: Shape) -> Iterator[Shape]:
-    """Indices of the source chunks that meet a box, Z before Y before X within a channel group."""
-    return itertools.product(*(range(a // n, -(-b // n)) for a, b, n in zip(start, stop, chunks, strict=True)))
-
-
-def _chunk_box(chunks: Shape, index: Shape) -> Box:
-    corner = tuple(i * n for i, n in zip(index, chunks, strict=True))
-    return Box(corner, tuple(c + n for c, n in zip(corner, chunks, strict=True)))
