@@ -11,6 +11,7 @@ This module imports neither numpy nor h5py, so that a warm `ensure` stays quick.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import stat
 import uuid
@@ -135,8 +136,10 @@ class CropCache(Places):
             If a manifest or a file cannot be read now.
         """
         doubtful, wrong = [], {}
-        own = self._own(wanted)
-        for name in self._candidates(wanted):
+        own = [replace(wanted, channels=None)]  # the file with all channels, and the one with exactly those wanted
+        if wanted.channels is not None:
+            own.append(replace(wanted, channels=tuple(sorted({*wanted.channels}))))
+        for name in itertools.chain(own, self._others(wanted, own)):
             manifest = self.manifest(name)
             if manifest is None:
                 if name in own and self._mode(self.path(name)) is not None:
@@ -153,23 +156,12 @@ class CropCache(Places):
                         wrong[name] = str(error)
         return Found(None, tuple(doubtful), wrong)
 
-    def _candidates(self, wanted: CropName) -> Iterator[CropName]:
-        own = self._own(wanted)
-        yield from own
+    def _others(self, wanted: CropName, own: Collection[CropName]) -> Iterator[CropName]:
+        """Yield the names of further files that may have what is wanted, and more."""
         if wanted.channels is not None or wanted.context != NO_CONTEXT:
             for name in self.names(wanted.split, wanted.crop):
                 if name.product is wanted.product and covers(name.context, wanted.context) and name not in own:
                     yield name
-
-    @staticmethod
-    def _own(wanted: CropName) -> tuple[CropName, ...]:
-        """Return the names of the files with all channels and with exactly those wanted."""
-        whole = replace(wanted, channels=None)
-        return (
-            (whole,)
-            if wanted.channels is None
-            else (whole, replace(wanted, channels=tuple(sorted({*wanted.channels}))))
-        )
 
     def _is_outdated(self, manifest: Manifest) -> bool:
         """Return whether a product was made from another file of the crop than the cached one."""
