@@ -239,14 +239,13 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         )
         self.split, self.crops, self.channels = self._set.split, self._set.crops, self._set.channels
         self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
-        shapes = [self._set.shape(slot) for slot in range(len(self.crops))]
+        slots = range(len(self.crops))
         self._grids = None
         if sampling == "grid":
-            self._grids = [Grid(self._set.drawable(slot), self.patch_shape) for slot in range(len(self.crops))]
-        if self._grids is None:
-            self._slots = samples_of(n_samples, shapes, self.patch_shape)
+            self._grids = [Grid(self._set.drawable(slot), self.patch_shape) for slot in slots]
+            self._slots = np.repeat(np.arange(len(slots), dtype=np.int32), [len(grid) for grid in self._grids])
         else:
-            self._slots = np.repeat(np.arange(len(self._grids), dtype=np.int32), [len(grid) for grid in self._grids])
+            self._slots = samples_of(n_samples, [self._set.shape(slot) for slot in slots], self.patch_shape)
         self._visits = Visits([0] * len(self._slots))
         self._here: Here | None = None
         self._set.ready()

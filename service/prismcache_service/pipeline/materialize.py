@@ -80,14 +80,7 @@ class Materializer:
         """Start to give back the memory that a crop left; the next crop waits for that before it takes any."""
         self._tidying = asyncio.create_task(asyncio.to_thread(give_memory_back))
 
-    async def make(
-        self,
-        name: CropName,
-        target: Path,
-        report: Report,
-        *,
-        strict: bool = False,
-    ) -> MadeCrop:
+    async def make(self, name: CropName, target: Path, report: Report, *, strict: bool = False) -> MadeCrop:
         """Make the file `target`.
 
         A crop that changes in the bucket while it is fetched is begun again, once: versions are never mixed.
@@ -148,13 +141,6 @@ class Materializer:
         _check_space(plan, target.parent)
         if self._tidying is not None:
             await self._tidying
-        budget = plan_budget(
-            plan,
-            limit=self._settings.memory_limit,
-            used=resident_bytes(),
-            threads=self._settings.decode_threads or os.cpu_count() or 1,
-            concurrency=self._settings.s3_concurrency,
-        )
         source = f"{self._source.url}/{name.folder}"
         source_fingerprint = fingerprint(crop.objects.values())
         attributes = {
@@ -167,43 +153,67 @@ class Materializer:
             "source_fingerprint": source_fingerprint,
             "missing_chunks": plan.missing_chunks,
         }
-        self.moved = Moved()
         with ExitStack() as files:
             spool = files.enter_context(Spool(target))
-            try:
-                writer = await stream_crop(
-                    partial(self._source.read, name.folder),
-                    plan,
-                    budget,
-                    open_writer=partial(CropWriter, target, plan, attributes, self._mode),
-                    threads=self._threads,
-                    spool=spool,
-                    on_fetched=_counter(plan, report),
-                    moved=self.moved,
-                )
-            except BaseExceptionGroup as group:
-                raise first_error(group) from group
-            files.enter_context(writer)
-            fd = await run_in(self._threads.hdf5, writer.close_file)
-            # The hash covers what the system reads back, while the disk writes. It does not run in a thread that has
-            # deflated: ISA-L leaves AVX's registers in a state in which SHA instructions take a third longer.
-            syncing = asyncio.ensure_future(run_in(self._threads.hdf5, _end, spool, writer, target, plan))
-            hashing = asyncio.ensure_future(asyncio.to_thread(sha256_of, fd))
-            await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
-            syncing.result()
-            return MadeCrop(
-                channels=plan.channels,
-                complete=plan.complete,
-                sha256=hashing.result(),
-                size=os.fstat(fd).st_size,
-                source=source,
-                endpoint=self._source.endpoint,
-                source_fingerprint=source_fingerprint,
-                source_objects=tuple(crop.objects[key] for key in sorted(crop.objects)),
-                missing_chunks=plan.missing_chunks,
-                recipe=RECIPE,
-                notes=plan.notes,
+            open_writer = partial(CropWriter, target, plan, attributes, self._mode)
+            writer = files.enter_context(await self._stream(name, plan, spool, open_writer, report))
+            sha256, size = await self._finish(plan, spool, writer, target)
+        return MadeCrop(
+            channels=plan.channels,
+            complete=plan.complete,
+            sha256=sha256,
+            size=size,
+            source=source,
+            endpoint=self._source.endpoint,
+            source_fingerprint=source_fingerprint,
+            source_objects=tuple(crop.objects[key] for key in sorted(crop.objects)),
+            missing_chunks=plan.missing_chunks,
+            recipe=RECIPE,
+            notes=plan.notes,
+        )
+
+    async def _stream(
+        self, name: CropName, plan: CropPlan, spool: Spool, open_writer: Callable[[], CropWriter], report: Report
+    ) -> CropWriter:
+        """Share out the memory and fetch, decode, deflate and write all chunks; return the writer, still open."""
+        budget = plan_budget(
+            plan,
+            limit=self._settings.memory_limit,
+            used=resident_bytes(),
+            threads=self._settings.decode_threads or os.cpu_count() or 1,
+            concurrency=self._settings.s3_concurrency,
+        )
+        self.moved = Moved()
+        try:
+            return await stream_crop(
+                partial(self._source.read, name.folder),
+                plan,
+                budget,
+                open_writer=open_writer,
+                threads=self._threads,
+                spool=spool,
+                on_fetched=_counter(plan, report),
+                moved=self.moved,
             )
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+
+    async def _finish(self, plan: CropPlan, spool: Spool, writer: CropWriter, target: Path) -> tuple[str, int]:
+        """Close, sync and check the file; return its SHA-256 and its size in bytes."""
+
+        def end() -> None:
+            spool.close()
+            writer.sync()
+            check_file(target, plan)
+
+        fd = await run_in(self._threads.hdf5, writer.close_file)
+        # The hash covers what the system reads back, while the disk writes. It does not run in a thread that has
+        # deflated: ISA-L leaves AVX's registers in a state in which SHA instructions take a third longer.
+        syncing = asyncio.ensure_future(run_in(self._threads.hdf5, end))
+        hashing = asyncio.ensure_future(asyncio.to_thread(sha256_of, fd))
+        await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
+        syncing.result()
+        return hashing.result(), os.fstat(fd).st_size
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -212,12 +222,6 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _end(spool: Spool, writer: CropWriter, target: Path, plan: CropPlan) -> None:
-    spool.close()
-    writer.sync()
-    check_file(target, plan)
 
 
 def _check_space(plan: CropPlan, folder: Path) -> None:

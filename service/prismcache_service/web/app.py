@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-import prismcache
 from prismcache.schema import JobEvent
 from prismcache_service import factory as factories
 from prismcache_service.config import ServiceConfig
@@ -69,7 +69,7 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
                 await asyncio.gather(watching, return_exceptions=True)
 
     app = FastAPI(
-        title="prismcache", version=prismcache.__version__, description=_DESCRIPTION, lifespan=lifespan,
+        title="prismcache", version=version("prismcache"), description=_DESCRIPTION, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False, openapi_tags=_TAGS,
     )  # fmt: skip
     app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
