@@ -322,7 +322,7 @@ class JobStoreSuite:
         assert len(set(recorded)) == len(recorded)
         assert set(recorded) == {crop.crop for crop in job.crops if crop.state is State.DONE}
 
-    async def test_it_answers_and_closes(self, store):
+    async def test_it_responds_and_closes(self, store):
         await store.check()
         await store.aclose()
 

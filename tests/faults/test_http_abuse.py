@@ -206,7 +206,7 @@ def test_slow_heads_bodies_and_silence_are_cut_off(service: Service) -> None:
     assert all(0.8 * HEADER_SECONDS < taken < 2 * HEADER_SECONDS for taken in seconds), seconds
 
 
-def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
+def test_pipelined_requests_get_their_responses_in_order(service: Service) -> None:
     one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 

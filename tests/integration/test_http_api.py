@@ -358,7 +358,7 @@ def test_the_documents_are_complete_and_need_no_other_machine(site: Site) -> Non
         assert name in document["components"]["schemas"]
 
 
-def test_every_answer_has_an_id_that_the_log_has_too(site: Site) -> None:
+def test_every_response_has_an_id_that_the_log_has_too(site: Site) -> None:
     response = site.http.get("/v1/jobs", headers={"X-Request-ID": "from-a-proxy"})
 
     assert response.headers["x-request-id"] == "from-a-proxy"

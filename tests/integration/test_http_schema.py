@@ -43,7 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_answers_are_as_documented(service: Service, mode: GenerationMode) -> None:
+def test_responses_are_as_documented(service: Service, mode: GenerationMode) -> None:
     """With requests that fit the document, and with requests that do not."""
     document = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
     untested = set()

@@ -204,7 +204,7 @@ def test_what_is_loaded_at_the_start_is_left_out_of_garbage_collections(tmp_path
     assert int(service.log.rpartition("left out: ")[2]) > 50_000
 
 
-def test_answers_do_not_wait_for_acknowledgements() -> None:
+def test_responses_do_not_wait_for_acknowledgements() -> None:
     with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()
         with connection:

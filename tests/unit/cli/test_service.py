@@ -70,7 +70,7 @@ def test_jobs_goes_on_over_pages_up_to_the_limit(service, run):
     service.hold()
     ids = [submit(service, 0, priority=number % 10, strict=number >= 10) for number in range(12)]
     assert len(set(ids)) == 12
-    service.lab.forget_jobs()
+    service.forget_jobs()
     assert json.loads(run("jobs", "--json").stdout) == {"jobs": []}
     ids = [submit(service, 0, priority=number % 10, strict=number >= 10) for number in range(12)]
     found = json.loads(run("jobs", "--json", "--limit", "5").stdout)
@@ -187,7 +187,7 @@ def test_an_error_of_the_service_is_two_lines(service, run, monkeypatch):
     def fail() -> None:
         raise SourceUnreachableError("the bucket is away")
 
-    monkeypatch.setattr(service.lab, "jobs", fail)
+    monkeypatch.setattr(service.lab, "all_jobs", fail)
     result = run("status")
     assert result.exit_code == 1
     assert result.stderr.startswith("error[source_unreachable]: the bucket is away\n  remedy: ")

@@ -257,7 +257,7 @@ def test_a_source_is_opened_once_closed_and_opened_again_if_need_be(
     asyncio.run(story())
 
 
-def test_closing_does_not_wait_for_a_bucket_that_does_not_answer(
+def test_closing_does_not_wait_for_a_bucket_that_does_not_respond(
     catalog: CatalogService, fault_proxy: FaultProxy
 ) -> None:
     stall = Stall()

@@ -149,7 +149,7 @@ def test_without_the_bucket_the_catalog_is_what_was_known_and_what_is_cached(tmp
     run(story)
 
 
-def test_a_file_with_the_channels_is_answered_and_others_are_not(shelf: Shelf) -> None:
+def test_a_file_with_the_channels_is_returned_and_others_are_not(shelf: Shelf) -> None:
     async def story() -> None:
         part = shelf.put(0, (0, 1))
         assert await shelf.crops.file(CropName(INSTANCE, 0, (1,))) == part
@@ -200,7 +200,7 @@ def test_repair_sets_aside_what_is_wrong_alone_and_makes_it_again(shelf: Shelf) 
     run(story)
 
 
-def test_every_answer_tells_the_root_that_others_know(tmp_path: Path) -> None:
+def test_every_response_tells_the_root_that_others_know(tmp_path: Path) -> None:
     async def story() -> None:
         shelf = Shelf(tmp_path / "root", shown_root=Path("/lab/prism"))
         right, wrong = shelf.put(0), shelf.put(1)

@@ -54,7 +54,8 @@ class Changed(httpx2.AsyncBaseTransport):
         self.ranges: list[str | None] = []
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._service.transport.handle_async_request(request)
+        sent = await self._service.transport.handle_async_request(request)
+        response = httpx2.Response(sent.status_code, headers=sent.headers, stream=httpx2.ByteStream(await sent.aread()))
         self.ranges.append(request.headers.get("range"))
         return self._changes.pop(0)(request, response) if self._changes else response
 

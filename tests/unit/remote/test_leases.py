@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from prismcache.config import Settings
 from prismcache.remote import leases as _leases
@@ -98,11 +99,11 @@ def test_a_lease_that_was_handed_over_stays_until_the_end(service, settings, lea
 def test_a_renewal_that_fails_is_tried_again(service, settings, leases):
     replies = iter([503, 503, 200, 500])
 
-    def away(request: httpx2.Request) -> httpx2.Response | None:
+    def away(request: Request) -> Response | None:
         status = next(replies, None) if request.method == "PUT" else None
-        return None if status is None else httpx2.Response(status, text="<html>")
+        return None if status is None else Response("<html>", status)
 
-    service.transport.fault = away
+    service.fault = away
     lease = take(service, 0)
     leases.keep(settings, lease, object())
     eventually(lambda: f"PUT /v1/leases/{lease.id}" in service.requests, "the lease is renewed after all")
@@ -149,7 +150,7 @@ def test_a_downloaded_crop_needs_no_lease(service):
 
 
 def test_a_service_without_leases_serves_all_the_same(service):
-    service.transport.fault = lambda request: httpx2.Response(500, text="x") if "leases" in request.url.path else None
+    service.fault = lambda request: Response("x", 500) if "leases" in request.url.path else None
     with service.client() as client:
         for _ in range(2):
             service.cache("instance", 0)

@@ -146,7 +146,7 @@ def test_a_file_that_is_replaced_or_deleted_while_it_is_sent_is_sent_to_its_end(
     assert opened.closed
 
 
-def test_a_file_that_is_cut_off_while_it_is_sent_breaks_the_answer_off(
+def test_a_file_that_is_cut_off_while_it_is_sent_breaks_the_response_off(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_CHUNK", 100)

@@ -122,7 +122,7 @@ def test_a_body_that_does_not_arrive_is_refused() -> None:
     assert (found.got, found.sent[0]["status"]) == ([], 408)
 
 
-def test_a_client_that_leaves_is_answered_nothing() -> None:
+def test_a_client_that_leaves_gets_nothing() -> None:
     found = _Exchange(_part(b"1"), {"type": "http.disconnect"}, headers=CHUNKED)
 
     assert (found.got, found.sent) == ([], [])
