@@ -30,11 +30,11 @@ from prismcache_service.web.tokens import TokenBook, require_safe_address, token
 Opener = Callable[[ServiceConfig, Observer], AbstractAsyncContextManager[Factory]]
 
 _DESCRIPTION = """\
-Ask for PRISM crops by name; each is fetched from the bucket once, verified, and kept as an HDF5 file that everybody \
-in the lab can use. Submit a job, wait for it (`?wait=`) or follow its events, then open the paths that it names, or \
-download the files. Every error is an RFC 9457 problem with a stable `code`, one sentence in `detail` and advice in \
-`remedy`; `Retry-After` says when trying again may help. Requests with unknown fields are refused; responses may gain \
-fields. Bodies are JSON of at most 64 KiB."""
+Request PRISM crops by name. Each crop is fetched from the bucket once, verified, and kept as an HDF5 file that \
+everybody in the lab can use. Submit a job, wait for it (`?wait=`) or follow its events, then open the paths in its \
+response, or download the files. Every error is an RFC 9457 problem with a stable `code`, one sentence in `detail` and \
+advice in `remedy`; `Retry-After` gives the seconds to wait before another attempt. Requests with unknown fields are \
+refused; later versions may add fields to responses. Bodies are JSON of at most 64 KiB."""
 
 
 def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
@@ -85,9 +85,9 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
 
 
 _TAGS = [
-    {"name": "jobs", "description": "Ask for crops and follow them."},
-    {"name": "crops", "description": "What is published and what is cached."},
-    {"name": "leases", "description": "Protect crops while they are used."},
+    {"name": "jobs", "description": "Request crops and follow the jobs that make them."},
+    {"name": "crops", "description": "List, download, pin and evict crops."},
+    {"name": "leases", "description": "Protect crops from eviction while they are used."},
     {"name": "operation", "description": "For the person who runs the service."},
 ]
 

@@ -29,7 +29,7 @@ from prismcache_service.web.handlers.dependencies import (
     Crops,
     KnownQuery,
     LeasePath,
-    Reader,
+    ReadersOnly,
     Requester,
     SplitPath,
 )
@@ -38,33 +38,29 @@ from prismcache_service.web.problems import documented
 
 router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
 
-Refresh = Annotated[bool, Query(description="Ask the bucket even if it was asked today.")]
+Refresh = Annotated[bool, Query(description="Read the bucket again, even if it was read today.")]
 
 
 @router.get(
     "/v1/crops",
     operation_id="list_crops",
-    summary="Every crop",
+    summary="List all crops",
     responses=documented(ForbiddenError),
+    dependencies=[ReadersOnly],
 )
-async def catalog(crops: Crops, caller: Reader, *, refresh: Refresh = False) -> CropPage:  # noqa: ARG001 - checks the role
-    """What is published, by split and number, and what the cache holds of it."""
+async def catalog(crops: Crops, *, refresh: Refresh = False) -> CropPage:
+    """All published or cached crops, by split and number, each with its cached files."""
     return CropPage(crops=tuple(await crops.catalog(None, refresh=refresh)))
 
 
 @router.get(
     "/v1/crops/{split}",
     operation_id="list_crops_of_split",
-    summary="Every crop of a split",
+    summary="List the crops of a split",
     responses=documented(ForbiddenError),
+    dependencies=[ReadersOnly],
 )
-async def catalog_of_split(
-    split: SplitPath,
-    crops: Crops,
-    caller: Reader,  # noqa: ARG001 - checks the role
-    *,
-    refresh: Refresh = False,
-) -> CropPage:
+async def catalog_of_split(split: SplitPath, crops: Crops, *, refresh: Refresh = False) -> CropPage:
     """As `/v1/crops`, for one split."""
     return CropPage(crops=tuple(await crops.catalog(split, refresh=refresh)))
 
@@ -72,10 +68,11 @@ async def catalog_of_split(
 @router.get(
     "/v1/crops/{split}/{crop}",
     operation_id="get_crop",
-    summary="One crop",
+    summary="Get a crop",
     responses=documented(ForbiddenError, UnknownCropError),
+    dependencies=[ReadersOnly],
 )
-async def describe(split: SplitPath, crop: CropPath, crops: Crops, caller: Reader) -> CropInfo:  # noqa: ARG001 - checks the role
+async def describe(split: SplitPath, crop: CropPath, crops: Crops) -> CropInfo:
     """Shape, offset and voxel size as published; files, pin, leases and last use as cached."""
     return await crops.describe(split, crop)
 
@@ -146,7 +143,7 @@ async def lease(
     tags=["leases"],
 )
 async def renew(lease_id: LeasePath, crops: Crops, caller: Requester) -> Lease:
-    """Only the token that made a lease can renew it."""
+    """Only the token that created a lease can renew it."""
     return await crops.renew(lease_id, caller.name)
 
 
@@ -154,24 +151,24 @@ async def renew(lease_id: LeasePath, crops: Crops, caller: Requester) -> Lease:
     "/v1/leases/{lease_id}",
     operation_id="release_lease",
     status_code=status.HTTP_204_NO_CONTENT,
-    summary="Give a lease up",
+    summary="End a lease",
     responses=documented(ForbiddenError),
     tags=["leases"],
 )
 async def release(lease_id: LeasePath, crops: Crops, caller: Requester) -> None:
-    """Only the token that made a lease can give it up; a lease that has ended already is no error."""
+    """Only the token that created a lease can end it; a lease that has ended already is no error."""
     await crops.release(lease_id, caller.name)
 
 
 @router.delete(
     "/v1/quarantine",
     operation_id="clear_quarantine",
-    summary="Delete what was set aside",
+    summary="Empty the quarantine",
     responses=documented(ForbiddenError),
     tags=["operation"],
 )
 async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:
-    """Delete files that were set aside as corrupt or unknown. They also go after a week, or to make room."""
+    """Delete files that were set aside as corrupt or unknown. They are also deleted after a week, or to make room."""
     audit("clear quarantine", caller.name)
     return await crops.clear_quarantine()
 
@@ -179,12 +176,12 @@ async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:
 @router.post(
     "/v1/verify",
     operation_id="verify_crops",
-    summary="Read cached files again",
+    summary="Verify cached files",
     responses=documented(ForbiddenError, CropNotCachedError),
     tags=["operation"],
 )
 async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:
-    """Compare every byte with the manifests, which takes as long as reading the files."""
+    """Read the files and compare them with their manifests, which takes as long as reading all their bytes."""
     named = "all" if body.crops is None else list(body.crops)
     audit("verify", caller.name, split=body.split and body.split.value, crops=named, repair=body.repair)
     return VerifyReport(results=tuple(await crops.verify(body.split, body.crops, repair=body.repair)))

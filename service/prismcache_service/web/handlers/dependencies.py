@@ -136,6 +136,7 @@ async def _channels(
 
 
 KnownQuery = Depends(_refuse_unknown_query)
+ReadersOnly = Depends(_reader)  # for routes that need no caller
 FactoryOf = Annotated[Factory, Depends(_factory)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Crops = Annotated[CropService, Depends(_crops)]

@@ -20,7 +20,7 @@ from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenErr
 from prismcache.schema import CropFile, Product
 from prismcache_service.cache import CropName, DiskThreads
 from prismcache_service.crops import CropService
-from prismcache_service.web.handlers.dependencies import Crops, KnownQuery, Reader, WantedFile
+from prismcache_service.web.handlers.dependencies import Crops, KnownQuery, ReadersOnly, WantedFile
 from prismcache_service.web.handlers.ranges import Part, decide
 from prismcache_service.web.problems import HttpError, documented
 
@@ -29,7 +29,7 @@ _CHUNK = 512 * 1024  # bytes in memory for each download
 _SEND_TIMEOUT_S = 60.0  # a download ends when the client reads nothing for so long
 _TRIES = 5
 
-router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery, ReadersOnly])
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -70,7 +70,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def download(
     wanted: WantedFile,
     crops: Crops,
-    caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
 ) -> Response:
     """The file with the channels and context asked for, or with more. Resume with `Range` and `If-Range`."""

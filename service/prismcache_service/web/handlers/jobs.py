@@ -58,9 +58,9 @@ _STREAM = (
     "",
     operation_id="submit_job",
     status_code=status.HTTP_202_ACCEPTED,
-    summary="Ask for crops",
+    summary="Request crops",
     responses={
-        200: {"model": Job, "description": "Everything is cached (or cannot be had): the job is final."},
+        200: {"model": Job, "description": "Every crop is cached or cannot be made: the job is final."},
         202: {"description": "Accepted; follow the job at `Location`.", "headers": _LOCATION},
         **documented(ForbiddenError, UnknownCropError, SourceUnreachableError),
     },
@@ -96,18 +96,17 @@ async def page(
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=500)] = None,
     limit: Annotated[int, Decimal, Query(ge=1, le=500)] = 50,
 ) -> JobPage:
-    """Stored jobs. A job whose crops were all cached already is not stored."""
+    """List stored jobs. A job whose crops were all cached already is not stored."""
     name = caller.name if owner == "me" else owner
     return await jobs.page(states=tuple(state or ()), split=split, owner=name, cursor=cursor, limit=limit)
 
 
 @router.get(
-    "/{job_id}", operation_id="get_job", summary="A job as it is", responses=documented(ForbiddenError, UnknownJobError)
+    "/{job_id}", operation_id="get_job", summary="Get a job", responses=documented(ForbiddenError, UnknownJobError)
 )
 async def get(
     job_id: JobId,
     jobs: Jobs,
-    caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
     wait: Annotated[
         float | None, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="Seconds to wait for a change.")
@@ -116,7 +115,7 @@ async def get(
         int | None, Decimal, Query(ge=0, description="Wait for another revision than this; default: than now.")
     ] = None,
 ) -> Job:
-    """A snapshot; with `wait` a long poll, which ends early if the service shuts down."""
+    """Return the job's present state. With `wait`, wait for a change first; the wait ends early at a shutdown."""
     newer = await or_none(request, jobs.wait(job_id, revision, wait)) if wait else None
     return newer or await jobs.get(job_id)
 
@@ -157,16 +156,15 @@ async def cancel(job_id: JobId, jobs: Jobs, caller: Requester, client: Client = 
 async def follow(
     job_id: JobId,
     jobs: Jobs,
-    caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
     last_event_id: Annotated[
-        int | None, Decimal, Header(ge=0, le=2**63 - 1, description="Go on after this event.")
+        int | None, Decimal, Header(ge=0, le=2**63 - 1, description="Continue after this event.")
     ] = None,
     after: Annotated[
         int | None, Decimal, Query(ge=0, le=2**63 - 1, description="As `Last-Event-ID`, for the first connection.")
     ] = None,
 ) -> EventSourceResponse:
-    """The job's stored events, then new ones as they happen."""
+    """Send the job's stored events, then new events as they happen."""
     await jobs.get(job_id)  # so that an unknown job gives 404, not an empty stream
     events = jobs.events(job_id, last_event_id if last_event_id is not None else after or 0)
     stream = _encoded(until_closing(request.app.state.closing, events))

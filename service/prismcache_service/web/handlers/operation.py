@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from prismcache.errors import ForbiddenError, StorageError
 from prismcache.schema import ServiceStatus
 from prismcache_service.factory import Factory
-from prismcache_service.web.handlers.dependencies import AnyCaller, FactoryOf, KnownQuery, Reader
+from prismcache_service.web.handlers.dependencies import AnyCaller, FactoryOf, KnownQuery, ReadersOnly
 from prismcache_service.web.metrics import MEDIA_TYPE, Metrics
 from prismcache_service.web.problems import documented
 from prismcache_service.web.tokens import Role
@@ -36,20 +36,20 @@ class Readiness(BaseModel):
     checks: dict[str, str]
 
 
-@router.get("/healthz", operation_id="health", summary="Does the process live?")
+@router.get("/healthz", operation_id="health", summary="Whether the process responds")
 @router.head("/healthz", operation_id="head_health", include_in_schema=False)
 async def health() -> Health:
-    """Storage, store, engine and bucket are not checked: a restart would not repair them."""
+    """Storage, store, engine and bucket are not checked, since a restart would not repair them."""
     return Health()
 
 
 @router.get(
     "/readyz",
     operation_id="readiness",
-    summary="Can it work?",
+    summary="Whether crops can be made",
     responses={
         200: {"content": {"application/json": {"example": {"ready": True, "checks": _READY}}}},
-        503: {"model": Readiness, "description": "It cannot make crops; the checks say why."},
+        503: {"model": Readiness, "description": "Crops cannot be made; `checks` has the reasons."},
         **documented(),
     },
 )
@@ -79,25 +79,27 @@ async def _recent_checks(request: Request, factory: Factory) -> dict[str, str]:
 @router.get(
     "/v1/status",
     operation_id="status",
-    summary="Queue, workers, disk",
+    summary="State of the service",
     responses=documented(ForbiddenError, StorageError),
+    dependencies=[ReadersOnly],
 )
-async def service_status(factory: FactoryOf, caller: Reader) -> ServiceStatus:  # noqa: ARG001 - checks the role
-    """Queued and running jobs and crops, and the space used."""
+async def service_status(factory: FactoryOf) -> ServiceStatus:
+    """Jobs and crops that are queued or running, the workers, and the disk usage."""
     return await factory.status()
 
 
 @router.get(
     "/metrics",
     operation_id="metrics",
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
+    dependencies=[ReadersOnly],
     response_class=Response,
     responses={
         200: {"description": "Text.", "content": {"text/plain": {"schema": {"type": "string"}}}},
         **documented(ForbiddenError, StorageError),
     },
 )
-async def metrics(factory: FactoryOf, caller: Reader, request: Request) -> Response:  # noqa: ARG001 - checks the role
+async def metrics(factory: FactoryOf, request: Request) -> Response:
     """If the service has tokens, give Prometheus one of role `reader`."""
     figures: Metrics = request.app.state.metrics
     return Response(figures.expose(await factory.status()), media_type=MEDIA_TYPE)

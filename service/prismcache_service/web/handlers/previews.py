@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, WorkerError
-from prismcache_service.web.handlers.dependencies import CropPath, Decimal, KnownQuery, Previews, Reader, SplitPath
+from prismcache_service.web.handlers.dependencies import CropPath, Decimal, KnownQuery, Previews, ReadersOnly, SplitPath
 from prismcache_service.web.handlers.ranges import is_known
 from prismcache_service.web.problems import documented
 
 MEDIA_TYPE = "image/png"
 
-router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery, ReadersOnly])
 
 _ETAG = {"ETag": {"description": "Changes with the crop's file and the channel.", "schema": {"type": "string"}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -39,7 +39,6 @@ async def preview(
     split: SplitPath,
     crop: CropPath,
     previews: Previews,
-    caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
     channel: Annotated[int, Decimal, Query(ge=0, le=9_999, description="The channel that is shown in grey.")] = 0,
 ) -> Response:

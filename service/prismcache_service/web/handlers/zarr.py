@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError
-from prismcache_service.web.handlers.dependencies import CropPath, Faces, KnownQuery, Reader, SplitPath
+from prismcache_service.web.handlers.dependencies import CropPath, Faces, KnownQuery, ReadersOnly, SplitPath
 from prismcache_service.web.handlers.ranges import decide
 from prismcache_service.web.problems import HttpError, documented
 
-router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery, ReadersOnly])
 
 _DOCUMENTS = (".zgroup", ".zattrs", ".zarray")
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -46,7 +46,6 @@ async def read(
     crop: CropPath,
     key: Key,
     faces: Faces,
-    caller: Reader,  # noqa: ARG001 - checks the role
     request: Request,
 ) -> Response:
     """Chunks are sent as they lie in the cached file. A chunk that was never written is a 404: its voxels are 0."""
