@@ -5,6 +5,7 @@ What they need is imported when they are asked for: the torch tests run without 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.support.cache_root import Lab
     from tests.support.faults import FaultProxy
     from tests.support.s3 import S3Server
 
@@ -106,3 +108,20 @@ def serve_faulty_s3(serve_s3: Callable[[Path], S3Server]) -> Iterator[Callable[[
 
     with ExitStack() as stack:
         yield lambda folder: stack.enter_context(FaultProxy(serve_s3(folder).endpoint))
+
+
+@pytest.fixture(scope="module")
+def module_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab with the crops of the module's `SPECS` in its bucket."""
+    from tests.support.labs import running_lab
+
+    with running_lab(tmp_path_factory.mktemp("lab"), request.module.SPECS) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """The module's lab without faults, and a cache folder of the test's own."""
+    module_lab.proxy.clear()
+    yield dataclasses.replace(module_lab, root=tmp_path / "root")
+    module_lab.proxy.clear()

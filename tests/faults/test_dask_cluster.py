@@ -15,7 +15,6 @@ from prismcache.schema import State
 from tests.support.cache_root import Lab, object_key, published, tiny_spec, unfinished
 from tests.support.dask_cluster import DaskCluster
 from tests.support.faults import Rule, Stall
-from tests.support.labs import running_lab
 from tests.support.processes import Watched, eventually, workers_of
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right
@@ -25,19 +24,6 @@ LATE = "raw/0.0.0.0"
 HUNG_S = 5
 """Without a heartbeat; of so few workers, Dask waits no less."""
 SETTINGS = {"SCHEDULER__ALLOWED_FAILURES": "2", "SCHEDULER__WORKER_TTL": f"{HUNG_S}s"}
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab"), SPECS) as running:
-        yield running
-
-
-@pytest.fixture
-def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    module_lab.proxy.clear()
-    yield Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
-    module_lab.proxy.clear()
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,19 @@ import pytest
 from prismcache import PrismClient, Verdict, WorkerError
 from tests.support.cache_root import Lab, Outcomes, many_objects_spec, published, quarantined, tiny_spec, unfinished
 from tests.support.faults import Before
-from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import Crash, workers_of
 
 OBJECTS = 108
 POINTS = (0, 1, 4, 20, 50, 80, 104, 107)
 CHANGES = 40
-SPECS = [many_objects_spec(crop) for crop in range(len(POINTS))]
 TINY = [tiny_spec(crop) for crop in range(100, 102)]
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("workers"), [*SPECS, *TINY]) as lab:
-        yield lab
+SPECS = [*(many_objects_spec(crop) for crop in range(len(POINTS))), *TINY]
 
 
 @pytest.fixture
 def lab(module_lab: Lab) -> Iterator[Lab]:
+    """The lab with the cache folder of the module's client."""
     module_lab.proxy.clear()
     yield module_lab
     module_lab.proxy.clear()

@@ -16,7 +16,6 @@ import pytest
 from prismcache.schema import State
 from tests.support.cache_root import Lab, published, tiny_spec, unfinished
 from tests.support.faults import Before, Stall
-from tests.support.labs import running_lab
 from tests.support.processes import Watched, workers_of
 from tests.support.service import COMMAND, Service, service_config
 from tests.support.service_jobs import Desk, are_right, codes
@@ -30,19 +29,6 @@ LocalEngine.__init__.__kwdefaults__["silence"] = {SILENCE_S}
 from prismcache_service.web.server import main
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab"), SPECS) as running:
-        yield running
-
-
-@pytest.fixture
-def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    module_lab.proxy.clear()
-    yield Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
-    module_lab.proxy.clear()
 
 
 @pytest.fixture

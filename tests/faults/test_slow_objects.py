@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,23 +18,9 @@ from prismcache_service.pipeline.write.spool import Spool
 from tests.support.cache_root import Lab, object_key, tiny_spec, unfinished
 from tests.support.codecs import Compressor
 from tests.support.faults import Delay
-from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 
 SPECS = [tiny_spec(0), tiny_spec(1).with_layout(compressor=Compressor("none"))]
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("slow"), SPECS) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    module_lab.proxy.clear()
-    yield dataclasses.replace(module_lab, root=tmp_path / "root")
-    module_lab.proxy.clear()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=["compressed", "plain"])

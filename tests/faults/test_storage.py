@@ -27,7 +27,6 @@ from tests.support.cache_root import (
 )
 from tests.support.crops import small_spec
 from tests.support.faults import Before
-from tests.support.labs import running_lab
 from tests.support.mounts import fill, free_bytes, remount, small_disk
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import environment, eventually, run
@@ -36,12 +35,6 @@ MB = 1 << 20
 DISK = 24 * MB
 SPECS = [many_objects_spec(0), tiny_spec(1), small_spec(crop=5)]
 BIG = SPECS[2]
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("storage"), SPECS) as lab:
-        yield lab
 
 
 @pytest.fixture

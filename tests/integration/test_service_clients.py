@@ -13,7 +13,6 @@ from prismcache.client.aio import AsyncPrismClient
 from prismcache.schema import State
 from tests.support.cache_root import Lab, many_objects_spec, object_key, published, tiny_spec, unfinished
 from tests.support.faults import Stall
-from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import eventually, workers_of
 from tests.support.service import Service, service_config
@@ -24,19 +23,7 @@ pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 CLIENTS = 200
 SPEC = many_objects_spec(0)
 OTHER = tiny_spec(1)
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab"), [SPEC, OTHER]) as running:
-        yield running
-
-
-@pytest.fixture
-def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    module_lab.proxy.clear()
-    yield Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
-    module_lab.proxy.clear()
+SPECS = [SPEC, OTHER]
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from prismcache.layout import file_bytes_bound
 from prismcache.schema import Split, State
 from prismcache_service.cache import CropCache, CropName
 from tests.support.cache_root import Lab, published, tiny_spec
-from tests.support.labs import running_lab
 from tests.support.processes import eventually
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right, codes
@@ -31,12 +30,6 @@ PROMISE = file_bytes_bound(SPECS[0].labels_shape, SPECS[0].channels)
 STORED = range(100, 106)
 QUOTA = PROMISE + 3 * MB + MB // 2
 """Beside one promise, three of the stored crops' files fit, and some of the bucket's, which are small."""
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab"), SPECS) as running:
-        yield running
 
 
 @pytest.fixture

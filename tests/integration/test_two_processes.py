@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 
 from prismcache import PrismClient, Verdict
 from tests.support.cache_root import Lab, many_objects_spec, published, quarantined, tiny_spec, unfinished
-from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import Finished, command
 
@@ -21,19 +18,7 @@ pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 ONE = many_objects_spec(0)
 TWENTY = [tiny_spec(crop) for crop in range(1, 21)]
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("two"), [ONE, *TWENTY]) as lab:
-        yield lab
-
-
-@pytest.fixture
-def lab(module_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
-    module_lab.proxy.clear()
-    yield dataclasses.replace(module_lab, root=tmp_path / "root")
-    module_lab.proxy.clear()
+SPECS = [ONE, *TWENTY]
 
 
 def _at_once(lab: Lab, *calls: tuple[str, ...]) -> list[Finished]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from typing import Any
 
 from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile
@@ -18,10 +19,11 @@ def store_crop(cache: CropCache, name: CropName, size: int = 1000, *, token: str
     temporary = cache.temporary(name, token)
     temporary.write_bytes(content)
     sources = SourceList(source_fingerprint="f", objects=())
-    return cache.publish(name, temporary, _manifest(name, content), sources, token)
+    return cache.publish(name, temporary, manifest_of(name, content), sources, token)
 
 
-def _manifest(name: CropName, content: bytes) -> Manifest:
+def manifest_of(name: CropName, content: bytes, **changes: Any) -> Manifest:
+    """The manifest of a file with this content, which has channels 0 to 2 unless the name says otherwise."""
     return Manifest(
         format_version=FORMAT_VERSION,
         split=name.split,
@@ -39,4 +41,4 @@ def _manifest(name: CropName, content: bytes) -> Manifest:
         prismcache_version="0",
         libraries={},
         created_at="2025-01-01T00:00:00+00:00",
-    )
+    ).model_copy(update=changes)

@@ -27,6 +27,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import prismcache", set()),
         ("from prismcache import PrismClient, AsyncPrismClient, Settings; PrismClient()", set()),
         ("import prismcache.cli", {"typer"}),
+        ("import prismcache_service.embedded", {"asyncio", "prismcache_service"}),
     ],
 )
 def test_importing_brings_in_nothing_heavy(statement, allowed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -13,14 +12,14 @@ from unittest.mock import patch
 import pytest
 
 from prismcache.errors import MissingChunksError, PrismError, SourceCorruptError, StorageUnwritableError
-from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
+from prismcache.layout import HDF5_SIGNATURE, SourceList
 from prismcache.schema import CropFile, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.cache import making_lock as leasing
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.engine import CropTask, Engine
 from tests.support.cache_root import quarantined, unfinished
-from tests.support.stored_crops import store_crop
+from tests.support.stored_crops import manifest_of, store_crop
 
 NAME = CropName(Split.INSTANCE, 3)
 CONTENT = HDF5_SIGNATURE + bytes(3000)
@@ -51,8 +50,9 @@ class QuickEngine(Engine):
             raise self._error
         temporary = self._cache.temporary(task.name, task.token)
         temporary.write_bytes(CONTENT)
+        manifest = manifest_of(task.name, CONTENT, missing_chunks=self._missing)
         sources = SourceList(source_fingerprint="f", objects=())
-        return self._cache.publish(task.name, temporary, self._manifest(task.name), sources, task.token)
+        return self._cache.publish(task.name, temporary, manifest, sources, task.token)
 
     async def begun(self, count: int) -> None:
         """Wait for the next `count` tasks."""
@@ -64,26 +64,6 @@ class QuickEngine(Engine):
 
     async def aclose(self) -> None:
         return
-
-    def _manifest(self, name: CropName) -> Manifest:
-        return Manifest(
-            format_version=FORMAT_VERSION,
-            split=name.split,
-            crop=name.crop,
-            channels=name.channels or (0, 1, 2),
-            complete=name.channels is None,
-            sha256=hashlib.sha256(CONTENT).hexdigest(),
-            size=len(CONTENT),
-            stamp=FileStamp(size=len(CONTENT), mtime_ns=0, ctime_ns=0),
-            source="s3://bucket",
-            endpoint="http://s3",
-            source_fingerprint="f",
-            missing_chunks=self._missing,
-            recipe="test",
-            prismcache_version="0",
-            libraries={},
-            created_at="2025-01-01T00:00:00+00:00",
-        )
 
 
 @pytest.fixture

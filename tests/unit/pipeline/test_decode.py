@@ -188,12 +188,6 @@ def test_gzip_may_be_padded_with_zeros() -> None:
 
 
 @every_codec
-def test_an_empty_chunk_is_refused(name: str) -> None:
-    with pytest.raises(DecodeError):
-        decoded(name, b"")
-
-
-@every_codec
 @given(data=st.data())
 def test_damage_gives_an_error_or_voxels_of_the_right_shape_and_nothing_else(name: str, data: st.DataObject) -> None:
     stored = bytearray(ENCODE[name](VOXELS.tobytes()))
@@ -287,11 +281,11 @@ except DecodeError:
 """
 
 
-@pytest.mark.parametrize("name", BOMBS)
-@pytest.mark.parametrize("outer", ["", "crc32c"])
-def test_a_bomb_is_refused_without_large_memory(name: str, outer: str) -> None:
+@pytest.mark.parametrize("names", [*BOMBS, "gzip,crc32c"])
+def test_a_bomb_is_refused_without_large_memory(names: str) -> None:
+    name, _, outer = names.partition(",")
     bomb = ENCODE[outer](BOMBS[name]) if outer else BOMBS[name]
-    command = [sys.executable, "-c", _BOMB_CHILD, f"{name},{outer}".strip(",")]
+    command = [sys.executable, "-c", _BOMB_CHILD, names]
     done = subprocess.run(command, input=bomb, capture_output=True, check=True, timeout=60)
     assert int(done.stdout) < 20_000, "KiB of resident memory that the refusal cost"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,24 +23,12 @@ from prismcache_service.store.sql import SqlJobStore
 from tests.support.cache_root import Lab, files_below, published, tiny_spec
 from tests.support.fault_actions import Stall
 from tests.support.job_scene import DEADLINE
-from tests.support.labs import running_lab
 from tests.support.service import service_config
 from tests.support.stored_crops import store_crop
 
 INSTANCE = Split.INSTANCE
 ALL = JobRequest(split=INSTANCE)
-
-
-@pytest.fixture(scope="module")
-def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab"), [tiny_spec(0), tiny_spec(1)]) as running:
-        yield running
-
-
-@pytest.fixture
-def lab(module_lab: Lab, tmp_path: Path) -> Lab:
-    module_lab.proxy.clear()
-    return Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
+SPECS = [tiny_spec(0), tiny_spec(1)]
 
 
 @pytest.fixture
