@@ -61,6 +61,7 @@ async def make(engine: Engine, task: CropTask, report: Report) -> CropFile:
 class EngineConformance(ABC):
     """The tests."""
 
+    pytestmark = pytest.mark.anyio
     workers = 2
 
     @abstractmethod
@@ -89,16 +90,13 @@ class EngineConformance(ABC):
 
     # Making
 
-    def test_a_crop_is_made_and_published_with_progress_that_only_grows_and_nothing_is_fetched_twice(
+    async def test_a_crop_is_made_and_published_with_progress_that_only_grows_and_nothing_is_fetched_twice(
         self, lab: Lab
     ) -> None:
         seen: list[Progress] = []
 
-        async def main() -> CropFile:
-            async with self.open(lab) as engine:
-                return await make(engine, task(0), seen.append)
-
-        file = asyncio.run(main())
+        async with self.open(lab) as engine:
+            file = await make(engine, task(0), seen.append)
         assert file.path == str(lab.cached(SPEC))
         assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
         assert (seen[0].objects_done, seen[0].bytes_done) == (0, 0)
@@ -110,36 +108,27 @@ class EngineConformance(ABC):
             assert after.bytes_done >= before.bytes_done
             assert (after.objects_total, after.bytes_total) == (before.objects_total, before.bytes_total)
 
-    def test_progress_comes_while_the_crop_is_made(self, lab: Lab) -> None:
-        async def main() -> None:
-            stall = Stall()
-            lab.proxy.add(stall, key=LATE)
-            seen = Watch()
-            async with self.open(lab) as engine:
-                making = asyncio.create_task(make(engine, task(0), seen))
-                await seen.until(lambda progress: progress.objects_done > 0)
-                assert not making.done()
-                stall.release()
-                await making
+    async def test_progress_comes_while_the_crop_is_made(self, lab: Lab) -> None:
+        stall = Stall()
+        lab.proxy.add(stall, key=LATE)
+        seen = Watch()
+        async with self.open(lab) as engine:
+            making = asyncio.create_task(make(engine, task(0), seen))
+            await seen.until(lambda progress: progress.objects_done > 0)
+            assert not making.done()
+            stall.release()
+            await making
 
-        asyncio.run(main())
-
-    def test_a_subset_of_channels_is_a_file_of_its_own(self, lab: Lab) -> None:
-        async def main() -> CropFile:
-            async with self.open(lab) as engine:
-                return await make(engine, task(0, (4, 1)), ignore)
-
-        file = asyncio.run(main())
+    async def test_a_subset_of_channels_is_a_file_of_its_own(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            file = await make(engine, task(0, (4, 1)), ignore)
         assert (file.path, file.channels) == (str(lab.cached(SPEC, "01_04")), (1, 4))
         assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC), (1, 4))
         assert not [key for key in lab.fetched(SPEC) if key.startswith(("raw/0.", "raw/5."))]
 
-    def test_one_engine_makes_crop_after_crop(self, lab: Lab) -> None:
-        async def main() -> list[CropFile]:
-            async with self.open(lab) as engine:
-                return [await make(engine, task(crop), ignore) for crop in (0, 1, 2)]
-
-        files = asyncio.run(main())
+    async def test_one_engine_makes_crop_after_crop(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            files = [await make(engine, task(crop), ignore) for crop in (0, 1, 2)]
         for spec, file in zip(SPECS, files, strict=True):
             assert_crop_file_equals_oracle(Path(file.path), lab.source(spec))
 
@@ -153,199 +142,163 @@ class EngineConformance(ABC):
         ],
         ids=["crop", "channel"],
     )
-    def test_what_does_not_exist_is_a_typed_error_and_leaves_nothing(self, lab: Lab, wanted, error, named) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                with pytest.raises(error, match=named):
-                    await make(engine, CropTask(wanted, uuid4().hex), ignore)
-                assert files_below(lab.root) == []
+    async def test_what_does_not_exist_is_a_typed_error_and_leaves_nothing(
+        self, lab: Lab, wanted, error, named
+    ) -> None:
+        async with self.open(lab) as engine:
+            with pytest.raises(error, match=named):
+                await make(engine, CropTask(wanted, uuid4().hex), ignore)
+            assert files_below(lab.root) == []
+            await make(engine, task(0), ignore)
+
+    async def test_a_failure_in_the_middle_is_typed_leaves_nothing_and_costs_the_next_crop_nothing(
+        self, lab: Lab
+    ) -> None:
+        lab.proxy.add(Status(403), key=LATE)
+        async with self.open(lab) as engine:
+            with pytest.raises(SourceDeniedError, match=r"raw/5\.1\.1\.1") as caught:
                 await make(engine, task(0), ignore)
+            assert caught.value.remedy
+            assert files_below(lab.root) == []
+            await make(engine, task(1), ignore)
 
-        asyncio.run(main())
-
-    def test_a_failure_in_the_middle_is_typed_leaves_nothing_and_costs_the_next_crop_nothing(self, lab: Lab) -> None:
-        async def main() -> None:
-            lab.proxy.add(Status(403), key=LATE)
-            async with self.open(lab) as engine:
-                with pytest.raises(SourceDeniedError, match=r"raw/5\.1\.1\.1") as caught:
-                    await make(engine, task(0), ignore)
-                assert caught.value.remedy
-                assert files_below(lab.root) == []
-                await make(engine, task(1), ignore)
-
-        asyncio.run(main())
-
-    def test_strict_reaches_the_work(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                with pytest.raises(MissingChunksError, match="1 chunks are absent"):
-                    await make(engine, dataclasses.replace(task(3), strict=True), ignore)
-                assert (await make(engine, task(3), ignore)).missing_chunks == 1
-
-        asyncio.run(main())
+    async def test_strict_reaches_the_work(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            with pytest.raises(MissingChunksError, match="1 chunks are absent"):
+                await make(engine, dataclasses.replace(task(3), strict=True), ignore)
+            assert (await make(engine, task(3), ignore)).missing_chunks == 1
 
     # Cancelling
 
-    def test_cancelling_stops_the_work_and_leaves_nothing(self, lab: Lab) -> None:
-        async def main() -> None:
-            stall = Stall()
-            lab.proxy.add(stall, key=LATE)
-            async with self.open(lab) as engine:
-                making = asyncio.create_task(make(engine, task(0), ignore))
-                await requested(lab.proxy, LATE)
-                making.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await making
-                assert files_below(lab.root) == []
-                stall.release()
-                file = await make(engine, task(0), ignore)
-                assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
-
-        asyncio.run(main())
+    async def test_cancelling_stops_the_work_and_leaves_nothing(self, lab: Lab) -> None:
+        stall = Stall()
+        lab.proxy.add(stall, key=LATE)
+        async with self.open(lab) as engine:
+            making = asyncio.create_task(make(engine, task(0), ignore))
+            await requested(lab.proxy, LATE)
+            making.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await making
+            assert files_below(lab.root) == []
+            stall.release()
+            file = await make(engine, task(0), ignore)
+            assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
 
     @pytest.mark.parametrize("turns", [0, 1, 3, 10, 50])
-    def test_cancelling_at_the_very_beginning_leaves_no_process(self, lab: Lab, turns: int) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                making = asyncio.create_task(make(engine, task(0), ignore))
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                making.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await making
-                assert self.running() == []
-                # A lease is no part of a crop: an engine that just meets its workers shows them one.
-                assert all(name.startswith(f"{STATE_FOLDER}/leases/") for name in files_below(lab.root))
-
-        asyncio.run(main())
+    async def test_cancelling_at_the_very_beginning_leaves_no_process(self, lab: Lab, turns: int) -> None:
+        async with self.open(lab) as engine:
+            making = asyncio.create_task(make(engine, task(0), ignore))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            making.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await making
+            assert self.running() == []
+            # A lease is no part of a crop: an engine that just meets its workers shows them one.
+            assert all(name.startswith(f"{STATE_FOLDER}/leases/") for name in files_below(lab.root))
         assert files_below(lab.root) == []
         gc.collect()  # warns of a socket that nobody closed
 
-    def test_cancelling_what_waits_its_turn_leaves_the_others_alone(self, lab: Lab) -> None:
-        async def main() -> None:
-            stall = Stall()
-            lab.proxy.add(stall, key=RAW)
-            async with self.open(lab) as engine:
-                making = [asyncio.create_task(make(engine, task(crop), ignore)) for crop in range(self.workers)]
-                for crop in range(self.workers):
-                    await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
-                waiting = asyncio.create_task(make(engine, task(2), ignore))
-                await asyncio.sleep(0)
-                waiting.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await waiting
-                stall.release()
-                await asyncio.gather(*making)
-
-        asyncio.run(main())
+    async def test_cancelling_what_waits_its_turn_leaves_the_others_alone(self, lab: Lab) -> None:
+        stall = Stall()
+        lab.proxy.add(stall, key=RAW)
+        async with self.open(lab) as engine:
+            making = [asyncio.create_task(make(engine, task(crop), ignore)) for crop in range(self.workers)]
+            for crop in range(self.workers):
+                await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
+            waiting = asyncio.create_task(make(engine, task(2), ignore))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            stall.release()
+            await asyncio.gather(*making)
         assert len(published(lab.root)) == self.workers
 
     # As many as there are workers
 
-    def test_no_more_crops_are_made_at_once_than_there_are_workers(self, lab: Lab) -> None:
+    async def test_no_more_crops_are_made_at_once_than_there_are_workers(self, lab: Lab) -> None:
         active: set[int] = set()
         most: list[int] = []
 
-        async def main() -> None:
-            async with self.open(lab) as engine:
+        async with self.open(lab) as engine:
 
-                async def make_one(crop: int) -> None:
-                    def report(progress: Progress) -> None:
-                        active.add(crop)
-                        most.append(len(active))
+            async def make_one(crop: int) -> None:
+                def report(progress: Progress) -> None:
+                    active.add(crop)
+                    most.append(len(active))
 
-                    await make(engine, task(crop), report)
-                    active.discard(crop)
+                await make(engine, task(crop), report)
+                active.discard(crop)
 
-                stall = Stall()
-                lab.proxy.add(stall, key=RAW)
-                making = [asyncio.create_task(make_one(crop)) for crop in range(3)]
-                for crop in range(self.workers):
-                    await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
-                assert len(self.running()) <= self.workers
-                stall.release()
-                await asyncio.gather(*making)
-
-        asyncio.run(main())
+            stall = Stall()
+            lab.proxy.add(stall, key=RAW)
+            making = [asyncio.create_task(make_one(crop)) for crop in range(3)]
+            for crop in range(self.workers):
+                await requested(lab.proxy, object_key(SPECS[crop], "raw/"))
+            assert len(self.running()) <= self.workers
+            stall.release()
+            await asyncio.gather(*making)
         assert max(most) == self.workers
 
     # Workers that die
 
-    def test_a_killed_worker_costs_one_retry(self, lab: Lab) -> None:
-        async def main() -> CropFile:
-            rule = lab.proxy.add(Stall(), key=LATE, times=1)
-            async with self.open(lab) as engine:
-                making = asyncio.create_task(make(engine, task(0), ignore))
-                await hit(lab.proxy, rule, 1)
-                self.kill_all()
-                return await making
-
-        file = asyncio.run(main())
+    async def test_a_killed_worker_costs_one_retry(self, lab: Lab) -> None:
+        rule = lab.proxy.add(Stall(), key=LATE, times=1)
+        async with self.open(lab) as engine:
+            making = asyncio.create_task(make(engine, task(0), ignore))
+            await hit(lab.proxy, rule, 1)
+            self.kill_all()
+            file = await making
         assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
         assert lab.fetched(SPEC)["raw/5.1.1.1"] == 2
         assert [name for name in files_below(lab.root) if name.endswith(".tmp")] == []
 
-    def test_a_crop_that_kills_its_worker_three_times_fails_alone(self, lab: Lab) -> None:
-        async def main() -> None:
-            rule = lab.proxy.add(Stall(), key=LATE)
-            async with self.open(lab) as engine:
-                making = asyncio.create_task(make(engine, task(0), ignore))
-                for strike in range(1, MAX_STRIKES + 1):
-                    await hit(lab.proxy, rule, strike)
-                    self.kill_all()
-                with pytest.raises(WorkerError, match=rf"instance/crop_0\.zarr.*{MAX_STRIKES} worker.*SIGKILL"):
-                    await making
-                assert files_below(lab.root) == []
-                file = await make(engine, task(1), ignore)
-                assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
-
-        asyncio.run(main())
+    async def test_a_crop_that_kills_its_worker_three_times_fails_alone(self, lab: Lab) -> None:
+        rule = lab.proxy.add(Stall(), key=LATE)
+        async with self.open(lab) as engine:
+            making = asyncio.create_task(make(engine, task(0), ignore))
+            for strike in range(1, MAX_STRIKES + 1):
+                await hit(lab.proxy, rule, strike)
+                self.kill_all()
+            with pytest.raises(WorkerError, match=rf"instance/crop_0\.zarr.*{MAX_STRIKES} worker.*SIGKILL"):
+                await making
+            assert files_below(lab.root) == []
+            file = await make(engine, task(1), ignore)
+            assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
 
     @pytest.mark.slow
-    def test_a_worker_that_hangs_is_replaced(self, lab: Lab) -> None:
-        async def main() -> CropFile:
-            rule = lab.proxy.add(Stall(), key=LATE, times=1)
-            async with self.open(lab, silence=10.0) as engine:
-                making = asyncio.create_task(make(engine, task(0), ignore))
-                await hit(lab.proxy, rule, 1)
-                stopped = self.running()
-                for process in stopped:
-                    os.kill(process.pid, signal.SIGSTOP)
-                file = await making
-                assert not any(process.is_running for process in stopped)
-                return file
-
-        file = asyncio.run(main())
+    async def test_a_worker_that_hangs_is_replaced(self, lab: Lab) -> None:
+        rule = lab.proxy.add(Stall(), key=LATE, times=1)
+        async with self.open(lab, silence=10.0) as engine:
+            making = asyncio.create_task(make(engine, task(0), ignore))
+            await hit(lab.proxy, rule, 1)
+            stopped = self.running()
+            for process in stopped:
+                os.kill(process.pid, signal.SIGSTOP)
+            file = await making
+            assert not any(process.is_running for process in stopped)
         assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
 
-    def test_an_idle_worker_that_died_costs_nothing_but_a_new_one(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                await make(engine, task(0), ignore)
-                self.kill_all()
-                file = await make(engine, task(1), ignore)
-                assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
-
-        asyncio.run(main())
+    async def test_an_idle_worker_that_died_costs_nothing_but_a_new_one(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            await make(engine, task(0), ignore)
+            self.kill_all()
+            file = await make(engine, task(1), ignore)
+            assert_crop_file_equals_oracle(Path(file.path), lab.source(SPECS[1]))
 
     # Ending
 
-    def test_closing_ends_every_worker(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                await asyncio.gather(*(make(engine, task(crop), ignore) for crop in (0, 1)))
-                await engine.aclose()
-                assert self.running() == []
-                await engine.aclose()
+    async def test_closing_ends_every_worker(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            await asyncio.gather(*(make(engine, task(crop), ignore) for crop in (0, 1)))
+            await engine.aclose()
+            assert self.running() == []
+            await engine.aclose()
 
-        asyncio.run(main())
-
-    def test_an_engine_that_made_nothing_has_nothing_to_close(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                await engine.check()
-
-        asyncio.run(main())
+    async def test_an_engine_that_made_nothing_has_nothing_to_close(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            await engine.check()
         assert files_below(lab.root) == []
 
     def kill_all(self) -> None:

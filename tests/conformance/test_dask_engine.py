@@ -21,6 +21,8 @@ from tests.support.dask_cluster import DaskCluster
 from tests.support.faults import Stall, Status
 from tests.support.processes import Watched
 
+pytestmark = pytest.mark.anyio
+
 
 class TestDaskEngine(EngineConformance):
     """`DaskEngine`."""
@@ -46,53 +48,44 @@ class TestDaskEngine(EngineConformance):
     def running(self) -> list[Watched]:
         return self.cluster.children()
 
-    def test_two_services_that_make_the_same_file_share_one_task(self, lab: Lab) -> None:
-        async def main() -> None:
-            stall = Stall()
-            lab.proxy.add(stall, key=LATE)
-            async with self.open(lab) as one, self.open(lab) as other:
-                first = asyncio.create_task(make(one, task(0), ignore))
-                await requested(lab.proxy, LATE)
-                seen = asyncio.Event()
-                second = asyncio.create_task(make(other, task(0), lambda _: seen.set()))
-                await until_two_want_it(one)
-                stall.release()
-                assert (await first) == (await second)
-                assert seen.is_set()
-
-        asyncio.run(main())
+    async def test_two_services_that_make_the_same_file_share_one_task(self, lab: Lab) -> None:
+        stall = Stall()
+        lab.proxy.add(stall, key=LATE)
+        async with self.open(lab) as one, self.open(lab) as other:
+            first = asyncio.create_task(make(one, task(0), ignore))
+            await requested(lab.proxy, LATE)
+            seen = asyncio.Event()
+            second = asyncio.create_task(make(other, task(0), lambda _: seen.set()))
+            await until_two_want_it(one)
+            stall.release()
+            assert (await first) == (await second)
+            assert seen.is_set()
         assert set(lab.fetched(SPEC).values()) == {1}
 
-    def test_one_of_two_who_cancels_does_not_stop_the_other(self, lab: Lab) -> None:
-        async def main() -> None:
-            stall = Stall()
-            lab.proxy.add(stall, key=LATE)
-            async with self.open(lab) as one, self.open(lab) as other:
-                first = asyncio.create_task(make(one, task(0), ignore))
-                await requested(lab.proxy, LATE)
-                second = asyncio.create_task(make(other, task(0), ignore))
-                await until_two_want_it(one)
-                second.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await second
-                stall.release()
-                await first
-
-        asyncio.run(main())
+    async def test_one_of_two_who_cancels_does_not_stop_the_other(self, lab: Lab) -> None:
+        stall = Stall()
+        lab.proxy.add(stall, key=LATE)
+        async with self.open(lab) as one, self.open(lab) as other:
+            first = asyncio.create_task(make(one, task(0), ignore))
+            await requested(lab.proxy, LATE)
+            second = asyncio.create_task(make(other, task(0), ignore))
+            await until_two_want_it(one)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            stall.release()
+            await first
         assert set(lab.fetched(SPEC).values()) == {1}
 
-    def test_what_failed_is_tried_anew_at_the_next_call(self, lab: Lab) -> None:
-        async def main() -> None:
-            rule = lab.proxy.add(Status(403), key=LATE)
-            async with self.open(lab) as engine:
-                for tries in (1, 2):
-                    with pytest.raises(SourceDeniedError):
-                        await make(engine, task(0), ignore)
-                    assert rule.hits == tries
-                lab.proxy.clear()
-                await make(engine, task(0), ignore)
-
-        asyncio.run(main())
+    async def test_what_failed_is_tried_anew_at_the_next_call(self, lab: Lab) -> None:
+        rule = lab.proxy.add(Status(403), key=LATE)
+        async with self.open(lab) as engine:
+            for tries in (1, 2):
+                with pytest.raises(SourceDeniedError):
+                    await make(engine, task(0), ignore)
+                assert rule.hits == tries
+            lab.proxy.clear()
+            await make(engine, task(0), ignore)
 
 
 async def until_two_want_it(engine: DaskEngine) -> None:

@@ -21,7 +21,7 @@ from tests.conformance.engine import EngineConformance, ignore, make, task
 from tests.support.cache_root import Lab
 from tests.support.processes import Watched, environment, eventually, workers_of
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("unmeasured_processes")]
 
 
 class TestLocalEngine(EngineConformance):
@@ -38,35 +38,26 @@ class TestLocalEngine(EngineConformance):
     def running(self) -> list[Watched]:
         return workers_of(os.getpid())
 
-    def test_a_worker_is_used_again(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                await make(engine, task(0), ignore)
-                first = self.running()
-                await make(engine, task(1), ignore)
-                assert self.running() == first
-                assert len(first) == 1
+    async def test_a_worker_is_used_again(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            await make(engine, task(0), ignore)
+            first = self.running()
+            await make(engine, task(1), ignore)
+            assert self.running() == first
+            assert len(first) == 1
 
-        asyncio.run(main())
+    async def test_closing_does_not_wait_for_an_idle_worker_that_is_stopped(self, lab: Lab) -> None:
+        async with self.open(lab) as engine:
+            await make(engine, task(0), ignore)
+            [worker] = self.running()
+            os.kill(worker.pid, signal.SIGSTOP)
+            async with asyncio.timeout(10):
+                await engine.aclose()
+            assert not worker.is_running
 
-    def test_closing_does_not_wait_for_an_idle_worker_that_is_stopped(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                await make(engine, task(0), ignore)
-                [worker] = self.running()
-                os.kill(worker.pid, signal.SIGSTOP)
-                async with asyncio.timeout(10):
-                    await engine.aclose()
-                assert not worker.is_running
-
-        asyncio.run(main())
-
-    def test_no_worker_is_started_before_there_is_work(self, lab: Lab) -> None:
-        async def main() -> None:
-            async with self.open(lab):
-                assert self.running() == []
-
-        asyncio.run(main())
+    async def test_no_worker_is_started_before_there_is_work(self, lab: Lab) -> None:
+        async with self.open(lab):
+            assert self.running() == []
 
     @pytest.mark.parametrize(
         ("program", "named"),
@@ -77,7 +68,7 @@ class TestLocalEngine(EngineConformance):
         ],
         ids=["exit", "segfault", "out of memory"],
     )
-    def test_a_worker_that_cannot_start_is_told_with_its_last_words(
+    async def test_a_worker_that_cannot_start_is_told_with_its_last_words(
         self, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, named: str
     ) -> None:
         script = tmp_path / "python"
@@ -85,12 +76,9 @@ class TestLocalEngine(EngineConformance):
         script.chmod(0o755)
         monkeypatch.setattr(local.sys, "executable", str(script))
 
-        async def main() -> None:
-            async with self.open(lab) as engine:
-                with pytest.raises(WorkerError, match=rf"crop_0\.zarr ended 3 worker processes.*{named}"):
-                    await make(engine, task(0), ignore)
-
-        asyncio.run(main())
+        async with self.open(lab) as engine:
+            with pytest.raises(WorkerError, match=rf"crop_0\.zarr ended 3 worker processes.*{named}"):
+                await make(engine, task(0), ignore)
 
     @pytest.mark.parametrize("fits", [1, 0], ids=["the first crop fits", "none fits"])
     def test_memory_that_earlier_crops_left_in_a_worker_costs_no_crop(

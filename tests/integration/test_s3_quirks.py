@@ -30,11 +30,6 @@ SPEC = tiny_spec(0)
 FOLDER, KEY = "instance/crop_0.zarr", "raw/0.0.0.0"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bucket(tmp_path_factory.mktemp("quirks"), [SPEC])

@@ -26,6 +26,8 @@ from prismcache.client.flow import plan_ensure
 from prismcache.schema import CropDownload, Job, Split
 from tests.support.fake_backend import MB, FakeBackend, broken, crop_file, in_memory, job, queued, ready, running
 
+pytestmark = pytest.mark.anyio
+
 CROP_0, CROP_1, CROP_5 = (f"/lab/prism/instance/crop_{crop}.h5" for crop in (0, 1, 5))
 
 
@@ -37,76 +39,56 @@ async def paths_of(backend: FakeBackend, *args: object, **options: object) -> li
     return await client(backend).ensure(*args, **{"progress": False, **options})
 
 
-def test_paths_come_in_the_order_asked_with_duplicates():
-    async def main() -> None:
-        backend = FakeBackend()
-        assert await paths_of(backend, "instance", [5, 0, 5]) == [CROP_5, CROP_0, CROP_5]
-        assert backend.requests[0].crops == (5, 0)
-        assert await paths_of(backend) == [CROP_0, CROP_1, CROP_5]
-        assert backend.requests[1].crops is None
-        assert backend.cancelled == []
-
-    asyncio.run(main())
+async def test_paths_come_in_the_order_asked_with_duplicates():
+    backend = FakeBackend()
+    assert await paths_of(backend, "instance", [5, 0, 5]) == [CROP_5, CROP_0, CROP_5]
+    assert backend.requests[0].crops == (5, 0)
+    assert await paths_of(backend) == [CROP_0, CROP_1, CROP_5]
+    assert backend.requests[1].crops is None
+    assert backend.cancelled == []
 
 
-def test_no_crops_are_no_work():
-    async def main() -> None:
-        backend = FakeBackend()
-        assert await paths_of(backend, "semantic", []) == []
-        assert backend.requests == []
-
-    asyncio.run(main())
+async def test_no_crops_are_no_work():
+    backend = FakeBackend()
+    assert await paths_of(backend, "semantic", []) == []
+    assert backend.requests == []
 
 
-def test_arguments_are_checked_before_anything_is_sent():
-    async def main() -> None:
-        backend = FakeBackend()
-        for args, kind in (
-            (("train",), UnknownSplitError),
-            (("instance", -1), UnknownCropError),
-            (("instance", True), RequestError),
-        ):
-            with pytest.raises(kind):
-                await paths_of(backend, *args)
-        assert backend.requests == []
-
-    asyncio.run(main())
+async def test_arguments_are_checked_before_anything_is_sent():
+    backend = FakeBackend()
+    for args, kind in (
+        (("train",), UnknownSplitError),
+        (("instance", -1), UnknownCropError),
+        (("instance", True), RequestError),
+    ):
+        with pytest.raises(kind):
+            await paths_of(backend, *args)
+    assert backend.requests == []
 
 
-def test_iter_ensure_yields_as_crops_become_ready():
-    async def main() -> None:
-        script = [job(queued(0), running(5)), job(running(0), ready(5)), job(ready(0), ready(5))]
-        paths = client(FakeBackend(script)).iter_ensure("instance", [0, 5, 0], progress=False)
-        assert [path async for path in paths] == [CROP_5, CROP_0, CROP_0]
-
-    asyncio.run(main())
+async def test_iter_ensure_yields_as_crops_become_ready():
+    script = [job(queued(0), running(5)), job(running(0), ready(5)), job(ready(0), ready(5))]
+    paths = client(FakeBackend(script)).iter_ensure("instance", [0, 5, 0], progress=False)
+    assert [path async for path in paths] == [CROP_5, CROP_0, CROP_0]
 
 
-def test_iter_ensure_yields_all_the_good_ones_then_raises():
-    async def main() -> None:
-        full = broken(0, NoSpaceError("full"))
-        backend = FakeBackend([job(full, running(5)), job(full, ready(5))])
-        found = []
-        with pytest.raises(NoSpaceError):  # noqa: PT012 - what was found before matters
-            async for path in client(backend).iter_ensure("instance", [0, 5], progress=False):
-                found.append(path)  # noqa: PERF401 - interrupted by the error
-        assert found == [CROP_5]
-
-    asyncio.run(main())
+async def test_iter_ensure_yields_all_the_good_ones_then_raises():
+    full = broken(0, NoSpaceError("full"))
+    backend = FakeBackend([job(full, running(5)), job(full, ready(5))])
+    found = []
+    with pytest.raises(NoSpaceError):  # noqa: PT012 - what was found before matters
+        async for path in client(backend).iter_ensure("instance", [0, 5], progress=False):
+            found.append(path)  # noqa: PERF401 - interrupted by the error
+    assert found == [CROP_5]
 
 
-def test_a_file_that_cannot_be_had_here_fails_alone():
-    async def main() -> None:
-        backend = FakeBackend(
-            [job(ready(0), running(5)), job(ready(0), ready(5))], unusable={0: CropCorruptError("bad")}
-        )
-        found = []
-        with pytest.raises(CropCorruptError):  # noqa: PT012 - as above
-            async for path in client(backend).iter_ensure("instance", [0, 5], progress=False):
-                found.append(path)  # noqa: PERF401 - as above
-        assert found == [CROP_5]
-
-    asyncio.run(main())
+async def test_a_file_that_cannot_be_had_here_fails_alone():
+    backend = FakeBackend([job(ready(0), running(5)), job(ready(0), ready(5))], unusable={0: CropCorruptError("bad")})
+    found = []
+    with pytest.raises(CropCorruptError):  # noqa: PT012 - as above
+        async for path in client(backend).iter_ensure("instance", [0, 5], progress=False):
+            found.append(path)  # noqa: PERF401 - as above
+    assert found == [CROP_5]
 
 
 def downloads_seen(backend: FakeBackend, *crops: int) -> list[CropDownload]:
@@ -135,18 +117,15 @@ def downloads_seen(backend: FakeBackend, *crops: int) -> list[CropDownload]:
     return seen
 
 
-def test_files_that_are_here_are_told_with_their_snapshot():
-    async def main() -> None:
-        backend = FakeBackend(here={0, 5}, downloads={1: [MB]})
-        plan = plan_ensure("instance", None)
-        async with aclosing(client(backend).steps(plan)) as steps:
-            (snapshot, *files), *others = [step async for step in steps]
-        assert isinstance(snapshot, Job)
-        assert files == [crop_file(0), crop_file(5)]
-        assert others[-1] == (crop_file(1),)
-        assert await paths_of(backend) == [CROP_0, CROP_1, CROP_5]
-
-    asyncio.run(main())
+async def test_files_that_are_here_are_told_with_their_snapshot():
+    backend = FakeBackend(here={0, 5}, downloads={1: [MB]})
+    plan = plan_ensure("instance", None)
+    async with aclosing(client(backend).steps(plan)) as steps:
+        (snapshot, *files), *others = [step async for step in steps]
+    assert isinstance(snapshot, Job)
+    assert files == [crop_file(0), crop_file(5)]
+    assert others[-1] == (crop_file(1),)
+    assert await paths_of(backend) == [CROP_0, CROP_1, CROP_5]
 
 
 def test_a_download_is_shown_in_the_snapshots():
@@ -163,154 +142,118 @@ def test_a_download_that_fails_is_shown_too():
     assert seen[-1].problem == CropCorruptError("bad").to_problem()
 
 
-def test_cancelling_stops_a_download():
-    async def main() -> None:
-        begun, ended = asyncio.Event(), asyncio.Event()
+async def test_cancelling_stops_a_download():
+    begun, ended = asyncio.Event(), asyncio.Event()
 
-        async def step() -> None:
-            begun.set()
-            try:
-                await asyncio.sleep(60)
-            finally:
-                ended.set()
+    async def step() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
 
-        backend = FakeBackend(downloads={0: [1]}, step=step)
-        call = asyncio.create_task(paths_of(backend, "instance", 0))
-        await begun.wait()
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert ended.is_set()
-
-    asyncio.run(main())
+    backend = FakeBackend(downloads={0: [1]}, step=step)
+    call = asyncio.create_task(paths_of(backend, "instance", 0))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ended.is_set()
 
 
 @pytest.mark.parametrize("waiting", [True, False])
-def test_an_error_of_the_backend_comes_through_and_cancels(waiting):
-    async def main() -> None:
-        unreachable = SourceUnreachableError("no response")
-        backend = FakeBackend([job(running(0)), unreachable] if waiting else [unreachable])
-        with pytest.raises(SourceUnreachableError, match="no response"):
-            await paths_of(backend, "instance", 0)
-        assert backend.cancelled == (["job-1"] if waiting else [])
-
-    asyncio.run(main())
+async def test_an_error_of_the_backend_comes_through_and_cancels(waiting):
+    unreachable = SourceUnreachableError("no response")
+    backend = FakeBackend([job(running(0)), unreachable] if waiting else [unreachable])
+    with pytest.raises(SourceUnreachableError, match="no response"):
+        await paths_of(backend, "instance", 0)
+    assert backend.cancelled == (["job-1"] if waiting else [])
 
 
-def test_cancelling_the_task_cancels_the_job():
-    async def main() -> None:
-        backend = FakeBackend([job(running(0)), None])
-        task = asyncio.create_task(paths_of(backend, "instance", 0))
-        await backend.hangs.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert backend.cancelled == ["job-1"]
-
-    asyncio.run(main())
+async def test_cancelling_the_task_cancels_the_job():
+    backend = FakeBackend([job(running(0)), None])
+    task = asyncio.create_task(paths_of(backend, "instance", 0))
+    await backend.hangs.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert backend.cancelled == ["job-1"]
 
 
-def test_leaving_the_loop_early_cancels_what_remains():
-    async def main() -> None:
-        backend = FakeBackend([job(ready(0), running(5))])
-        async with aclosing(client(backend).iter_ensure("instance", [0, 5], progress=False)) as paths:
-            async for path in paths:
-                assert path == CROP_0
-                break
-        assert backend.cancelled == ["job-1"]
-
-    asyncio.run(main())
+async def test_leaving_the_loop_early_cancels_what_remains():
+    backend = FakeBackend([job(ready(0), running(5))])
+    async with aclosing(client(backend).iter_ensure("instance", [0, 5], progress=False)) as paths:
+        async for path in paths:
+            assert path == CROP_0
+            break
+    assert backend.cancelled == ["job-1"]
 
 
-def test_a_callback_that_fails_cancels():
-    async def main() -> None:
-        backend = FakeBackend([job(running(0))])
-        with pytest.raises(ZeroDivisionError):
-            await paths_of(backend, "instance", 0, progress=lambda _: 1 / 0)
-        assert backend.cancelled == ["job-1"]
-
-    asyncio.run(main())
+async def test_a_callback_that_fails_cancels():
+    backend = FakeBackend([job(running(0))])
+    with pytest.raises(ZeroDivisionError):
+        await paths_of(backend, "instance", 0, progress=lambda _: 1 / 0)
+    assert backend.cancelled == ["job-1"]
 
 
-def test_a_callback_sees_every_snapshot():
-    async def main() -> None:
-        script = [job(queued(0)), job(running(0, 50)), job(ready(0))]
-        seen = []
-        await paths_of(FakeBackend(list(script)), "instance", 0, progress=seen.append)
-        assert seen == script
-
-    asyncio.run(main())
+async def test_a_callback_sees_every_snapshot():
+    script = [job(queued(0)), job(running(0, 50)), job(ready(0))]
+    seen = []
+    await paths_of(FakeBackend(list(script)), "instance", 0, progress=seen.append)
+    assert seen == script
 
 
-def test_a_deadline_that_passes_leaves_the_job_running():
-    async def main() -> None:
-        backend = FakeBackend([job(running(0))])
-        with pytest.raises(EnsureTimeoutError, match=r"0 of 1 crops were ready within 0.01 s; not yet: instance/0"):
-            await paths_of(backend, "instance", 0, timeout=0.01)
-        assert backend.cancelled == []
-
-    asyncio.run(main())
+async def test_a_deadline_that_passes_leaves_the_job_running():
+    backend = FakeBackend([job(running(0))])
+    with pytest.raises(EnsureTimeoutError, match=r"0 of 1 crops were ready within 0.01 s; not yet: instance/0"):
+        await paths_of(backend, "instance", 0, timeout=0.01)
+    assert backend.cancelled == []
 
 
-def test_no_time_at_all_still_finds_what_is_cached():
-    async def main() -> None:
-        assert await paths_of(FakeBackend(), "instance", 0, timeout=0) == [CROP_0]
-        with pytest.raises(EnsureTimeoutError):
-            await paths_of(FakeBackend([job(running(0))]), "instance", 0, timeout=0)
-
-    asyncio.run(main())
+async def test_no_time_at_all_still_finds_what_is_cached():
+    assert await paths_of(FakeBackend(), "instance", 0, timeout=0) == [CROP_0]
+    with pytest.raises(EnsureTimeoutError):
+        await paths_of(FakeBackend([job(running(0))]), "instance", 0, timeout=0)
 
 
 @pytest.mark.parametrize("script", [[None], [job(running(0)), None]])
-def test_a_backend_that_hangs_is_cut_off_at_the_deadline(script, monkeypatch):
+async def test_a_backend_that_hangs_is_cut_off_at_the_deadline(script, monkeypatch):
     monkeypatch.setattr(drive_module, "OVERRUN", 0.02)
 
-    async def main() -> None:
-        with pytest.raises(EnsureTimeoutError):
-            await paths_of(FakeBackend(list(script)), "instance", 0, timeout=0.01)
-
-    asyncio.run(main())
+    with pytest.raises(EnsureTimeoutError):
+        await paths_of(FakeBackend(list(script)), "instance", 0, timeout=0.01)
 
 
-def test_absent_chunks_are_warned_of_in_the_callers_name():
-    async def main() -> None:
-        holed = crop_file(0, missing_chunks=4)
-        with pytest.warns(MissingChunksWarning, match=r"instance/0: 4 chunks are absent from the bucket") as caught:
-            await client(FakeBackend([job(ready(0, holed))])).ensure("instance", 0, progress=False)
-        assert caught[0].filename == __file__
-
-    asyncio.run(main())
+async def test_absent_chunks_are_warned_of_in_the_callers_name():
+    holed = crop_file(0, missing_chunks=4)
+    with pytest.warns(MissingChunksWarning, match=r"instance/0: 4 chunks are absent from the bucket") as caught:
+        await client(FakeBackend([job(ready(0, holed))])).ensure("instance", 0, progress=False)
+    assert caught[0].filename == __file__
 
 
-def test_files_tell_channels_and_digest():
-    async def main() -> None:
-        files = await client(FakeBackend()).ensure_files("semantic", 1, channels=[2, 0], progress=False)
-        assert files[0].channels == (0, 2)
-        assert files[0].path == "/lab/prism/semantic/crop_1.ch00_02.h5"
-
-    asyncio.run(main())
+async def test_files_tell_channels_and_digest():
+    files = await client(FakeBackend()).ensure_files("semantic", 1, channels=[2, 0], progress=False)
+    assert files[0].channels == (0, 2)
+    assert files[0].path == "/lab/prism/semantic/crop_1.ch00_02.h5"
 
 
-def test_what_else_a_backend_offers():
-    async def main() -> None:
-        backend = FakeBackend()
-        prism = client(backend)
-        assert [info.crop for info in await prism.catalog("instance")] == [0, 1, 5]
-        assert len(await prism.catalog()) == 6
-        assert (await prism.describe(Split.SEMANTIC, 5)).crop == 5
-        assert len(await prism.verify()) == 4
-        assert len(await prism.verify("instance", 0)) == 1
-        assert [file.crop for file in await prism.remove("instance", [0])] == [0]
-        for wrong in ([0, 1], [], -1, True, "0,1"):
-            with pytest.raises(RequestError):
-                await prism.describe("instance", wrong)
-        with pytest.raises(RequestError, match="without their split"):
-            await prism.verify(None, [0])
-
-    asyncio.run(main())
+async def test_what_else_a_backend_offers():
+    backend = FakeBackend()
+    prism = client(backend)
+    assert [info.crop for info in await prism.catalog("instance")] == [0, 1, 5]
+    assert len(await prism.catalog()) == 6
+    assert (await prism.describe(Split.SEMANTIC, 5)).crop == 5
+    assert len(await prism.verify()) == 4
+    assert len(await prism.verify("instance", 0)) == 1
+    assert [file.crop for file in await prism.remove("instance", [0])] == [0]
+    for wrong in ([0, 1], [], -1, True, "0,1"):
+        with pytest.raises(RequestError):
+            await prism.describe("instance", wrong)
+    with pytest.raises(RequestError, match="without their split"):
+        await prism.verify(None, [0])
 
 
-def test_a_given_backend_stays_open_and_a_loaded_one_is_closed(monkeypatch):
+async def test_a_given_backend_stays_open_and_a_loaded_one_is_closed(monkeypatch):
     loaded: list[FakeBackend] = []
 
     def load(settings: Settings) -> Backend:
@@ -321,20 +264,17 @@ def test_a_given_backend_stays_open_and_a_loaded_one_is_closed(monkeypatch):
 
     monkeypatch.setattr("prismcache.client.aio.load_backend", load)
 
-    async def main() -> None:
-        given = FakeBackend()
-        async with client(given) as prism:
-            await prism.catalog()
-        assert not given.closed
-        async with AsyncPrismClient("/lab/prism") as prism:
-            assert loaded == [], "nothing is opened before it is used"
-            await prism.catalog()
-            await prism.catalog()
-        assert [backend.closed for backend in loaded] == [True]
+    given = FakeBackend()
+    async with client(given) as prism:
         await prism.catalog()
-        assert len(loaded) == 2, "a closed client opens anew"
-
-    asyncio.run(main())
+    assert not given.closed
+    async with AsyncPrismClient("/lab/prism") as prism:
+        assert loaded == [], "nothing is opened before it is used"
+        await prism.catalog()
+        await prism.catalog()
+    assert [backend.closed for backend in loaded] == [True]
+    await prism.catalog()
+    assert len(loaded) == 2, "a closed client opens anew"
 
 
 def test_arguments_override_settings_override_the_environment(monkeypatch):
@@ -346,12 +286,9 @@ def test_arguments_override_settings_override_the_environment(monkeypatch):
     assert (merged.s3_bucket, merged.workers, merged.root.as_posix()) == ("from-settings", 4, "/other")
 
 
-def test_runs_under_a_timeout_of_the_callers_own():
-    async def main() -> None:
-        backend = FakeBackend([job(running(0))])
-        with anyio.move_on_after(0.01) as scope:
-            await paths_of(backend, "instance", 0)
-        assert scope.cancelled_caught
-        assert backend.cancelled == ["job-1"]
-
-    asyncio.run(main())
+async def test_runs_under_a_timeout_of_the_callers_own():
+    backend = FakeBackend([job(running(0))])
+    with anyio.move_on_after(0.01) as scope:
+        await paths_of(backend, "instance", 0)
+    assert scope.cancelled_caught
+    assert backend.cancelled == ["job-1"]

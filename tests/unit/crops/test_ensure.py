@@ -21,6 +21,8 @@ from prismcache_service.engine import CropTask, Engine
 from tests.support.cache_root import quarantined, unfinished
 from tests.support.stored_crops import manifest_of, store_crop
 
+pytestmark = pytest.mark.anyio
+
 NAME = CropName(Split.INSTANCE, 3)
 CONTENT = HDF5_SIGNATURE + bytes(3000)
 
@@ -93,194 +95,152 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "POLL_S", 0.001)
 
 
-def test_what_is_not_there_is_made_with_progress_and_what_is_there_is_not(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        service = EnsureService(cache, engine)
-        seen: list[Progress] = []
-        made = await service.ensure(NAME, seen.append)
-        assert seen == [Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4)]
-        assert content(made) == CONTENT
-        assert await service.ensure(NAME, seen.append) == made
-        assert (await cache.find(NAME)).file == made
-        assert [task.name for task in engine.tasks] == [NAME]
-        assert len(seen) == 1
-        assert unfinished(cache.root) == []
-
-    asyncio.run(main())
+async def test_what_is_not_there_is_made_with_progress_and_what_is_there_is_not(cache: CropCache) -> None:
+    engine = QuickEngine(cache)
+    service = EnsureService(cache, engine)
+    seen: list[Progress] = []
+    made = await service.ensure(NAME, seen.append)
+    assert seen == [Progress(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4)]
+    assert content(made) == CONTENT
+    assert await service.ensure(NAME, seen.append) == made
+    assert (await cache.find(NAME)).file == made
+    assert [task.name for task in engine.tasks] == [NAME]
+    assert len(seen) == 1
+    assert unfinished(cache.root) == []
 
 
-def test_many_at_once_make_a_crop_once(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        engine.gate.clear()
-        services = [EnsureService(CropCache(cache.root), engine) for _ in range(3)]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(service.ensure(NAME, ignore)) for service in services for _ in range(10)]
-            await engine.started.wait()
-            engine.gate.set()
-        assert len({task.result().path for task in tasks}) == 1
-        assert len(engine.tasks) == 1
-
-    asyncio.run(main())
-
-
-def test_different_crops_do_not_wait_for_each_other(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        engine.gate.clear()
-        service = EnsureService(cache, engine)
-        async with asyncio.TaskGroup() as group:
-            for name in (NAME, CropName(Split.SEMANTIC, 3), CropName(Split.INSTANCE, 3, (0,))):
-                group.create_task(service.ensure(name, ignore))
-            await engine.begun(3)
-            engine.gate.set()
-
-    asyncio.run(main())
-
-
-def test_a_failure_is_told_and_the_next_one_tries_again(cache: CropCache) -> None:
-    async def main() -> None:
-        with pytest.raises(SourceCorruptError):
-            await EnsureService(cache, QuickEngine(cache, error=SourceCorruptError("x"))).ensure(NAME, ignore)
-        assert unfinished(cache.root) == []
-        assert await EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore)
-
-    asyncio.run(main())
-
-
-def test_one_that_waited_for_a_failure_makes_the_crop_itself(cache: CropCache) -> None:
-    async def main() -> None:
-        failing = QuickEngine(cache, error=SourceCorruptError("x"))
-        failing.gate.clear()
-        first = asyncio.create_task(EnsureService(cache, failing).ensure(NAME, ignore))
-        await failing.started.wait()
-        second = asyncio.create_task(EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore))
-        failing.gate.set()
-        with pytest.raises(SourceCorruptError):
-            await first
-        assert content(await second) == CONTENT
-
-    asyncio.run(main())
-
-
-def test_cancelling_gives_the_lease_back(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        engine.gate.clear()
-        task = asyncio.create_task(EnsureService(cache, engine).ensure(NAME, ignore))
+async def test_many_at_once_make_a_crop_once(cache: CropCache) -> None:
+    engine = QuickEngine(cache)
+    engine.gate.clear()
+    services = [EnsureService(CropCache(cache.root), engine) for _ in range(3)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(service.ensure(NAME, ignore)) for service in services for _ in range(10)]
         await engine.started.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert unfinished(cache.root) == []
-
-    asyncio.run(main())
+        engine.gate.set()
+    assert len({task.result().path for task in tasks}) == 1
+    assert len(engine.tasks) == 1
 
 
-def test_what_somebody_else_made_while_we_waited_for_the_lock_is_taken(cache: CropCache) -> None:
-    async def main() -> None:
-        cache.prepare(NAME.split)
-        token = cache.locks.try_acquire(NAME.lock)
-        assert token is not None
-        engine = QuickEngine(cache)
-        waiting = asyncio.create_task(EnsureService(cache, engine).ensure(NAME, ignore))
-        file = store_crop(cache, NAME)
-        cache.locks.release(NAME.lock, token)
-        assert await waiting == file
-        assert engine.tasks == []
-
-    asyncio.run(main())
+async def test_different_crops_do_not_wait_for_each_other(cache: CropCache) -> None:
+    engine = QuickEngine(cache)
+    engine.gate.clear()
+    service = EnsureService(cache, engine)
+    async with asyncio.TaskGroup() as group:
+        for name in (NAME, CropName(Split.SEMANTIC, 3), CropName(Split.INSTANCE, 3, (0,))):
+            group.create_task(service.ensure(name, ignore))
+        await engine.begun(3)
+        engine.gate.set()
 
 
-def test_a_miss_is_looked_up_once_more_under_the_making_lock(cache: CropCache) -> None:
-    async def main() -> None:
-        service = EnsureService(cache, QuickEngine(cache))
-        with patch.object(cache, "look", wraps=cache.look) as look:
-            await service.find_all(JobRequest(split=NAME.split), [NAME.crop])
-            await service.ensure(NAME, ignore)
-        assert look.call_count == 2
-
-    asyncio.run(main())
+async def test_a_failure_is_told_and_the_next_one_tries_again(cache: CropCache) -> None:
+    with pytest.raises(SourceCorruptError):
+        await EnsureService(cache, QuickEngine(cache, error=SourceCorruptError("x"))).ensure(NAME, ignore)
+    assert unfinished(cache.root) == []
+    assert await EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore)
 
 
-def test_a_file_that_has_to_be_read_again_is_not_read_by_the_request_but_by_its_job(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        file = store_crop(cache, NAME)
-        os.utime(file.path, (1, 1))
-        services = [EnsureService(cache, engine) for _ in range(3)]
-        with patch.object(cache, "verify", wraps=cache.verify) as verify:
-            [found] = await services[0].find_all(JobRequest(split=NAME.split), [NAME.crop])
-            assert (found.state, verify.call_count) == (State.QUEUED, 0)
-            assert await asyncio.gather(*(service.ensure(NAME, ignore) for service in services)) == [file] * 3
-            assert verify.call_count == 1
-        assert engine.tasks == []
-
-    asyncio.run(main())
+async def test_one_that_waited_for_a_failure_makes_the_crop_itself(cache: CropCache) -> None:
+    failing = QuickEngine(cache, error=SourceCorruptError("x"))
+    failing.gate.clear()
+    first = asyncio.create_task(EnsureService(cache, failing).ensure(NAME, ignore))
+    await failing.started.wait()
+    second = asyncio.create_task(EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore))
+    failing.gate.set()
+    with pytest.raises(SourceCorruptError):
+        await first
+    assert content(await second) == CONTENT
 
 
-def test_a_file_on_a_root_that_may_only_be_read_is_read_again_without_a_lock(cache: CropCache) -> None:
-    async def main() -> None:
-        file = store_crop(cache, NAME)
-        os.utime(file.path, (1, 1))
-        with patch.object(cache, "prepare", side_effect=StorageUnwritableError("x")):
-            assert await EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore) == file
-            with pytest.raises(StorageUnwritableError):
-                await EnsureService(cache, QuickEngine(cache)).ensure(CropName(NAME.split, 4), ignore)
+async def test_cancelling_gives_the_lease_back(cache: CropCache) -> None:
+    engine = QuickEngine(cache)
+    engine.gate.clear()
+    task = asyncio.create_task(EnsureService(cache, engine).ensure(NAME, ignore))
+    await engine.started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert unfinished(cache.root) == []
 
-    asyncio.run(main())
+
+async def test_what_somebody_else_made_while_we_waited_for_the_lock_is_taken(cache: CropCache) -> None:
+    cache.prepare(NAME.split)
+    token = cache.locks.try_acquire(NAME.lock)
+    assert token is not None
+    engine = QuickEngine(cache)
+    waiting = asyncio.create_task(EnsureService(cache, engine).ensure(NAME, ignore))
+    file = store_crop(cache, NAME)
+    cache.locks.release(NAME.lock, token)
+    assert await waiting == file
+    assert engine.tasks == []
+
+
+async def test_a_miss_is_looked_up_once_more_under_the_making_lock(cache: CropCache) -> None:
+    service = EnsureService(cache, QuickEngine(cache))
+    with patch.object(cache, "look", wraps=cache.look) as look:
+        await service.find_all(JobRequest(split=NAME.split), [NAME.crop])
+        await service.ensure(NAME, ignore)
+    assert look.call_count == 2
+
+
+async def test_a_file_that_has_to_be_read_again_is_not_read_by_the_request_but_by_its_job(cache: CropCache) -> None:
+    engine = QuickEngine(cache)
+    file = store_crop(cache, NAME)
+    os.utime(file.path, (1, 1))
+    services = [EnsureService(cache, engine) for _ in range(3)]
+    with patch.object(cache, "verify", wraps=cache.verify) as verify:
+        [found] = await services[0].find_all(JobRequest(split=NAME.split), [NAME.crop])
+        assert (found.state, verify.call_count) == (State.QUEUED, 0)
+        assert await asyncio.gather(*(service.ensure(NAME, ignore) for service in services)) == [file] * 3
+        assert verify.call_count == 1
+    assert engine.tasks == []
+
+
+async def test_a_file_on_a_root_that_may_only_be_read_is_read_again_without_a_lock(cache: CropCache) -> None:
+    file = store_crop(cache, NAME)
+    os.utime(file.path, (1, 1))
+    with patch.object(cache, "prepare", side_effect=StorageUnwritableError("x")):
+        assert await EnsureService(cache, QuickEngine(cache)).ensure(NAME, ignore) == file
+        with pytest.raises(StorageUnwritableError):
+            await EnsureService(cache, QuickEngine(cache)).ensure(CropName(NAME.split, 4), ignore)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "folder"])
-def test_what_is_wrong_is_set_aside_and_made_again(cache: CropCache, damage: str) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        said: list[str] = []
-        service = EnsureService(cache, engine, on_set_aside=said.append)
-        spoil(await service.ensure(NAME, ignore), damage)
-        assert (await cache.find(NAME)).file is None
-        assert content(await service.ensure(NAME, ignore)) == CONTENT
-        assert len(quarantined(cache.root)) == 1
-        assert len(said) == 1
-        assert re.search(r"crop_3\.h5 was set aside, and is fetched again: it (has \d+ bytes|is no regular)", said[0])
-
-    asyncio.run(main())
+async def test_what_is_wrong_is_set_aside_and_made_again(cache: CropCache, damage: str) -> None:
+    engine = QuickEngine(cache)
+    said: list[str] = []
+    service = EnsureService(cache, engine, on_set_aside=said.append)
+    spoil(await service.ensure(NAME, ignore), damage)
+    assert (await cache.find(NAME)).file is None
+    assert content(await service.ensure(NAME, ignore)) == CONTENT
+    assert len(quarantined(cache.root)) == 1
+    assert len(said) == 1
+    assert re.search(r"crop_3\.h5 was set aside, and is fetched again: it (has \d+ bytes|is no regular)", said[0])
 
 
-def test_strict_refuses_a_cached_crop_with_absent_chunks_and_others_take_it(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache, missing_chunks=4)
-        service = EnsureService(cache, engine)
-        assert (await service.ensure(NAME, ignore)).missing_chunks == 4
-        with pytest.raises(MissingChunksError, match=r"crop_3\.h5 was made with 4 absent chunks"):
-            await service.ensure(NAME, ignore, strict=True)
-        assert (await cache.find(NAME)).file is not None
-
-    asyncio.run(main())
+async def test_strict_refuses_a_cached_crop_with_absent_chunks_and_others_take_it(cache: CropCache) -> None:
+    engine = QuickEngine(cache, missing_chunks=4)
+    service = EnsureService(cache, engine)
+    assert (await service.ensure(NAME, ignore)).missing_chunks == 4
+    with pytest.raises(MissingChunksError, match=r"crop_3\.h5 was made with 4 absent chunks"):
+        await service.ensure(NAME, ignore, strict=True)
+    assert (await cache.find(NAME)).file is not None
 
 
-def test_strict_reaches_the_engine(cache: CropCache) -> None:
-    async def main() -> None:
-        engine = QuickEngine(cache)
-        await EnsureService(cache, engine).ensure(NAME, ignore, strict=True)
-        assert engine.tasks[0].strict
-
-    asyncio.run(main())
+async def test_strict_reaches_the_engine(cache: CropCache) -> None:
+    engine = QuickEngine(cache)
+    await EnsureService(cache, engine).ensure(NAME, ignore, strict=True)
+    assert engine.tasks[0].strict
 
 
-def test_what_a_request_finds_is_said_crop_by_crop(cache: CropCache) -> None:
-    async def main() -> None:
-        service = EnsureService(cache, QuickEngine(cache, missing_chunks=1))
-        await service.ensure(NAME, ignore)
-        relaxed = await service.find_all(JobRequest(split=Split.INSTANCE, crops=(3, 4)), (3, 4))
-        assert [(each.crop, each.state) for each in relaxed] == [(3, State.DONE), (4, State.QUEUED)]
-        assert relaxed[0].file is not None
-        strict = await service.find_all(JobRequest(split=Split.INSTANCE, strict=True), (3, 4))
-        assert [each.state for each in strict] == [State.FAILED, State.QUEUED]
-        assert strict[0].problem is not None
-        assert strict[0].problem.code == "missing_chunks"
-        some = await service.find_all(JobRequest(split=Split.INSTANCE, channels=(2, 0, 2)), (3,))
-        assert some[0].state is State.DONE
-
-    asyncio.run(main())
+async def test_what_a_request_finds_is_said_crop_by_crop(cache: CropCache) -> None:
+    service = EnsureService(cache, QuickEngine(cache, missing_chunks=1))
+    await service.ensure(NAME, ignore)
+    relaxed = await service.find_all(JobRequest(split=Split.INSTANCE, crops=(3, 4)), (3, 4))
+    assert [(each.crop, each.state) for each in relaxed] == [(3, State.DONE), (4, State.QUEUED)]
+    assert relaxed[0].file is not None
+    strict = await service.find_all(JobRequest(split=Split.INSTANCE, strict=True), (3, 4))
+    assert [each.state for each in strict] == [State.FAILED, State.QUEUED]
+    assert strict[0].problem is not None
+    assert strict[0].problem.code == "missing_chunks"
+    some = await service.find_all(JobRequest(split=Split.INSTANCE, channels=(2, 0, 2)), (3,))
+    assert some[0].state is State.DONE

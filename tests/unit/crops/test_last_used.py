@@ -14,6 +14,8 @@ from prismcache_service.crops import last_used as lastused
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.store.base import MemoryJobStore
 
+pytestmark = pytest.mark.anyio
+
 CROP = (Split.INSTANCE, 3)
 
 
@@ -33,63 +35,51 @@ class TouchyStore(MemoryJobStore):
         self.touched.set()
 
 
-def test_a_use_is_known_at_once_and_stored_by_a_flush() -> None:
-    async def main() -> None:
-        store = MemoryJobStore()
-        used = LastUsed(store)
-        before = datetime.now(UTC)
-        used.note(Split.INSTANCE, [3, 4])
-        assert await store.last_used() == {}
-        known = await used.all()
-        assert set(known) == {CROP, (Split.INSTANCE, 4)}
-        assert before <= known[CROP] <= datetime.now(UTC)
+async def test_a_use_is_known_at_once_and_stored_by_a_flush() -> None:
+    store = MemoryJobStore()
+    used = LastUsed(store)
+    before = datetime.now(UTC)
+    used.note(Split.INSTANCE, [3, 4])
+    assert await store.last_used() == {}
+    known = await used.all()
+    assert set(known) == {CROP, (Split.INSTANCE, 4)}
+    assert before <= known[CROP] <= datetime.now(UTC)
+    await used.flush()
+    assert await store.last_used() == await used.all() == known
+
+
+async def test_what_a_store_failed_to_take_is_kept_for_the_next_flush() -> None:
+    store = TouchyStore(failures=1)
+    used = LastUsed(store)
+    used.note(Split.INSTANCE, [3])
+    known = await used.all()
+    with pytest.raises(StorageError):
         await used.flush()
-        assert await store.last_used() == await used.all() == known
-
-    asyncio.run(main())
-
-
-def test_what_a_store_failed_to_take_is_kept_for_the_next_flush() -> None:
-    async def main() -> None:
-        store = TouchyStore(failures=1)
-        used = LastUsed(store)
-        used.note(Split.INSTANCE, [3])
-        known = await used.all()
-        with pytest.raises(StorageError):
-            await used.flush()
-        assert await used.all() == known
-        await used.flush()
-        assert await store.last_used() == known
-
-    asyncio.run(main())
+    assert await used.all() == known
+    await used.flush()
+    assert await store.last_used() == known
 
 
-def test_a_use_noted_during_a_flush_is_not_lost() -> None:
-    async def main() -> None:
-        class SlowStore(MemoryJobStore):
-            async def touch(self, crops: Iterable[tuple[Split, int]], at: datetime) -> None:
-                used.note(Split.INSTANCE, [3])
-                await super().touch(crops, at)
+async def test_a_use_noted_during_a_flush_is_not_lost() -> None:
+    class SlowStore(MemoryJobStore):
+        async def touch(self, crops: Iterable[tuple[Split, int]], at: datetime) -> None:
+            used.note(Split.INSTANCE, [3])
+            await super().touch(crops, at)
 
-        used = LastUsed(SlowStore())
-        used.note(Split.INSTANCE, [3])
-        first = (await used.all())[CROP]
-        await used.flush()
-        assert (await used.all())[CROP] > first
-
-    asyncio.run(main())
+    used = LastUsed(SlowStore())
+    used.note(Split.INSTANCE, [3])
+    first = (await used.all())[CROP]
+    await used.flush()
+    assert (await used.all())[CROP] > first
 
 
-def test_flushing_for_ever_outlives_failures_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flushing_for_ever_outlives_failures_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lastused, "_FLUSH_S", 0.001)
 
-    async def main() -> None:
-        store = TouchyStore(failures=3)
-        used = LastUsed(store)
-        used.note(Split.INSTANCE, [3])
-        flushing = asyncio.create_task(used.flush_for_ever())
-        async with asyncio.timeout(10):
-            await store.touched.wait()
-        flushing.cancel()
-
-    asyncio.run(main())
+    store = TouchyStore(failures=3)
+    used = LastUsed(store)
+    used.note(Split.INSTANCE, [3])
+    flushing = asyncio.create_task(used.flush_for_ever())
+    async with asyncio.timeout(10):
+        await store.touched.wait()
+    flushing.cancel()

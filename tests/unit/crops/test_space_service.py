@@ -19,6 +19,8 @@ from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
 from tests.support.cache_root import files_below, published
 from tests.support.stored_crops import store_crop
 
+pytestmark = pytest.mark.anyio
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -108,51 +110,44 @@ def test_what_can_never_fit_is_refused_at_once(folder: Folder) -> None:
         asyncio.run(reserve(folder, 10_001))
 
 
-def test_what_does_not_fit_now_waits_until_something_may_go(folder: Folder) -> None:
+async def test_what_does_not_fit_now_waits_until_something_may_go(folder: Folder) -> None:
     folder.put(0, 8000)
     folder.protected = {(Split.INSTANCE, 0)}
 
-    async def main() -> None:
-        waiting = asyncio.create_task(reserve(folder, 5000))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        assert folder.evicted == []
-        folder.protected = set()
-        await waiting
-
-    asyncio.run(main())
+    waiting = asyncio.create_task(reserve(folder, 5000))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert folder.evicted == []
+    folder.protected = set()
+    await waiting
     assert folder.evicted == [0]
 
 
-def test_what_does_not_fit_now_waits_until_a_promise_ends_and_is_freed_when_its_work_fails(folder: Folder) -> None:
+async def test_what_does_not_fit_now_waits_until_a_promise_ends_and_is_freed_when_its_work_fails(
+    folder: Folder,
+) -> None:
     async def fail() -> asyncio.Task[None]:
         async with folder.space.reserved(8000):
             waiting = asyncio.create_task(reserve(folder, 5000))
             await asyncio.sleep(0.05)
             raise ZeroDivisionError(waiting)
 
-    async def main() -> None:
-        with pytest.raises(ZeroDivisionError) as failure:
-            await fail()
-        waiting = failure.value.args[0]
-        assert not waiting.done()
-        await waiting
-        assert (await folder.space.usage()).reserved_bytes == 0
-
-    asyncio.run(main())
+    with pytest.raises(ZeroDivisionError) as failure:
+        await fail()
+    waiting = failure.value.args[0]
+    assert not waiting.done()
+    await waiting
+    assert (await folder.space.usage()).reserved_bytes == 0
 
 
-def test_who_gives_up_waiting_holds_nothing(folder: Folder) -> None:
-    async def main() -> None:
-        async with folder.space.reserved(8000):
-            waiting = asyncio.create_task(reserve(folder, 5000))
-            await asyncio.sleep(0.02)
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-            assert (await folder.space.usage()).reserved_bytes == 8000
-        await reserve(folder, 10_000)
-
-    asyncio.run(main())
+async def test_who_gives_up_waiting_holds_nothing(folder: Folder) -> None:
+    async with folder.space.reserved(8000):
+        waiting = asyncio.create_task(reserve(folder, 5000))
+        await asyncio.sleep(0.02)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert (await folder.space.usage()).reserved_bytes == 8000
+    await reserve(folder, 10_000)
 
 
 def test_patience_ends_with_the_figures(tmp_path: Path) -> None:
@@ -174,7 +169,7 @@ def test_a_disk_without_its_minimum_free_counts_as_full(tmp_path: Path) -> None:
         asyncio.run(reserve(folder, 1))
 
 
-def test_a_file_that_cannot_be_removed_is_an_error_and_no_promise(
+async def test_a_file_that_cannot_be_removed_is_an_error_and_no_promise(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: CropName) -> None:
@@ -183,67 +178,55 @@ def test_a_file_that_cannot_be_removed_is_an_error_and_no_promise(
     folder.put(0, 8000)
     monkeypatch.setattr(folder.cache, "remove", refuse)
 
-    async def main() -> None:
-        with pytest.raises(StorageError, match="read-only"):
-            await reserve(folder, 5000)
-        assert (await folder.space.usage()).reserved_bytes == 0
-
-    asyncio.run(main())
+    with pytest.raises(StorageError, match="read-only"):
+        await reserve(folder, 5000)
+    assert (await folder.space.usage()).reserved_bytes == 0
 
 
-def test_what_is_set_aside_counts_against_the_quota_and_goes_before_any_crop(folder: Folder) -> None:
+async def test_what_is_set_aside_counts_against_the_quota_and_goes_before_any_crop(folder: Folder) -> None:
     for crop in (0, 1):
         folder.put(crop, 3000)
         folder.cache.set_aside(CropName(Split.INSTANCE, crop))
     folder.put(2, 3000)
 
-    async def main() -> None:
-        usage = await folder.space.usage()
-        assert (usage.files, usage.used_bytes) == (1, 3000)
-        assert (usage.quarantine_files, usage.quarantine_bytes) == (2, 6000)
-        await reserve(folder, 2000)
-        assert (await folder.space.usage()).quarantine_files == 1
-        await reserve(folder, 7000)
-        assert (await folder.space.usage()).quarantine_files == 0
-        assert folder.evicted == []
-        await reserve(folder, 7001)
-
-    asyncio.run(main())
+    usage = await folder.space.usage()
+    assert (usage.files, usage.used_bytes) == (1, 3000)
+    assert (usage.quarantine_files, usage.quarantine_bytes) == (2, 6000)
+    await reserve(folder, 2000)
+    assert (await folder.space.usage()).quarantine_files == 1
+    await reserve(folder, 7000)
+    assert (await folder.space.usage()).quarantine_files == 0
+    assert folder.evicted == []
+    await reserve(folder, 7001)
     assert folder.evicted == [2]
 
 
-def test_what_is_set_aside_stays_while_even_all_of_it_would_not_do(folder: Folder) -> None:
+async def test_what_is_set_aside_stays_while_even_all_of_it_would_not_do(folder: Folder) -> None:
     folder.put(0, 3000)
     folder.cache.set_aside(CropName(Split.INSTANCE, 0))
     folder.put(1, 5000)
     folder.protected = {(Split.INSTANCE, 1)}
 
-    async def main() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await reserve(folder, 8000)
-        assert (await folder.space.usage()).quarantine_files == 1
-
-    asyncio.run(main())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await reserve(folder, 8000)
+    assert (await folder.space.usage()).quarantine_files == 1
 
 
-def test_usage_tells_files_promises_bounds_and_disk(tmp_path: Path) -> None:
+async def test_usage_tells_files_promises_bounds_and_disk(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "root", Bounds(max_bytes=10_000, min_free_bytes=5))
 
-    async def main() -> None:
-        assert (await folder.space.usage()).files == 0
-        folder.put(0, 3000)
-        async with folder.space.reserved(2000):
-            usage = await folder.space.usage()
-        assert (usage.files, usage.used_bytes, usage.reserved_bytes) == (1, 3000, 2000)
-        assert (usage.max_bytes, usage.min_free_bytes) == (10_000, 5)
-        assert 0 < usage.free_bytes <= usage.total_bytes
-
-    asyncio.run(main())
+    assert (await folder.space.usage()).files == 0
+    folder.put(0, 3000)
+    async with folder.space.reserved(2000):
+        usage = await folder.space.usage()
+    assert (usage.files, usage.used_bytes, usage.reserved_bytes) == (1, 3000, 2000)
+    assert (usage.max_bytes, usage.min_free_bytes) == (10_000, 5)
+    assert 0 < usage.free_bytes <= usage.total_bytes
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_quota_holds_at_every_moment_of_many_writers(folder: Folder, seed: int) -> None:
+async def test_the_quota_holds_at_every_moment_of_many_writers(folder: Folder, seed: int) -> None:
     """Each writer holds a promise, writes part by part up to it, publishes, and lets go, in any order."""
     random_ = random.Random(seed)
     most = 0
@@ -264,15 +247,12 @@ def test_the_quota_holds_at_every_moment_of_many_writers(folder: Folder, seed: i
             folder.put(crop, size, crop)
             look()
 
-    async def main() -> None:
-        folder.cache.prepare(Split.INSTANCE)
-        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-            for crop in range(25):
-                group.create_task(write(crop, random_.randint(500, 4000)))
-        usage = await folder.space.usage()
-        assert usage.reserved_bytes == 0
-        assert usage.used_bytes <= 10_000
-
-    asyncio.run(main())
+    folder.cache.prepare(Split.INSTANCE)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for crop in range(25):
+            group.create_task(write(crop, random_.randint(500, 4000)))
+    usage = await folder.space.usage()
+    assert usage.reserved_bytes == 0
+    assert usage.used_bytes <= 10_000
     assert most > 6000
     assert folder.evicted

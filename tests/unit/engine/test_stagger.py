@@ -10,6 +10,8 @@ import pytest
 from prismcache.schema import Progress
 from prismcache_service.engine.local.stagger import Stagger
 
+pytestmark = pytest.mark.anyio
+
 
 def at(percent: int) -> Progress:
     return Progress(objects_done=0, objects_total=9, bytes_done=percent, bytes_total=100)
@@ -45,58 +47,46 @@ class Scene:
 
 
 @pytest.mark.parametrize(("crops", "enough"), [(2, 50), (4, 25), (1, 100)])
-def test_the_next_begins_once_the_one_before_has_its_share(crops: int, enough: int) -> None:
-    async def main() -> None:
-        scene = Scene(crops)
+async def test_the_next_begins_once_the_one_before_has_its_share(crops: int, enough: int) -> None:
+    scene = Scene(crops)
+    scene.ask()
+    scene.ask()
+    assert await scene.number_begun() == 1
+    scene.begun[0](at(enough - 1))
+    assert await scene.number_begun() == 1
+    scene.begun[0](at(enough))
+    assert await scene.number_begun() == 2
+    assert scene.heard == [at(enough - 1), at(enough)]
+    await asyncio.gather(*map(scene.end, range(2)))
+
+
+async def test_the_next_begins_once_the_one_before_has_ended() -> None:
+    scene = Scene(2)
+    scene.ask()
+    scene.ask()
+    assert await scene.number_begun() == 1
+    await scene.end(0)
+    assert await scene.number_begun() == 2
+    await scene.end(1)
+
+
+async def test_one_without_news_keeps_nobody_waiting() -> None:
+    scene = Scene(2, patience=0.05)
+    scene.ask()
+    scene.ask()
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await scene.arrived.get()
+    assert len(scene.begun) == 2
+    await asyncio.gather(*map(scene.end, range(2)))
+
+
+async def test_one_that_no_longer_waits_lets_the_others_pass() -> None:
+    scene = Scene(2)
+    for _ in range(3):
         scene.ask()
-        scene.ask()
-        assert await scene.number_begun() == 1
-        scene.begun[0](at(enough - 1))
-        assert await scene.number_begun() == 1
-        scene.begun[0](at(enough))
-        assert await scene.number_begun() == 2
-        assert scene.heard == [at(enough - 1), at(enough)]
-        await asyncio.gather(*map(scene.end, range(2)))
-
-    asyncio.run(main())
-
-
-def test_the_next_begins_once_the_one_before_has_ended() -> None:
-    async def main() -> None:
-        scene = Scene(2)
-        scene.ask()
-        scene.ask()
-        assert await scene.number_begun() == 1
-        await scene.end(0)
-        assert await scene.number_begun() == 2
-        await scene.end(1)
-
-    asyncio.run(main())
-
-
-def test_one_without_news_keeps_nobody_waiting() -> None:
-    async def main() -> None:
-        scene = Scene(2, patience=0.05)
-        scene.ask()
-        scene.ask()
-        async with asyncio.timeout(10):
-            for _ in range(2):
-                await scene.arrived.get()
-        assert len(scene.begun) == 2
-        await asyncio.gather(*map(scene.end, range(2)))
-
-    asyncio.run(main())
-
-
-def test_one_that_no_longer_waits_lets_the_others_pass() -> None:
-    async def main() -> None:
-        scene = Scene(2)
-        for _ in range(3):
-            scene.ask()
-        assert await scene.number_begun() == 1
-        await scene.end(1)
-        scene.begun[0](at(50))
-        assert await scene.number_begun() == 2
-        await asyncio.gather(*map(scene.end, (0, 2)))
-
-    asyncio.run(main())
+    assert await scene.number_begun() == 1
+    await scene.end(1)
+    scene.begun[0](at(50))
+    assert await scene.number_begun() == 2
+    await asyncio.gather(*map(scene.end, (0, 2)))

@@ -11,11 +11,6 @@ from tests.support.job_scene import Scene
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """A scene, made as `staged` says; its streams show progress at once."""
     monkeypatch.setattr(service, "_TICK_S", 0)

@@ -27,6 +27,8 @@ from prismcache.remote.retry import Patience
 from prismcache.schema import JobRequest, Split, State
 from tests.support.fake_service import FakeService
 
+pytestmark = pytest.mark.anyio
+
 QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)
 Fault = Callable[[httpx2.Request], httpx2.Response | None]
 
@@ -79,13 +81,10 @@ def counting(fault: Fault) -> tuple[Fault, list[str]]:
     return count, seen
 
 
-def test_a_url_loads_the_remote_backend(service):
-    async def main() -> None:
-        found = load_backend(Settings.load({}, url=service.url))
-        assert isinstance(found, RemoteBackend)
-        await found.aclose()
-
-    asyncio.run(main())
+async def test_a_url_loads_the_remote_backend(service):
+    found = load_backend(Settings.load({}, url=service.url))
+    assert isinstance(found, RemoteBackend)
+    await found.aclose()
 
 
 def test_a_service_that_is_down_is_a_typed_error_in_time(service):
@@ -97,19 +96,16 @@ def test_a_service_that_is_down_is_a_typed_error_in_time(service):
     assert len(seen) > 3
 
 
-def test_the_callers_deadline_wins(service, monkeypatch):
+async def test_the_callers_deadline_wins(service, monkeypatch):
     monkeypatch.setattr("prismcache.client.drive.OVERRUN", 0.0)
 
-    async def main() -> None:
-        settings = Settings.load({}, **service.settings())
-        found = RemoteBackend(settings, transport=Faulty(service, down), patience=Patience())
-        client = AsyncPrismClient(settings=settings, backend=found)
-        with pytest.raises(EnsureTimeoutError):
-            await client.ensure("instance", 0, timeout=0.05, progress=False)
-        await found.aclose()
-
     began = time.monotonic()
-    asyncio.run(main())
+    settings = Settings.load({}, **service.settings())
+    found = RemoteBackend(settings, transport=Faulty(service, down), patience=Patience())
+    client = AsyncPrismClient(settings=settings, backend=found)
+    with pytest.raises(EnsureTimeoutError):
+        await client.ensure("instance", 0, timeout=0.05, progress=False)
+    await found.aclose()
     assert time.monotonic() - began < 5
 
 
@@ -233,25 +229,22 @@ def test_an_unknown_crop_or_channel_is_a_typed_error(service, crops, options, ki
         ensure(service, lambda request: None, *crops, **options)
 
 
-def test_a_cancelled_ensure_cancels_its_job(service):
+async def test_a_cancelled_ensure_cancels_its_job(service):
     service.hold()
 
-    async def main() -> None:
-        polling = asyncio.Event()
-        found = backend(service, lambda request: polling.set() if request.method == "GET" else None)
-        client = AsyncPrismClient(settings=Settings.load({}), backend=found)
-        call = asyncio.create_task(client.ensure("instance", 0, progress=False))
-        await polling.wait()
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await found.aclose()
-
-    asyncio.run(main())
+    polling = asyncio.Event()
+    found = backend(service, lambda request: polling.set() if request.method == "GET" else None)
+    client = AsyncPrismClient(settings=Settings.load({}), backend=found)
+    call = asyncio.create_task(client.ensure("instance", 0, progress=False))
+    await polling.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await found.aclose()
     assert service.lab.all_jobs()[0].state is State.CANCELLED
 
 
-def test_a_repeated_submission_names_the_same_client(service):
+async def test_a_repeated_submission_names_the_same_client(service):
     lost = False
 
     def fault(request: httpx2.Request) -> httpx2.Response | None:
@@ -262,32 +255,26 @@ def test_a_repeated_submission_names_the_same_client(service):
             raise httpx2.ReadError("reset")
         return None
 
-    async def main() -> None:
-        found = backend(service, fault)
-        await found.cancel(await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,))))
-        await found.aclose()
-
     service.hold()
-    asyncio.run(main())
+    found = backend(service, fault)
+    await found.cancel(await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,))))
+    await found.aclose()
     assert [job.state for job in service.lab.all_jobs()] == [State.CANCELLED]
 
 
-def test_two_calls_of_one_client_outlive_a_forgotten_job(service):
+async def test_two_calls_of_one_client_outlive_a_forgotten_job(service):
     """Each call submits the request again and gets the same new job."""
     service.hold()
 
-    async def main() -> None:
-        found = backend(service)
-        request = JobRequest(split=Split.INSTANCE, crops=(0,))
-        jobs = [await found.submit(request) for _ in range(2)]
-        service.forget_jobs()
-        newer = [await found.wait(job, 0.01) for job in jobs]
-        assert len({job.id for job in newer}) == 1
-        await found.cancel(newer[0])
-        assert not (await found.wait(newer[1], 0.01)).state.is_final
-        await found.aclose()
-
-    asyncio.run(main())
+    found = backend(service)
+    request = JobRequest(split=Split.INSTANCE, crops=(0,))
+    jobs = [await found.submit(request) for _ in range(2)]
+    service.forget_jobs()
+    newer = [await found.wait(job, 0.01) for job in jobs]
+    assert len({job.id for job in newer}) == 1
+    await found.cancel(newer[0])
+    assert not (await found.wait(newer[1], 0.01)).state.is_final
+    await found.aclose()
 
 
 def test_a_job_that_another_client_cancels_is_an_error(service):
@@ -307,17 +294,14 @@ def test_closing_cancels_a_job_that_outlived_its_deadline(service):
     assert service.lab.all_jobs()[0].state is State.CANCELLED
 
 
-def test_closing_without_a_service_is_quick_and_quiet(service):
+async def test_closing_without_a_service_is_quick_and_quiet(service):
     service.hold()
 
-    async def main() -> None:
-        found = backend(service)
-        await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,)))
-        found._api.connection._client._transport._transport.fault = down
-        await found.aclose()
-
     began = time.monotonic()
-    asyncio.run(main())
+    found = backend(service)
+    await found.submit(JobRequest(split=Split.INSTANCE, crops=(0,)))
+    found._api.connection._client._transport._transport.fault = down
+    await found.aclose()
     assert time.monotonic() - began < 5
 
 

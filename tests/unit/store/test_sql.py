@@ -33,11 +33,6 @@ MOUNTS = """\
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
 def mounts(tmp_path) -> Path:
     path = tmp_path / "mountinfo"
     path.write_text(MOUNTS, encoding="utf-8")

@@ -13,11 +13,6 @@ from prismcache_service.web.gate import MAX_REQUESTS_OF_ONE, Gate
 from prismcache_service.web.tokens import TokenBook, create_token, tokens_path
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 async def test_a_token_with_many_open_streams_is_refused_and_another_is_served(tmp_path: Path) -> None:
     config = ServiceConfig.load({}, root=tmp_path / "root", state_folder=tmp_path / "state", rate_limit=10_000)
