@@ -123,15 +123,7 @@ def write_crop(
     place = root / manifest_path(split, crop, channels)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, manifest.model_dump_json().encode())
-    return CropFile(
-        split=split,
-        crop=crop,
-        channels=manifest.channels,
-        path=str(path),
-        size=manifest.size,
-        sha256=manifest.sha256,
-        source_fingerprint=manifest.source_fingerprint,
-    )
+    return manifest.file_at(path)
 
 
 def _fill(file: h5py.File, split: Split, crop: int, arrays: CropArrays, channels: tuple[int, ...]) -> None:

@@ -44,19 +44,7 @@ def files_on_mount(mount: Path, split: Split) -> list[CropFile]:
             continue
         with suppress(OSError, ValueError):
             manifest = Manifest.model_validate_json((mount / manifest_path(split, *name)).read_bytes())
-            found.append(
-                CropFile(
-                    split=split,
-                    crop=manifest.crop,
-                    channels=manifest.channels,
-                    path=str(path),
-                    size=manifest.size,
-                    sha256=manifest.sha256,
-                    missing_chunks=manifest.missing_chunks,
-                    source_fingerprint=manifest.source_fingerprint,
-                    notes=manifest.notes,
-                )
-            )
+            found.append(manifest.file_at(path))
     return found
 
 

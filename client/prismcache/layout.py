@@ -288,3 +288,19 @@ class Manifest(_Record):
     context: Context = NO_CONTEXT
     product: Product = Product.CROP
     crop_sha256: str = ""
+
+    def file_at(self, path: PurePath) -> CropFile:
+        """Return the file that this manifest describes as clients know it, at `path`."""
+        return CropFile(
+            split=self.split,
+            crop=self.crop,
+            channels=self.channels,
+            path=str(path),
+            size=self.size,
+            sha256=self.sha256,
+            missing_chunks=self.missing_chunks,
+            source_fingerprint=self.source_fingerprint,
+            notes=self.notes,
+            context=self.context,
+            product=self.product,
+        )

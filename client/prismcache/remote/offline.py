@@ -56,16 +56,4 @@ def _read(mount: Path, split: Split, name: FileName) -> CropFile | None:
     found = (manifest.split, FileName(manifest.crop, channels, manifest.context, manifest.product))
     if found != (split, name) or manifest.format_version > FORMAT_VERSION:
         return None
-    return CropFile(
-        split=split,
-        crop=name.crop,
-        channels=manifest.channels,
-        path=str(mount / crop_path(split, *name)),
-        size=manifest.size,
-        sha256=manifest.sha256,
-        missing_chunks=manifest.missing_chunks,
-        source_fingerprint=manifest.source_fingerprint,
-        notes=manifest.notes,
-        context=manifest.context,
-        product=manifest.product,
-    )
+    return manifest.file_at(mount / crop_path(split, *name))

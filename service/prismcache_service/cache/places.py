@@ -143,19 +143,7 @@ class Places:
 
     def describe(self, name: CropName, manifest: Manifest) -> CropFile:
         """Return a published file as clients know it."""
-        return CropFile(
-            split=name.split,
-            crop=name.crop,
-            channels=manifest.channels,
-            path=str(self.shown_path(name)),
-            size=manifest.size,
-            sha256=manifest.sha256,
-            missing_chunks=manifest.missing_chunks,
-            source_fingerprint=manifest.source_fingerprint,
-            notes=manifest.notes,
-            context=manifest.context,
-            product=manifest.product,
-        )
+        return manifest.file_at(self.shown_path(name))
 
     def temporary(self, name: CropName, token: str) -> Path:
         """Return a path for the unfinished file, in the target's folder; `token` is the making lock's."""
