@@ -16,16 +16,13 @@ from platformdirs import user_cache_path
 from prismcache.numbers import parse_channels, parse_crops
 
 P = ParamSpec("P")
+SPLITS = ["instance", "semantic"]  # not from the schema: completion must be quicker than pydantic's import
 SETTINGS = "Settings (each also from the environment)"
 
 
 def _setting(flag: str, text: str) -> Any:
     variable = f"PRISMCACHE_{flag.removeprefix('--').replace('-', '_').upper()}"
     return typer.Option(flag, help=f"{text} [{variable}]", rich_help_panel=SETTINGS, show_default=False)
-
-
-def _split_names() -> list[str]:
-    return ["instance", "semantic"]  # not from the schema: completion must be quicker than pydantic's import
 
 
 def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -48,7 +45,7 @@ def _is_no_number(split: str | None) -> str | None:
 
 def _split_argument(text: str) -> Any:
     return typer.Argument(
-        metavar="SPLIT", help=text, autocompletion=_split_names, callback=_is_no_number, show_default=False
+        metavar="SPLIT", help=text, autocompletion=lambda: SPLITS, callback=_is_no_number, show_default=False
     )
 
 

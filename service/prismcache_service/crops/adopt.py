@@ -11,17 +11,33 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from prismcache.disk import sha256_of
 from prismcache.errors import CropCorruptError, RequestError, SourceError, WorkerError, error_from_problem
 from prismcache.layout import FileStamp, Manifest, SourceList, SourceObject, parse_file_name
-from prismcache.schema import CropFile, Problem
+from prismcache.schema import CropFile, Problem, Split
 from prismcache_service.cache import CropCache, CropName, Watch
 from prismcache_service.crops.catalog import CatalogService
-from prismcache_service.crops.proof import FAILED, Proof
 from prismcache_service.pipeline.bucket.source import fingerprint
 
+FAILED = 3
+"""Exit status that goes with a problem. (1 and 2 are Python's own.)"""
 _COMMAND = (sys.executable, "-m", "prismcache_service.crops.proof")
 _RECIPE = "adopted"
+
+
+class Proof(BaseModel):
+    """What a file says of itself; every chunk was read and has the checksum that was stored with it."""
+
+    split: Split
+    crop: int
+    channels: tuple[int, ...]
+    format_version: int
+    prismcache_version: str
+    source: str
+    source_fingerprint: str
+    missing_chunks: int
 
 
 async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unproven: Callable[[str], None]) -> CropFile:

@@ -17,7 +17,7 @@ from prismcache.config import Settings
 from prismcache.errors import PrismError, SourceUnreachableError, StorageError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
 from prismcache.schema import CropInfo, Product, Split
-from prismcache_service.cache import CropName, DiskThreads
+from prismcache_service.cache import CropName, DiskThreads, SingleFlight
 from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.extras import require_service_extra
 
@@ -56,7 +56,7 @@ class CatalogService:
         self._threads = threads
         self._path = settings.root / STATE_FOLDER / "catalog.json"
         self._responded_at = float("-inf")
-        self._reading: asyncio.Task[tuple[CropInfo, ...]] | None = None
+        self._reading = SingleFlight()
         self._source_thread = SourceThread(settings)
         self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
         self._fresh: tuple[datetime, float] | None = None  # when the catalog was read, and until when it counts
@@ -80,11 +80,8 @@ class CatalogService:
         known = await self._threads.run(self._recall)
         if known is not None and not refresh and self._is_fresh(known.read_at):
             return known.crops
-        if self._reading is None:  # many callers at once share one reading
-            self._reading = asyncio.create_task(self._read_and_remember())
-            self._reading.add_done_callback(self._has_read)
         try:
-            return await asyncio.shield(self._reading)
+            return await self._reading.run("crops", self._read_and_remember)
         except SourceUnreachableError as error:
             if known is None or refresh:
                 raise
@@ -161,13 +158,11 @@ class CatalogService:
     async def prepare(self) -> None:
         """Open the source before a caller waits for it; errors are left to `check`."""
         with contextlib.suppress(PrismError):
-            await self._source_thread.ask(_nothing)
+            await self._source_thread.ask(lambda _: asyncio.sleep(0))
 
     async def aclose(self) -> None:
         """Cancel the reading, and close the source."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._reading.aclose()
         await self._source_thread.aclose()
 
     def _recall(self) -> _Remembered | None:
@@ -199,18 +194,9 @@ class CatalogService:
                 await self._threads.run(self._remember, crops)
         return crops
 
-    def _has_read(self, reading: asyncio.Task[tuple[CropInfo, ...]]) -> None:
-        self._reading = None
-        if not reading.cancelled():
-            reading.exception()  # retrieved, so that asyncio does not warn when each waiter was cancelled
-
     async def _read(self) -> tuple[CropInfo, ...]:
         require_service_extra()
         # Imported here: the bucket is read once a day, a warm `ensure` runs many times.
         published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
         crops: tuple[CropInfo, ...] = await self._source_thread.ask(published.read_published)
         return crops
-
-
-async def _nothing(_: object) -> None:
-    """Do nothing with a source that only has to be open."""

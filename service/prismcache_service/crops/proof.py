@@ -8,29 +8,12 @@ from __future__ import annotations
 
 import sys
 
-from pydantic import BaseModel
-
+from prismcache.crop import Crop
 from prismcache.errors import CropCorruptError, PrismError, RequestError
 from prismcache.layout import FORMAT_VERSION, LABELS
-from prismcache.schema import Split
-
-FAILED = 3
-"""Exit status that goes with a problem. (1 and 2 are Python's own.)"""
+from prismcache_service.crops.adopt import FAILED, Proof
 
 _SLAB = 16  # voxels along Z: one row of chunks
-
-
-class Proof(BaseModel):
-    """What a file says of itself; every chunk was read and has the checksum that was stored with it."""
-
-    split: Split
-    crop: int
-    channels: tuple[int, ...]
-    format_version: int
-    prismcache_version: str
-    source: str
-    source_fingerprint: str
-    missing_chunks: int
 
 
 def prove(path: str) -> Proof:
@@ -48,8 +31,6 @@ def prove(path: str) -> Proof:
     RequestError
         If the file is no crop without context of a known format.
     """
-    from prismcache.crop import Crop  # here, since `adopt` needs only `Proof`
-
     with Crop(path) as crop:
         provenance, split = crop.provenance, crop.split
         if not 1 <= provenance.format_version <= FORMAT_VERSION:

@@ -33,20 +33,13 @@ async def _factory(request: Request) -> Factory:
     return factory
 
 
-async def _jobs(factory: Annotated[Factory, Depends(_factory)]) -> JobService:
-    return factory.jobs
+def _part(name: str) -> Any:
+    """Return the dependency on a service of the factory."""
 
+    async def part(request: Request) -> Any:
+        return getattr(request.app.state.factory, name)
 
-async def _crops(factory: Annotated[Factory, Depends(_factory)]) -> CropService:
-    return factory.crops
-
-
-async def _previews(factory: Annotated[Factory, Depends(_factory)]) -> PreviewService:
-    return factory.previews
-
-
-async def _faces(factory: Annotated[Factory, Depends(_factory)]) -> FaceService:
-    return factory.faces
+    return Depends(part)
 
 
 async def _caller(
@@ -56,22 +49,19 @@ async def _caller(
     return caller
 
 
-async def _reader(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    return _with_role(caller, Role.READER)
+def _caller_with(role: Role) -> Any:
+    """Return the dependency on a caller who has at least this role."""
+
+    async def caller(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        if not caller.may(role):
+            raise ForbiddenError(f"this needs the role {role.value!r}, and {caller.name!r} has {str(caller.role)!r}")
+        return caller
+
+    return Depends(caller)
 
 
-async def _requester(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    return _with_role(caller, Role.REQUESTER)
-
-
-async def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    return _with_role(caller, Role.ADMIN)
-
-
-def _with_role(caller: Caller, role: Role) -> Caller:
-    if not caller.may(role):
-        raise ForbiddenError(f"this needs the role {role.value!r}, and {caller.name!r} has {str(caller.role)!r}")
-    return caller
+ReadersOnly = _caller_with(Role.READER)  # for routes that need no caller
+Jobs = Annotated[JobService, _part("jobs")]
 
 
 async def _job_id(
@@ -79,8 +69,8 @@ async def _job_id(
         str,
         Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The job's id, or its start if no other job's begins so."),
     ],
-    jobs: Annotated[JobService, Depends(_jobs)],
-    _caller: Annotated[Caller, Depends(_reader)],
+    jobs: Jobs,
+    _reader: Annotated[Caller, ReadersOnly],
 ) -> str:
     return await jobs.whole_id(job_id)
 
@@ -136,15 +126,13 @@ async def _channels(
 
 
 KnownQuery = Depends(_refuse_unknown_query)
-ReadersOnly = Depends(_reader)  # for routes that need no caller
 FactoryOf = Annotated[Factory, Depends(_factory)]
-Jobs = Annotated[JobService, Depends(_jobs)]
-Crops = Annotated[CropService, Depends(_crops)]
-Faces = Annotated[FaceService, Depends(_faces)]
-Previews = Annotated[PreviewService, Depends(_previews)]
-Reader = Annotated[Caller, Depends(_reader)]
-Requester = Annotated[Caller, Depends(_requester)]
-Admin = Annotated[Caller, Depends(_admin)]
+Crops = Annotated[CropService, _part("crops")]
+Faces = Annotated[FaceService, _part("faces")]
+Previews = Annotated[PreviewService, _part("previews")]
+Reader = Annotated[Caller, ReadersOnly]
+Requester = Annotated[Caller, _caller_with(Role.REQUESTER)]
+Admin = Annotated[Caller, _caller_with(Role.ADMIN)]
 AnyCaller = Annotated[Caller, Depends(_caller)]
 
 Decimal = BeforeValidator(_decimal)

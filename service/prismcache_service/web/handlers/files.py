@@ -78,7 +78,9 @@ async def download(
     part = decide(request.headers, is_get=request.method == "GET", size=file.size, etag=headers["ETag"])
     if part.reason:
         opened.close()
-        raise HttpError(part.status, part.reason, _refusal_headers(part, file))
+        is_range = part.status is http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        said = {"Content-Range": f"bytes */{file.size}"} if is_range else {"ETag": headers["ETag"]}
+        raise HttpError(part.status, part.reason, said)
     return FileResponse(opened, part, file.size, headers, crops.threads)
 
 
@@ -136,12 +138,6 @@ def headers_of(file: CropFile) -> dict[str, str]:
         "Cache-Control": "private, no-cache",
         **({"Content-Type": "application/json"} if file.product is Product.FACTS else {}),
     }
-
-
-def _refusal_headers(part: Part, file: CropFile) -> dict[str, str]:
-    if part.status is http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        return {"Content-Range": f"bytes */{file.size}"}
-    return {"ETag": f'"{file.sha256}"'}
 
 
 class FileResponse(Response):
