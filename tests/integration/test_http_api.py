@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,29 @@ import httpx2
 import pytest
 
 from prismcache.schema import Job, JobEvent, Problem, ServiceStatus, State
-from tests.support.cache_root import Lab, tiny_spec
+from tests.support.cache_root import tiny_spec
 from tests.support.fault_actions import Stall
-from tests.support.labs import running_lab
 from tests.support.processes import eventually
-from tests.support.service import Service, service_config
+from tests.support.site import Site, running_site
 
 CACHED, HELD, SEMANTIC = tiny_spec(0), tiny_spec(1), tiny_spec(0, "semantic")
 UNKNOWN_ID = "0" * 32
 CHUNK = re.compile(r"instance/crop_1\.zarr/labels/\d")
 
 
-@dataclass
-class Site:
-    """A lab with its service, and a client of it. Crop 0 is cached from the start."""
-
-    lab: Lab
-    service: Service
-    http: httpx2.Client
-
-    def submit(self, **request: Any) -> Job:
-        response = self.http.post("/v1/jobs", json={"split": "instance"} | request)
-        assert response.status_code in {200, 202}, response.text
-        return Job.model_validate(response.json())
-
-    def finish(self, job: Job) -> Job:
-        while not job.state.is_final:
-            response = self.http.get(f"/v1/jobs/{job.id}", params={"wait": 20, "revision": job.revision})
-            job = Job.model_validate(response.raise_for_status().json())
-        return job
-
-    def code(self, method: str, path: str, **options: Any) -> tuple[int, str]:
-        response = self.http.request(method, path, **options)
-        assert response.headers["content-type"] == "application/problem+json"
-        return response.status_code, Problem.model_validate(response.json()).code
-
-
 @pytest.fixture(scope="module")
 def module_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("http_api")
-    with running_lab(folder, [CACHED, HELD, SEMANTIC]) as lab:
-        config = service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0)
-        with Service(config) as service, service.client() as http:
-            site = Site(lab, service, http)
-            assert site.finish(site.submit(crops=[0])).state is State.DONE
-            yield site
-            assert service.terminate() == 0
+    """A lab with its service. Crop 0 is cached from the start."""
+    with running_site(tmp_path_factory.mktemp("api"), [CACHED, HELD, SEMANTIC]) as site:
+        site.ensure()
+        yield site
+
+
+def refusal(site: Site, method: str, path: str, **options: Any) -> tuple[int, str]:
+    """Status and code of a request that is refused."""
+    response = site.http.request(method, path, **options)
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.status_code, Problem.model_validate(response.json()).code
 
 
 @pytest.fixture
@@ -203,12 +179,12 @@ def test_a_client_that_leaves_a_stream_or_a_poll_stops_nothing(site: Site, held:
 
 def test_what_is_unknown_is_said_to_be(site: Site) -> None:
     for method, path in (("GET", ""), ("GET", "/events"), ("DELETE", "")):
-        assert site.code(method, f"/v1/jobs/{UNKNOWN_ID}{path}") == (404, "unknown_job")
-    assert site.code("GET", "/v1/crops/instance/77") == (404, "unknown_crop")
-    assert site.code("GET", "/v1/crops/instance/77/file") == (404, "not_cached")
-    assert site.code("PUT", "/v1/crops/instance/77/pin") == (404, "unknown_crop")
-    assert site.code("PUT", f"/v1/leases/{UNKNOWN_ID}") == (404, "unknown_lease")
-    assert site.code("GET", "/v1/crops/indoor") == (422, "unknown_split")
+        assert refusal(site, method, f"/v1/jobs/{UNKNOWN_ID}{path}") == (404, "unknown_job")
+    assert refusal(site, "GET", "/v1/crops/instance/77") == (404, "unknown_crop")
+    assert refusal(site, "GET", "/v1/crops/instance/77/file") == (404, "not_cached")
+    assert refusal(site, "PUT", "/v1/crops/instance/77/pin") == (404, "unknown_crop")
+    assert refusal(site, "PUT", f"/v1/leases/{UNKNOWN_ID}") == (404, "unknown_lease")
+    assert refusal(site, "GET", "/v1/crops/indoor") == (422, "unknown_split")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +198,7 @@ def test_what_is_unknown_is_said_to_be(site: Site) -> None:
     ids=lambda body: repr(body[:40]),
 )  # fmt: skip
 def test_bodies_that_are_no_request_are_refused(site: Site, body: bytes) -> None:
-    status, code = site.code("POST", "/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    status, code = refusal(site, "POST", "/v1/jobs", content=body, headers={"Content-Type": "application/json"})
 
     assert (status in {400, 422}, code) == (True, "invalid_request")
 
@@ -245,7 +221,7 @@ def test_a_body_of_another_type_is_refused_with_advice(site: Site) -> None:
     ],
 )  # fmt: skip
 def test_parameters_that_make_no_sense_are_refused(site: Site, path: str) -> None:
-    status, code = site.code("GET", path)
+    status, code = refusal(site, "GET", path)
 
     assert (status in {404, 422}, code) == (True, "invalid_request")
 
@@ -268,7 +244,7 @@ def test_the_catalog_shows_what_is_published_and_what_is_cached(site: Site) -> N
 def test_a_pinned_crop_stays_until_it_is_unpinned(site: Site) -> None:
     assert site.http.put("/v1/crops/instance/0/pin").json()["pinned"] is True
     assert site.http.put("/v1/crops/instance/0/pin").json()["pinned"] is True
-    assert site.code("DELETE", "/v1/crops/instance/0") == (409, "crop_in_use")
+    assert refusal(site, "DELETE", "/v1/crops/instance/0") == (409, "crop_in_use")
 
     assert site.http.delete("/v1/crops/instance/0/pin").json()["pinned"] is False
 
@@ -285,12 +261,12 @@ def test_a_leased_crop_stays_until_it_is_released(site: Site) -> None:
     assert (response.status_code, path) == (201, f"/v1/leases/{response.json()['id']}")
     assert site.http.put(path).json() == response.json()
     assert site.http.get("/v1/crops/instance/0").json()["leases"] == 1
-    assert site.code("DELETE", "/v1/crops/instance/0") == (409, "crop_in_use")
+    assert refusal(site, "DELETE", "/v1/crops/instance/0") == (409, "crop_in_use")
 
     released = site.http.delete(path)
 
     assert (released.status_code, released.content) == (204, b"")
-    assert site.code("PUT", path) == (404, "unknown_lease")
+    assert refusal(site, "PUT", path) == (404, "unknown_lease")
     assert site.http.get("/v1/crops/instance/0").json()["leases"] == 0
 
 

@@ -10,26 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import pytest
 
-from prismcache.schema import Job
-from tests.support.cache_root import Lab, tiny_spec
-from tests.support.labs import running_lab
+from tests.support.cache_root import tiny_spec
 from tests.support.processes import eventually
-from tests.support.service import Service, service_config
+from tests.support.site import Site, running_site
 
 SPEC = tiny_spec(0)
 URL = "/v1/crops/instance/0/file"
 
 
-@dataclass
-class Site:
+@dataclass(frozen=True)
+class FileSite(Site):
     """A service with one cached crop, whose bytes are `content`."""
 
-    lab: Lab
-    service: Service
-    http: httpx2.Client
     path: Path
     content: bytes
 
@@ -38,26 +32,14 @@ class Site:
         return f'"{hashlib.sha256(self.content).hexdigest()}"'
 
 
-def _ensure(http: httpx2.Client, **request: object) -> Path:
-    job = Job.model_validate(http.post("/v1/jobs", json={"split": "instance", "crops": [0]} | request).json())
-    while not job.state.is_final:
-        job = Job.model_validate(http.get(f"/v1/jobs/{job.id}?wait=20&revision={job.revision}").json())
-    assert job.crops[0].file is not None
-    return Path(job.crops[0].file.path)
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("http_files")
-    with running_lab(folder, [SPEC]) as lab:
-        config = service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0)
-        with Service(config) as service, service.client() as http:
-            path = _ensure(http)
-            yield Site(lab, service, http, path, path.read_bytes())
-            assert service.terminate() == 0
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileSite]:
+    with running_site(tmp_path_factory.mktemp("files"), [SPEC]) as found:
+        path = found.ensure()
+        yield FileSite(found.lab, found.service, found.http, path, path.read_bytes())
 
 
-def test_the_whole_file_with_its_digests(site: Site) -> None:
+def test_the_whole_file_with_its_digests(site: FileSite) -> None:
     response = site.http.get(URL)
 
     digest = hashlib.sha256(site.content)
@@ -70,7 +52,7 @@ def test_the_whole_file_with_its_digests(site: Site) -> None:
     assert response.headers["accept-ranges"] == "bytes"
 
 
-def test_head_tells_the_same_without_the_file(site: Site) -> None:
+def test_head_tells_the_same_without_the_file(site: FileSite) -> None:
     get, head = site.http.get(URL), site.http.head(URL, headers={"Range": "bytes=0-0"})
 
     changing = {"date", "x-request-id"}
@@ -80,7 +62,7 @@ def test_head_tells_the_same_without_the_file(site: Site) -> None:
     }
 
 
-def test_every_kind_of_range_gives_those_bytes(site: Site) -> None:
+def test_every_kind_of_range_gives_those_bytes(site: FileSite) -> None:
     size = len(site.content)
     edges = [0, 1, 2, 511, 4096, size // 2, size - 2, size - 1]
     wanted = {f"bytes={a}-{b}": (a, b + 1) for a in edges for b in edges if a <= b}
@@ -100,7 +82,7 @@ def test_every_kind_of_range_gives_those_bytes(site: Site) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_conditions(site: Site, method: str) -> None:
+def test_conditions(site: FileSite, method: str) -> None:
     unchanged = site.http.request(method, URL, headers={"If-None-Match": f'"x", W/{site.etag}'})
     changed = site.http.request(method, URL, headers={"If-None-Match": '"x"'})
     refused = site.http.request(method, URL, headers={"If-Match": '"x"'})
@@ -110,22 +92,22 @@ def test_conditions(site: Site, method: str) -> None:
     assert refused.status_code == 412
 
 
-def test_a_subset_of_channels_is_a_file_of_its_own_or_the_fuller_one(site: Site) -> None:
+def test_a_subset_of_channels_is_a_file_of_its_own_or_the_fuller_one(site: FileSite) -> None:
     assert site.http.get(URL, params={"channels": "0-1"}).headers["etag"] == site.etag
     assert site.http.get(URL, params={"channels": "0,9"}).json()["code"] == "not_cached"
 
     site.http.delete("/v1/crops/instance/0").raise_for_status()
-    subset = _ensure(site.http, channels=[0, 1])
+    subset = site.ensure(channels=[0, 1])
     response = site.http.get(URL, params={"channels": "0-1"})
     assert response.content == subset.read_bytes() != site.content
     assert response.headers["content-disposition"] == f'attachment; filename="{subset.name}"'
     assert site.http.get(URL).json()["code"] == "not_cached"
 
-    assert _ensure(site.http).read_bytes() == site.content
+    assert site.ensure().read_bytes() == site.content
 
 
 @pytest.mark.parametrize("damage", ["link", "folder", "truncated", "flipped"])
-def test_what_is_not_the_published_file_is_not_sent(site: Site, damage: str, tmp_path: Path) -> None:
+def test_what_is_not_the_published_file_is_not_sent(site: FileSite, damage: str, tmp_path: Path) -> None:
     aside = site.path.rename(site.path.with_name("aside"))
     if damage == "link":
         site.path.symlink_to("/etc/hostname")
@@ -147,7 +129,7 @@ def test_what_is_not_the_published_file_is_not_sent(site: Site, damage: str, tmp
     assert site.http.get(URL).content == site.content
 
 
-def test_no_descriptor_stays_open(site: Site) -> None:
+def test_no_descriptor_stays_open(site: FileSite) -> None:
     def open_files() -> list[str]:
         folder = Path(f"/proc/{site.service.pid}/fd")
         found = [str(link.readlink()) for link in folder.iterdir() if os.path.lexists(link)]

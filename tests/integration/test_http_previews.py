@@ -4,54 +4,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-import httpx2
 import numpy as np
 import pytest
 from PIL import Image
 
-from prismcache.schema import Job
-from tests.support.cache_root import Lab, tiny_spec
-from tests.support.labs import running_lab
+from tests.support.cache_root import tiny_spec
 from tests.support.processes import eventually
-from tests.support.service import Service, service_config
+from tests.support.site import Site, running_site
 
 SPEC = tiny_spec(0)
 SUBSET = tiny_spec(1)
 URL = "/v1/crops/instance/0/preview.png"
 
 
-@dataclass
-class Site:
-    """A service with crop 0 and channel 1 of crop 1 in its cache."""
-
-    lab: Lab
-    service: Service
-    http: httpx2.Client
-
-    def ensure(self, **request: object) -> Path:
-        job = Job.model_validate(self.http.post("/v1/jobs", json={"split": "instance", "crops": [0]} | request).json())
-        while not job.state.is_final:
-            job = Job.model_validate(self.http.get(f"/v1/jobs/{job.id}?wait=20&revision={job.revision}").json())
-        assert job.crops[0].file is not None
-        return Path(job.crops[0].file.path)
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("http_previews")
-    with running_lab(folder, [SPEC, SUBSET]) as lab:
-        config = service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0)
-        with Service(config) as service, service.client() as http:
-            found = Site(lab, service, http)
-            found.ensure()
-            found.ensure(crops=[1], channels=[1])
-            yield found
-            assert service.terminate() == 0
-            assert "Traceback" not in service.log
+    """A service with crop 0 and channel 1 of crop 1 in its cache."""
+    with running_site(tmp_path_factory.mktemp("previews"), [SPEC, SUBSET]) as found:
+        found.ensure()
+        found.ensure(crops=[1], channels=[1])
+        yield found
 
 
 def test_it_shows_the_middle_slice_with_labels_in_colour(site: Site) -> None:

@@ -5,52 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import httpx2
 import numpy as np
 import pytest
 import zarr
 
 from prismcache import Crop, PrismClient
-from tests.support.cache_root import Lab, tiny_spec
-from tests.support.labs import running_lab
+from tests.support.cache_root import tiny_spec
 from tests.support.oracle import ReferenceCrop, reference_crop
 from tests.support.processes import eventually
-from tests.support.service import Service, service_config
+from tests.support.site import Site, running_site
 
 SPEC = tiny_spec(0)
 URL = "/v1/crops/instance/0/zarr"
 VIEWER = "https://viewer.example"
 
 
-@dataclass
-class Site:
-    lab: Lab
-    service: Service
-    http: httpx2.Client
+@dataclass(frozen=True)
+class ZarrSite(Site):
+    """A service with one cached crop, of which `expected` is in the bucket."""
+
     expected: ReferenceCrop
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("http_zarr")
-    with running_lab(folder, [SPEC]) as lab:
-        config = service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0, cors_origins=VIEWER)
-        with Service(config) as service, service.client() as http:
-            with PrismClient(url=service.url) as client:
-                client.ensure("instance", 0, progress=False)
-            yield Site(lab, service, http, reference_crop(lab.source(SPEC)))
-            assert service.terminate() == 0
-            assert "Traceback" not in service.log
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZarrSite]:
+    with running_site(tmp_path_factory.mktemp("zarr"), [SPEC], cors_origins=VIEWER) as found:
+        found.ensure()
+        yield ZarrSite(found.lab, found.service, found.http, reference_crop(found.lab.source(SPEC)))
 
 
-def test_zarr_reads_a_crop_by_url(site: Site) -> None:
+def test_zarr_reads_a_crop_by_url(site: ZarrSite) -> None:
     image = zarr.open_group(f"{site.service.url}{URL}", mode="r", zarr_format=2)
     assert np.array_equal(image["0"][:], site.expected.raw)
     labels, ids = image["labels/instance/0"][:], image["labels_ids"][:]
     assert np.array_equal(ids[labels], site.expected.source_labels)
 
 
-def test_chunks_are_sent_as_they_lie_in_the_file(site: Site) -> None:
+def test_chunks_are_sent_as_they_lie_in_the_file(site: ZarrSite) -> None:
     whole = site.http.get(f"{URL}/0/1.0.0.0")
     with Crop(site.lab.cached(SPEC)) as crop:
         assert whole.content == crop.zarr_store()._store_dict["0/1.0.0.0"].to_bytes()
@@ -77,14 +68,14 @@ def test_chunks_are_sent_as_they_lie_in_the_file(site: Site) -> None:
         "/v1/crops/instance/1/zarr/.zattrs",
     ],
 )
-def test_what_is_absent_is_not_found(site: Site, path: str) -> None:
+def test_what_is_absent_is_not_found(site: ZarrSite, path: str) -> None:
     response = site.http.get(path)
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("path", [f"{URL}/.zattrs", f"{URL}/0/99.0.0.0", "/nothing"])
-def test_pages_of_an_allowed_origin_may_read_every_response(site: Site, path: str) -> None:
+def test_pages_of_an_allowed_origin_may_read_every_response(site: ZarrSite, path: str) -> None:
     allowed = site.http.get(path, headers={"Origin": VIEWER})
     assert allowed.headers["access-control-allow-origin"] == VIEWER
     stranger = site.http.get(path, headers={"Origin": "https://stranger.example"})
@@ -96,7 +87,7 @@ def test_pages_of_an_allowed_origin_may_read_every_response(site: Site, path: st
     assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, VIEWER)
 
 
-def test_an_evicted_crop_is_no_longer_served(site: Site) -> None:
+def test_an_evicted_crop_is_no_longer_served(site: ZarrSite) -> None:
     with PrismClient(url=site.service.url) as client:
         client.ensure("instance", 0, progress=False)
     assert site.http.get(f"{URL}/.zgroup").status_code == 200
