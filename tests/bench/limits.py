@@ -23,7 +23,7 @@ from prismcache.config import Settings
 from prismcache.layout import SourceObject
 from prismcache_service.pipeline.bucket.bodies import BodyReader, open_store
 from prismcache_service.pipeline.codec.encode import Array, encode_row
-from prismcache_service.pipeline.codec.relabel import Runs, id_table, relabel, unique_ids
+from prismcache_service.pipeline.codec.relabelling import Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.plan.metadata import CropSource, read_crop
 from prismcache_service.pipeline.plan.plan import CropPlan, plan_crop
 from prismcache_service.pipeline.write.hdf5 import start_writeback

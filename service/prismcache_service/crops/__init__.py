@@ -1,6 +1,6 @@
 """Crops: make, list, keep, evict, verify, draw, adopt. Other rooms import from here."""
 
-from prismcache_service.crops.adopt import adopt
+from prismcache_service.crops.adoption import adopt
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.faces import FaceService

@@ -11,7 +11,7 @@ import sys
 from prismcache.crop import Crop
 from prismcache.errors import CropCorruptError, PrismError, RequestError
 from prismcache.layout import FORMAT_VERSION, LABELS
-from prismcache_service.crops.adopt import FAILED, Proof
+from prismcache_service.crops.adoption import FAILED, Proof
 
 _SLAB = 16  # voxels along Z: one row of chunks
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismcache.errors import InvalidSourceError, MisalignedError
-from prismcache_service.pipeline.plan.align import Alignment, align
+from prismcache_service.pipeline.plan.alignment import Alignment, align
 from tests.support.crop_sources import RESOLUTION, Vector, array_source
 
 WHERE = "instance/crop_3.zarr"

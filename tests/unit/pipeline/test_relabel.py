@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as arrays
 from skimage.segmentation import relabel_sequential
 
 from prismcache.errors import InvalidSourceError
-from prismcache_service.pipeline.codec import relabel as relabelling
-from prismcache_service.pipeline.codec.relabel import Runs, id_table, relabel, unique_ids
+from prismcache_service.pipeline.codec import relabelling
+from prismcache_service.pipeline.codec.relabelling import Runs, id_table, relabel, unique_ids
 
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=3, max_side=6)
 HUGE = st.sampled_from([0, 1, 2, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]) | st.integers(

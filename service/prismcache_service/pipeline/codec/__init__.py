@@ -2,7 +2,7 @@
 
 from prismcache_service.pipeline.codec.decode import Bytes, ChunkCodec, DecodeError, ScratchPad, codec_of
 from prismcache_service.pipeline.codec.encode import RECIPE, EncodedChunk, encode_row
-from prismcache_service.pipeline.codec.relabel import Ids, Runs, id_table, relabel, unique_ids
+from prismcache_service.pipeline.codec.relabelling import Ids, Runs, id_table, relabel, unique_ids
 
 __all__ = [
     "RECIPE",

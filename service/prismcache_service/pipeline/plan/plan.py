@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prismcache.errors import InvalidSourceError, MissingChunksError, UnknownChannelError
 from prismcache.layout import SourceObject, file_bytes_bound
 from prismcache.schema import NO_CONTEXT, Context
-from prismcache_service.pipeline.plan.align import Alignment, align
+from prismcache_service.pipeline.plan.alignment import Alignment, align
 from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, Shape
 
 # (Z, Y, X) of an HDF5 chunk: 64 KiB of raw fit a core's cache, and a training patch of (32, 256, 256) reads 2.3 times
