@@ -31,7 +31,7 @@ from prismcache_service.crops import (
 )
 from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
-from prismcache_service.jobs import JobLimits, JobService, NoObserver, Observer
+from prismcache_service.jobs import History, JobLimits, JobService, Observer
 from prismcache_service.store import JobStore, open_store
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Factory:
         observer: Observer | None = None,
         engine: Engine | None = None,
     ) -> None:
-        observer = observer or NoObserver()
+        observer = observer or Observer()
         self.settings = settings
         self.store = store
         self.cache = CropCache(
@@ -108,6 +108,7 @@ class Factory:
             making=self.jobs.making,
             terms=Terms(lease_seconds, None if bounds is None else _PATIENCE_S),
         )
+        self.history = History(store, observer, self._used_bytes)
         self.previews = PreviewService(self.cache)
         self.faces = FaceService(self.crops.file, self.crops.local_path, self.cache.threads)
         self._checking = SingleFlight()  # while one check waits for a hanging disk, no other is started
@@ -150,6 +151,9 @@ class Factory:
             "source": self.catalog.check(),
         }
         return dict(zip(checks, await asyncio.gather(*map(_finding, checks.values())), strict=True))
+
+    async def _used_bytes(self) -> int:
+        return (await self.crops.usage()).used_bytes
 
     async def _protected(self) -> Collection[tuple[Split, int]]:
         leases = await self.store.leases(datetime.now(UTC))
@@ -214,6 +218,7 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
             await factory.jobs.start()
             housekeeping += [
                 asyncio.create_task(factory.last_used.flush_for_ever()),
+                asyncio.create_task(factory.history.record_for_ever()),
                 asyncio.create_task(_tidy_for_ever(factory, timedelta(days=config.keep_jobs_days))),
             ]
             yield factory
@@ -221,6 +226,9 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
             for task in housekeeping:
                 task.cancel()
             await asyncio.gather(*housekeeping, return_exceptions=True)
+            with contextlib.suppress(PrismError, TimeoutError):
+                async with asyncio.timeout(_CHECK_S):
+                    await factory.history.record()
             await factory.aclose()
     finally:
         await store.aclose()

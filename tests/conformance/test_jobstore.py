@@ -11,7 +11,7 @@ import pytest
 
 from prismcache.schema import CropFile, CropProgress, JobRequest, Problem, Split, State
 from prismcache_service.kept import LeaseRecord
-from prismcache_service.store.base import JobRecord, JobStore, MemoryJobStore
+from prismcache_service.store.base import Figures, JobRecord, JobStore, MemoryJobStore
 from prismcache_service.store.sql import SqlJobStore
 from prismcache_service.store.tables import metadata
 
@@ -283,6 +283,26 @@ class JobStoreSuite:
             (Split.SEMANTIC, 1): NOON,
             (Split.INSTANCE, 2): NOON + MINUTE,
         }
+
+    async def test_figures_of_all_rows_add_up_and_old_ones_are_forgotten(self, store):
+        hour = datetime(2026, 5, 4, 12, tzinfo=UTC)
+        long_ago = hour - 90 * 24 * 60 * MINUTE
+        assert await store.figures(long_ago, 300) == []
+        rows = {
+            1: Figures(hour, 2**40, 1, 0, 50),
+            2: Figures(hour, 7, 2, 3, 2**50),  # another process, in the same interval
+            3: Figures(hour + 5 * MINUTE, 5, 0, 1, 60),
+            4: Figures(hour + 10 * MINUTE, 9, 0, 0, 70),
+        }
+        for row_id, figures in rows.items():
+            await store.put_figures(row_id, replace(figures, hits=99), long_ago)
+            await store.put_figures(row_id, figures, long_ago)  # replaces: what was written twice counts once
+        first = Figures(hour, 2**40 + 7, 3, 3, 2**50)
+        assert await store.figures(hour, 300) == [first, rows[3], rows[4]]
+        assert await store.figures(hour, 600) == [replace(first, fetched_bytes=2**40 + 12, misses=4), rows[4]]
+        assert await store.figures(hour + MINUTE, 300) == [rows[3], rows[4]]
+        await store.put_figures(5, rows[4], hour + 10 * MINUTE)
+        assert await store.figures(long_ago, 300) == [replace(rows[4], fetched_bytes=18)]
 
     async def test_a_hundred_updates_at_once(self, store):
         crops = tuple(range(25))

@@ -12,7 +12,7 @@ from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropName
 from prismcache_service.crops import CatalogService, EnsureService, LastUsed
-from prismcache_service.jobs.observer import NoObserver
+from prismcache_service.jobs.observer import Observer
 from prismcache_service.jobs.service import JobLimits, JobService
 from prismcache_service.store.base import JobRecord, MemoryJobStore
 
@@ -129,7 +129,7 @@ class Scene:
         self.last_used = LastUsed(self.store)
         self.jobs = JobService(
             self.maker, self.published, self.store, self.last_used,
-            at_once=self.at_once, limits=self.limits, observer=NoObserver(),
+            at_once=self.at_once, limits=self.limits, observer=Observer(),
         )  # fmt: skip
 
     async def restarted(self) -> Scene:

@@ -1,11 +1,11 @@
-"""Jobs, retention leases, pins and last uses, in a database or in memory. Other rooms import from here."""
+"""Jobs, retention leases, pins, last uses and figures over time, in a database or in memory. Other rooms import from here."""
 
 from __future__ import annotations
 
 from prismcache_service.config import ServiceConfig
-from prismcache_service.store.base import JobRecord, JobStore, MemoryJobStore
+from prismcache_service.store.base import Figures, JobRecord, JobStore, MemoryJobStore
 
-__all__ = ["JobRecord", "JobStore", "MemoryJobStore", "open_store"]
+__all__ = ["Figures", "JobRecord", "JobStore", "MemoryJobStore", "open_store"]
 
 
 async def open_store(config: ServiceConfig) -> JobStore:

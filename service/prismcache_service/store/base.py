@@ -32,8 +32,31 @@ class JobRecord:
     submitters: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What services did in one interval of time.
+
+    Attributes
+    ----------
+    at
+        Start of the interval.
+    fetched_bytes
+        Bytes that came from the bucket.
+    hits, misses
+        Crops of accepted jobs that were cached, and that were not.
+    used_bytes
+        Size of the cached files; the largest, where the interval covers several measurements.
+    """
+
+    at: datetime
+    fetched_bytes: int
+    hits: int
+    misses: int
+    used_bytes: int
+
+
 class JobStore(ABC):
-    """Stores jobs with their crops and events, retention leases, pins, and when crops were last used."""
+    """Stores jobs with their crops and events, retention leases, pins, last uses of crops, and figures over time."""
 
     @abstractmethod
     async def add_job(self, job: JobRecord) -> JobEvent:
@@ -122,6 +145,17 @@ class JobStore(ABC):
         """Return when each crop was last used, as far as known."""
 
     @abstractmethod
+    async def put_figures(self, row_id: int, figures: Figures, forget_before: datetime) -> None:
+        """Store the figures of one process for one interval, or replace the row with the same id; delete old rows.
+
+        Replacing makes a write that is repeated, because its outcome was not learned, count once.
+        """
+
+    @abstractmethod
+    async def figures(self, since: datetime, seconds: int) -> list[Figures]:
+        """Return the figures of all processes together from `since` on, one for each `seconds` that have any."""
+
+    @abstractmethod
     async def check(self) -> None:
         """Raise `StorageError` if the store cannot be read."""
 
@@ -139,6 +173,7 @@ class MemoryJobStore(JobStore):
         self._leases: dict[str, LeaseRecord] = {}
         self._pins: set[tuple[Split, int]] = set()
         self._used: dict[tuple[Split, int], datetime] = {}
+        self._figures: dict[int, Figures] = {}
         self._seq = 0
 
     async def add_job(self, job: JobRecord) -> JobEvent:
@@ -232,6 +267,27 @@ class MemoryJobStore(JobStore):
 
     async def last_used(self) -> Mapping[tuple[Split, int], datetime]:
         return dict(self._used)
+
+    async def put_figures(self, row_id: int, figures: Figures, forget_before: datetime) -> None:
+        kept = {known: row for known, row in self._figures.items() if row.at >= forget_before}
+        self._figures = kept | {row_id: figures}
+
+    async def figures(self, since: datetime, seconds: int) -> list[Figures]:
+        found: dict[float, list[Figures]] = {}
+        for row in self._figures.values():
+            if row.at >= since:
+                at = row.at.timestamp()
+                found.setdefault(at - at % seconds, []).append(row)
+        return [
+            Figures(
+                datetime.fromtimestamp(start, UTC),
+                sum(row.fetched_bytes for row in rows),
+                sum(row.hits for row in rows),
+                sum(row.misses for row in rows),
+                max(row.used_bytes for row in rows),
+            )
+            for start, rows in sorted(found.items())
+        ]
 
     async def check(self) -> None:
         return

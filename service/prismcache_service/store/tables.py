@@ -113,3 +113,15 @@ uses = Table(
     Column("crop", Integer, primary_key=True, autoincrement=False),
     Column("at", UtcDateTime, nullable=False),
 )
+
+figures = Table(
+    "figures",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),  # Unix time in s, which both databases can round down
+    Column("fetched_bytes", BigInteger, nullable=False),
+    Column("hits", BigInteger, nullable=False),
+    Column("misses", BigInteger, nullable=False),
+    Column("used_bytes", BigInteger, nullable=False),
+    Index(None, "at"),
+)

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: one `Metrics` for each app, which implements `jobs.Observer`."""
+"""Metrics for Prometheus: one `Metrics` for each app, which is a `jobs.Observer`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prometheus_fastapi_instrumentator import Instrumentator
 
 from prismcache.errors import error_classes
 from prismcache.schema import ServiceStatus
+from prismcache_service.jobs import Observer
 from prismcache_service.web import logs
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,13 +19,14 @@ _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30, 60
 _TASK_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
-class Metrics:
+class Metrics(Observer):
     """Counters that the services increase, and gauges that are set when Prometheus reads them.
 
     Names begin with ``prismcache_``; bytes and seconds are base units, as Prometheus wants them.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.registry = CollectorRegistry()
         self._hits = self._counter("crop_hits", "Crops that were cached when a job asked for them")
         self._misses = self._counter("crop_misses", "Crops that had to be made")
@@ -58,11 +60,13 @@ class Metrics:
 
     def crops_found(self, *, hits: int, misses: int) -> None:
         """Count the crops of an accepted job that are cached (`hits`) and that are not (`misses`)."""
+        super().crops_found(hits=hits, misses=misses)
         self._hits.inc(hits)
         self._misses.inc(misses)
 
     def bytes_fetched(self, count: int) -> None:
         """Count bytes that came from the bucket."""
+        super().bytes_fetched(count)
         self._fetched.inc(count)
 
     def task_ended(self, seconds: float, code: str | None = None) -> None:

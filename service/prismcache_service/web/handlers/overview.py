@@ -1,20 +1,22 @@
-"""``/v1/me`` and ``/v1/events``: who is asking, and what the service does, for a page that stays open."""
+"""``/v1/me``, ``/v1/events`` and ``/v1/history``: who is asking, what the service does, and what it did."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from prismcache.errors import ForbiddenError
+from prismcache.errors import ForbiddenError, StorageError
 from prismcache.schema import JobPage, State
 from prismcache_service.factory import Factory
-from prismcache_service.web.handlers.dependencies import FactoryOf, KnownQuery, Reader
+from prismcache_service.jobs import KEEP_DAYS
+from prismcache_service.store import Figures
+from prismcache_service.web.handlers.dependencies import Decimal, FactoryOf, KnownQuery, Reader
 from prismcache_service.web.handlers.lifetime import until_closing
 from prismcache_service.web.problems import documented
 
@@ -37,10 +39,34 @@ class Me(BaseModel):
     role: str
 
 
+class FiguresOverTime(BaseModel):
+    """Figures of intervals of `seconds` each, oldest first; an interval in which no service ran is not there."""
+
+    seconds: int
+    figures: list[Figures]
+
+
 @router.get("/v1/me", operation_id="me", summary="Who is asking", responses=documented(ForbiddenError))
 async def me(caller: Reader) -> Me:
     """What a page needs to know to offer only what the token allows."""
     return Me(name=caller.name, role=str(caller.role))
+
+
+@router.get(
+    "/v1/history",
+    operation_id="history",
+    summary="Bytes fetched, hits, misses and size of the cache over time",
+    responses=documented(ForbiddenError, StorageError),
+)
+async def history(
+    factory: FactoryOf,
+    caller: Reader,  # noqa: ARG001 - checks the role
+    *,
+    days: Annotated[int, Decimal, Query(ge=1, le=KEEP_DAYS, description="How far to look back.")] = 1,
+) -> FiguresOverTime:
+    """Some 290 intervals of all services on one store together, kept for 90 days."""
+    seconds, figures = await factory.history.figures(days)
+    return FiguresOverTime(seconds=seconds, figures=figures)
 
 
 @router.get(
