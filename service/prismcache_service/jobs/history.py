@@ -1,6 +1,6 @@
 """What the service did over the last 90 days, for the dashboard's plots: a few bytes a minute in the job store.
 
-Each process has a row of its own for each interval, so that several services on one store add up, and none counts twice.
+Each process has a row of its own for each interval, so that several services on one store add up and none counts twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs, retention leases, pins, last uses and figures over time, in a database or in memory. Other rooms import from here."""
+"""Jobs, retention leases, pins, last uses and figures, in a database or in memory. Other rooms import from here."""
 
 from __future__ import annotations
 

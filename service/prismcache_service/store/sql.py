@@ -1,7 +1,7 @@
 """The job store in a database: SQLite on the service's own disk, or PostgreSQL, with the same statements.
 
-Each method is one transaction. Rows that cannot be read (of a newer version, or damaged) are left out and logged, so that
-one bad row does not prevent the service from starting.
+Each method is one transaction. Rows that cannot be read (of a newer version, or damaged) are left out and logged, so
+that one bad row does not prevent the service from starting.
 """
 
 from __future__ import annotations
