@@ -65,8 +65,8 @@ class History:
             if start != self._start and self._is_stored:
                 self._start, self._row_id, self._before = start, secrets.randbits(62), self._totals
             totals = counted.fetched_bytes, counted.hits, counted.misses
-            since = (total - before for total, before in zip(totals, self._before, strict=True))
-            figures = Figures(datetime.fromtimestamp(self._start, UTC), *since, used)
+            fetched, hits, misses = (total - before for total, before in zip(totals, self._before, strict=True))
+            figures = Figures(datetime.fromtimestamp(self._start, UTC), fetched, hits, misses, used)
             self._is_stored = False
             await self._store.put_figures(self._row_id, figures, now - timedelta(days=KEEP_DAYS))
             self._is_stored, self._totals = True, totals

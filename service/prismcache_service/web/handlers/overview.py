@@ -16,11 +16,11 @@ from prismcache.schema import JobPage, State
 from prismcache_service.factory import Factory
 from prismcache_service.jobs import KEEP_DAYS
 from prismcache_service.store import Figures
-from prismcache_service.web.handlers.dependencies import Decimal, FactoryOf, KnownQuery, Reader
+from prismcache_service.web.handlers.dependencies import Decimal, FactoryOf, KnownQuery, Reader, ReadersOnly
 from prismcache_service.web.handlers.lifetime import until_closing
 from prismcache_service.web.problems import documented
 
-router = APIRouter(tags=["operation"], dependencies=[KnownQuery])
+router = APIRouter(tags=["operation"], dependencies=[KnownQuery, ReadersOnly])
 
 _LOOK_S = 0.5  # between two looks at the jobs; all streams share one look
 _STATUS_S = 5.0
@@ -60,7 +60,6 @@ async def me(caller: Reader) -> Me:
 )
 async def history(
     factory: FactoryOf,
-    caller: Reader,  # noqa: ARG001 - checks the role
     *,
     days: Annotated[int, Decimal, Query(ge=1, le=KEEP_DAYS, description="How far to look back.")] = 1,
 ) -> FiguresOverTime:
@@ -84,7 +83,7 @@ async def history(
         **documented(ForbiddenError),
     },
 )
-async def follow(factory: FactoryOf, caller: Reader, request: Request) -> EventSourceResponse:  # noqa: ARG001 - checks the role
+async def follow(factory: FactoryOf, request: Request) -> EventSourceResponse:
     """One stream is enough for a page, however many jobs it shows."""
     stream = until_closing(request.app.state.closing, _events(factory, request.app.state))
     return EventSourceResponse(stream, ping=_PING_S, send_timeout=_SEND_TIMEOUT_S)
