@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prismcache.crop.boxes import Shape3
+from prismcache.crop.boxes import Box, Shape3
 from prismcache.crop.provenance import Provenance
 from prismcache.errors import CropCorruptError
 from prismcache.schema import Split
@@ -37,6 +37,11 @@ class OpenCrop(Protocol):
     def labels_ids(self) -> NDArray[np.uint64]: ...
     @property
     def provenance(self) -> Provenance: ...
+    @property
+    def voxel_size_nm(self) -> tuple[float, float, float] | None: ...
+    @property
+    def context(self) -> tuple[Shape3, Shape3]: ...
+    def read(self, box: Box | None = None, channels: Sequence[int] | None = None) -> NDArray[np.uint8]: ...
     def channel(self, channel: int) -> Any: ...
 
 
