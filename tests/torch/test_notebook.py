@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def frontend(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
 
 
 def cell_of(frontend: Recorder, code: str) -> int:
-    return next(index for index, cell in enumerate(frontend.nb.cells) if code in cell.source)
+    cells = enumerate(frontend.nb.cells)
+    return next(index for index, cell in cells if cell.cell_type == "code" and code in cell.source)
 
 
 def shown(frontend: Recorder, code: str) -> str:
@@ -52,7 +54,8 @@ def shown(frontend: Recorder, code: str) -> str:
 def test_every_cell_runs_and_stderr_has_signs_of_life_at_most(frontend: Recorder) -> None:
     outputs = [output for cell in frontend.nb.cells for output in cell.get("outputs", ())]
     lines = [line for output in outputs if output.get("name") == "stderr" for line in output.text.splitlines()]
-    assert [line for line in lines if not line.endswith("still trying")] == []  # a busy machine starts workers slowly
+    signs = re.compile("still trying$|s so far$")  # of a busy machine
+    assert [line for line in lines if not signs.search(line)] == []
     assert "unknown_crop: " in shown(frontend, 'client.ensure("instance", 99)')
     if os.environ.get("PRISM_NOTEBOOK"):
         for cell in frontend.nb.cells:

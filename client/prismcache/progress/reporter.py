@@ -158,7 +158,7 @@ class SignOfLife:
             elif job is None:
                 self.reporter.say(f"no response yet {after}; still trying")
             elif any(crop.state is State.RUNNING for crop in crops):
-                self.reporter.say(f"no response from the bucket yet {after}; still trying")
+                self.reporter.say(f"nothing is fetched yet {after}; still trying")
             else:
                 self.reporter.say(f"no crop has started {after}; the job waits for its turn")
 

@@ -228,7 +228,7 @@ def test_figures():
     [
         (None, "no response yet after {} s; still trying"),
         (job(queued(0)), "no crop has started after {} s; the job waits for its turn"),
-        (job(running(0, total=0)), "no response from the bucket yet after {} s; still trying"),
+        (job(running(0, total=0)), "nothing is fetched yet after {} s; still trying"),
     ],
 )
 def test_a_sign_of_life_is_written_while_nothing_is_heard_ever_more_rarely(stream, clock, snapshot, line):
