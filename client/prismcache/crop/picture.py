@@ -170,4 +170,5 @@ def _colours(labels: NDArray[np.uint32]) -> NDArray[np.float32]:
     import numpy as np
 
     hues = labels[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
-    return (0.5 + 0.5 * np.cos(2 * np.pi * hues)).astype(np.float32)
+    colours: NDArray[np.float32] = (0.5 + 0.5 * np.cos(2 * np.pi * hues)).astype(np.float32)
+    return colours
