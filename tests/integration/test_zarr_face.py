@@ -47,6 +47,34 @@ def test_zarr_reads_the_same_voxels_without_a_copy(opened):
     assert np.array_equal(image["0"][1, 2:5, 3:9, 1], expected.raw[1, 2:5, 3:9, 1])
 
 
+def test_groups_for_neuroglancer_have_all_channels_in_a_chunk_and_original_ids(opened):
+    crop, expected = opened
+    image = zarr.open_group(crop.zarr_store(), mode="r")
+    together, ids = image["all_channels/0"], image["original_ids/0"]
+    assert together.chunks == (len(crop.channels), *crop.labels.chunks)
+    assert np.array_equal(together[:], expected.raw)
+    assert ids.dtype == np.uint64
+    assert np.array_equal(ids[:], expected.source_labels)
+    assert [name for name in ZarrFace(crop) if name.startswith(("all_channels", "original_ids"))] == []
+    absent = ["all_channels/0/1.0.0.0", "all_channels/0/0.0.0", "all_channels/0/0.9999.0.0", "original_ids/0/9999.0.0",
+              "original_ids/0/0.0.0.0", "all_channels/0.0.0.0", "other/0/0.0.0"]  # fmt: skip
+    assert [key for key in absent if ZarrFace(crop).get(key) is not None] == []
+
+
+def test_windows_are_those_of_the_facts(lab, tmp_path):
+    with PrismClient(settings=lab.settings()) as client:
+        path = client.ensure("instance", 0, progress=False)[0]
+        with Crop(path) as crop:
+            attributes = zarr.open_group(crop.zarr_store(), mode="r").attrs
+            assert {channel["window"]["end"] for channel in attributes["omero"]["channels"]} == {255}
+        client.ensure("instance", 0, product="facts", progress=False)
+    with Crop(path) as crop:
+        channels = zarr.open_group(crop.zarr_store(), mode="r").attrs["omero"]["channels"]
+        shown = [(channel["window"]["start"], channel["window"]["end"]) for channel in channels]
+        assert shown == list(crop.facts.windows().values())
+        assert all(low < high for low, high in shown)
+
+
 def test_metadata_place_the_crop(opened):
     crop, _ = opened
     image = zarr.open_group(crop.zarr_store(), mode="r")

@@ -102,6 +102,11 @@ class Facts(_Record):
     neurons: tuple[Neuron, ...]
     classes: dict[int, int] | None = None
 
+    def windows(self) -> dict[int, tuple[int, int]]:
+        """Return the brightness to show of each channel: percentiles 1 and 99.9 of its voxels, by channel number."""
+        shown = ((each.channel, each.percentiles[1], each.percentiles[99.9]) for each in self.channels)
+        return {channel: (low, max(high, low + 1)) for channel, low, high in shown}
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the neurons as a table.
 

@@ -13,6 +13,7 @@ from prismcache.crop.provenance import Provenance
 from prismcache.layout import AXIS_NAMES, UNITS
 
 NGFF_VERSION = "0.4"
+ALL_CHANNELS, ORIGINAL_IDS = "all_channels", "original_ids"  # groups of the zarr face for Neuroglancer
 _COLOURS = ("FF0000", "00FF00", "0000FF")  # the channels that a viewer shows first, as E11 looks at crops
 _ACTIVE = 3
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prismcache.crop.boxes import Box, Shape3
+from prismcache.crop.boxes import Shape3
+from prismcache.crop.facts import Facts
 from prismcache.crop.provenance import Provenance
 from prismcache.errors import CropCorruptError
 from prismcache.schema import Split
@@ -38,10 +39,7 @@ class OpenCrop(Protocol):
     @property
     def provenance(self) -> Provenance: ...
     @property
-    def voxel_size_nm(self) -> tuple[float, float, float] | None: ...
-    @property
-    def context(self) -> tuple[Shape3, Shape3]: ...
-    def read(self, box: Box | None = None, channels: Sequence[int] | None = None) -> NDArray[np.uint8]: ...
+    def facts(self) -> Facts: ...
     def channel(self, channel: int) -> Any: ...
 
 

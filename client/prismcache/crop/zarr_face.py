@@ -14,23 +14,30 @@ key                     content
 ``0/.chunks``           where the chunks lie in the file: (chunks, 2) uint64, offset and size in bytes, in C order of
                         the grid; size 0 where none was written. For viewers that fetch many chunks with one range
                         request; likewise ``labels/SPLIT/0/.chunks``
+``all_channels/…``      an image group of its own: raw with all channels in each chunk, uncompressed
+``original_ids/…``      a group of its own: labels with the ids of the source, (Z, Y, X) uint64
 ======================  ==================================================================================
 
-A chunk that was never written has no key: its voxels are zarr's fill value, 0.
+A chunk that was never written has no key: its voxels are zarr's fill value, 0. The last two groups are for
+Neuroglancer, which mixes only channels that lie in one chunk. Their chunks are made when they are read, and are not
+listed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prismcache.crop import ngff
 from prismcache.crop.chunks import ChunkTable, chunk_table
 from prismcache.crop.voxels import OpenCrop
-from prismcache.errors import RequestError
+from prismcache.errors import CropCorruptError, CropNotCachedError, RequestError, StorageError
 from prismcache.layout import LABELS_IDS
 
 if TYPE_CHECKING:
@@ -47,6 +54,14 @@ class Span:
 
     offset: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A chunk that is made of others: where they lie in the file (None: never written), and what is done with them."""
+
+    spans: tuple[Span | None, ...]
+    make: Callable[[Sequence[bytes | None]], bytes]
 
 
 class ZarrFace:
@@ -66,24 +81,29 @@ class ZarrFace:
     """
 
     def __init__(self, crop: OpenCrop) -> None:
-        self._path = crop.path
+        self._path, self._label_dtype = crop.path, crop.labels.dtype
         split, channels = crop.split.value, crop.channels
         raw = [crop.channel(channel) for channel in channels]
-        ids = crop.labels_ids
+        ids = self._ids = crop.labels_ids
         label_image = f"labels/{split}"
         self._tables = {
             RAW: [self._table(dataset) for dataset in raw],
             f"{label_image}/0": [self._table(crop.labels)],
         }
+        self._chunk_bytes = int(np.prod(raw[0].chunks))
         group = {"zarr_format": 2}
+        image = {
+            "multiscales": [ngff.multiscale(f"{split}/crop_{crop.crop_id}", **_where(raw[0]), has_channels=True)],
+            "omero": ngff.omero(channels, _windows(crop)),
+        }
+        shape = (len(raw), *raw[0].shape)
         documents = {
             ".zgroup": group,
             ".zattrs": {
-                "multiscales": [ngff.multiscale(f"{split}/crop_{crop.crop_id}", **_where(raw[0]), has_channels=True)],
-                "omero": ngff.omero(channels),
+                **image,
                 "prismcache": ngff.origin(split, crop.crop_id, channels, crop.provenance),
             },
-            "0/.zarray": _zarray((len(raw), *raw[0].shape), (1, *raw[0].chunks), "|u1"),
+            "0/.zarray": _zarray(shape, (1, *raw[0].chunks), "|u1"),
             "0/.zattrs": ngff.place(**_where(raw[0]), has_channels=True),
             "labels/.zgroup": group,
             "labels/.zattrs": {"labels": [split]},
@@ -97,22 +117,55 @@ class ZarrFace:
             f"{LABELS_IDS}/.zarray": _zarray(ids.shape, ids.shape, "<u8", compressor=None),
         }
         self._documents = {key: json.dumps(value).encode() for key, value in documents.items()}
+        together = _zarray(shape, (len(raw), *raw[0].chunks), "|u1", compressor=None)
+        of_source = {"multiscales": [ngff.multiscale(f"{split} ids", **_where(crop.labels), has_channels=False)]}
+        unlisted = {
+            **{f"{name}/.zgroup": group for name in (ngff.ALL_CHANNELS, ngff.ORIGINAL_IDS)},
+            f"{ngff.ALL_CHANNELS}/.zattrs": image,
+            f"{ngff.ALL_CHANNELS}/0/.zarray": together,
+            f"{ngff.ORIGINAL_IDS}/.zattrs": of_source,
+            f"{ngff.ORIGINAL_IDS}/0/.zarray": _zarray(crop.labels.shape, crop.labels.chunks, "<u8"),
+        }
+        self._unlisted = {key: json.dumps(value).encode() for key, value in unlisted.items()}
         self._documents[f"{LABELS_IDS}/0"] = ids.astype("<u8").tobytes()
         for name, tables in self._tables.items():
             self._documents[f"{name}/.chunks"] = b"".join(table.pairs() for table in tables)
 
-    def get(self, key: str) -> bytes | Span | None:
-        """Return the bytes of a key, where they lie in the file, or None if the hierarchy has no such key.
+    def get(self, key: str) -> bytes | Span | Made | None:
+        """Return the bytes of a key, where or of what they are made, or None if the hierarchy has no such key.
 
         The index of a chunk may be written with dots, as the metadata says, or with slashes.
         """
-        if key in self._documents:
-            return self._documents[key]
+        for documents in (self._documents, self._unlisted):
+            if key in documents:
+                return documents[key]
         for name, tables in self._tables.items():
             if key.startswith(f"{name}/") and _INDEX.fullmatch(index := key.removeprefix(f"{name}/")):
                 place = [int(part) for part in re.split(r"[./]", index)]
                 return _span(tables, place if name == RAW else [0, *place])
+        group, _, index = key.partition("/0/")
+        if group in {ngff.ALL_CHANNELS, ngff.ORIGINAL_IDS} and _INDEX.fullmatch(index):
+            return self._made(group, [int(part) for part in re.split(r"[./]", index)])
         return None
+
+    def _made(self, group: str, place: list[int]) -> Made | None:
+        raw, labels = self._tables.values()
+        if group == ngff.ORIGINAL_IDS:
+            spans: tuple[Span | None, ...] = (_span(labels, [0, *place]),)
+        else:
+            spans = tuple(_span(raw, [channel, *place[1:]]) for channel in range(len(raw))) if place[0] == 0 else ()
+        make = self._with_original_ids if group == ngff.ORIGINAL_IDS else self._together
+        return Made(spans, make) if any(spans) else None
+
+    def _together(self, parts: Sequence[bytes | None]) -> bytes:
+        return b"".join(bytes(self._chunk_bytes) if part is None else _inflated(part) for part in parts)
+
+    def _with_original_ids(self, parts: Sequence[bytes | None]) -> bytes:
+        try:
+            ids = self._ids[np.frombuffer(_inflated(parts[0] or b""), self._label_dtype)]
+        except IndexError as error:
+            raise CropCorruptError(f"{self._path}: a label is larger than the table of original ids") from error
+        return zlib.compress(ids.astype("<u8").tobytes(), 1)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over all keys; those of chunks that were written, with dots."""
@@ -131,6 +184,21 @@ class ZarrFace:
                 remedy="Fetch the crop with `prismcache ensure`: files that other programs wrote differ.",
             )
         return table
+
+
+def _inflated(part: bytes) -> bytes:
+    try:
+        return zlib.decompress(part)
+    except zlib.error as error:
+        raise CropCorruptError(f"a chunk cannot be inflated: {error}") from error
+
+
+def _windows(crop: OpenCrop) -> dict[int, tuple[int, int]]:
+    """Return the brightness windows of the channels, if facts of the crop lie beside it."""
+    try:
+        return crop.facts.windows()
+    except (CropNotCachedError, CropCorruptError, StorageError):
+        return {}
 
 
 def _where(dataset: h5py.Dataset) -> dict[str, list[int]]:

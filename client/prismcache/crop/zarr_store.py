@@ -7,7 +7,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from prismcache.crop.voxels import OpenCrop
-from prismcache.crop.zarr_face import Span, ZarrFace
+from prismcache.crop.zarr_face import Made, Span, ZarrFace
 from prismcache.errors import CropCorruptError, MissingExtraError, RequestError, StorageError
 
 _READ_ONLY = "the zarr store of a cached crop is read only"
@@ -49,6 +49,8 @@ class FaceMapping(MutableMapping[str, Any]):
         found = self._face.get(key)
         if found is None:
             raise KeyError(key)
+        if isinstance(found, Made):
+            return found.make([self._read(span) if span else None for span in found.spans])
         return self._read(found) if isinstance(found, Span) else found
 
     def __contains__(self, key: object) -> bool:

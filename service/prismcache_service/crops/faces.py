@@ -10,7 +10,8 @@ from pathlib import Path
 
 from prismcache.crop import Crop
 from prismcache.crop.zarr_store import FaceMapping
-from prismcache.schema import CropFile, Split
+from prismcache.errors import PrismError
+from prismcache.schema import CropFile, Product, Split
 from prismcache_service.cache import CropName, DiskThreads, SingleFlight
 
 _MAX_OPEN = 32  # files; each costs a descriptor and 16 bytes a chunk
@@ -27,6 +28,8 @@ class OpenFace:
         The file that the face shows.
     content, crop
         Keys and bytes, and the open file behind them. Closed when the last request that reads it has ended.
+    facts
+        SHA-256 of the facts that its windows come from; empty if there are none.
     checked
         When the cache last confirmed the file, in seconds of the monotonic clock.
     """
@@ -34,6 +37,7 @@ class OpenFace:
     file: CropFile
     content: FaceMapping
     crop: Crop
+    facts: str
     checked: float
 
 
@@ -96,11 +100,18 @@ class FaceService:
     async def _look(self, split: Split, crop: int) -> OpenFace:
         known = self._open.pop((split, crop), None)
         file = await self._find(CropName(split, crop))
-        if known is None or known.file.sha256 != file.sha256:
+        facts = await self._facts_of(split, crop)
+        if known is None or (known.file.sha256, known.facts) != (file.sha256, facts):
             opened = Crop(self._local_path(file))
-            known = OpenFace(file, await self._threads.run(FaceMapping, opened), opened, 0.0)
+            known = OpenFace(file, await self._threads.run(FaceMapping, opened), opened, facts, 0.0)
         known.checked = time.monotonic()
         self._open[split, crop] = known
         while len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
         return known
+
+    async def _facts_of(self, split: Split, crop: int) -> str:
+        try:
+            return (await self._find(CropName(split, crop, product=Product.FACTS))).sha256
+        except PrismError:  # none, or they cannot be read now
+            return ""
