@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser notebook screenshots test-compose test-floors bench bench-crop bench-service bench-viewer bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-service bench-viewer bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -58,9 +58,6 @@ test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environmen
 test-browser: $(READY) ## Run the tests of the dashboard in a real browser (Debian: sh .ci/install-chromium)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
-notebook: $(TORCH_READY) ## Run docs/notebook.ipynb, and write what its cells show into it
-	PRISM_NOTEBOOK=1 PRISMCACHE_ROOT=/tmp/prism $(TORCH_VENV)/bin/python -m pytest -q tests/torch/test_notebook.py
-
 screenshots: $(READY) ## Take the pictures in README anew, from the real pages
 	PRISM_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screenshots.py
 
@@ -117,11 +114,10 @@ $(BENCH_READY): $(READY)
 # resolver content, then, last, 0.15.2, which does without the compiled part, takes its place. torch_em needs no more.
 $(TORCH_READY): pyproject.toml constraints.txt
 	@sh .ci/venv $(PYTHON) $(TORCH_VENV)
-	@echo 'installing torch, torch_em, a notebook's kernel and prismcache into $(TORCH_VENV)'
+	@echo 'installing torch, torch_em and prismcache into $(TORCH_VENV)'
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torchvision==0.28.0 torch-em==0.10.9 s3fs==2026.9.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
-	@$(TORCH_VENV)/bin/$(PIP_INSTALL) ipykernel==7.4.0 nbclient==0.11.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) --no-deps torchvision==0.15.2
 	@touch $@
 
@@ -131,7 +127,7 @@ $(ADAPTERS_READY): pyproject.toml
 	@echo 'installing gunpowder, MONAI, napari and prismcache into $(ADAPTERS_VENV)'
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) -e . gunpowder==1.4.4 funlib.persistence==0.6.0 monai==1.6.1 napari==0.9.2 \
-		ome-zarr-models==0.1.10 pydantic-zarr==0.7.0 zarr==2.18.7 pytest==9.2.0 pytest-timeout==2.4.0
+		napari-ome-zarr==0.6.1 ome-zarr==0.10.3 ome-zarr-models==0.1.10 pydantic-zarr==0.7.0 zarr==2.18.7 pytest==9.2.0 pytest-timeout==2.4.0
 	@touch $@
 
 $(FLOORS_READY): pyproject.toml .ci/floors.py

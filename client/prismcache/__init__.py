@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         UnknownCropError,
         UnknownJobError,
         UnknownLeaseError,
+        UnknownLinkError,
         UnknownSplitError,
         WorkerError,
     )
@@ -120,6 +121,7 @@ __all__ = [
     "UnknownCropError",
     "UnknownJobError",
     "UnknownLeaseError",
+    "UnknownLinkError",
     "UnknownSplitError",
     "Verdict",
     "VerifyResult",

@@ -60,8 +60,10 @@ class Settings(BaseModel):
     url: str | None = None
     token: SecretStr | None = None
     root: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False))]
-    downloads: Annotated[Path, Field(default_factory=lambda given: _users_folder("downloads", given))]
-    decoded: Annotated[Path, Field(default_factory=lambda given: _users_folder("decoded", given))]
+    downloads: Annotated[
+        Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "downloads")
+    ]
+    decoded: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "decoded")]
     s3_endpoint_url: str | None = None
     s3_bucket: str = "e11bio-prism"
     s3_prefix: str = "ls/models/training_data"
@@ -84,7 +86,7 @@ class Settings(BaseModel):
     @field_validator("root", "downloads", "decoded", mode="after")
     @classmethod
     def _absolute_folder(cls, folder: Path) -> Path:
-        return absolute_folder(folder)
+        return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose
 
     @field_validator("s3_prefix", mode="after")
     @classmethod
@@ -117,28 +119,6 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise _config_error(error) from None
-
-
-def absolute_folder(folder: Path) -> Path:
-    """Return a folder's absolute path, with the user's home folder for ``~``. Links stay as they are.
-
-    Raises
-    ------
-    ValueError
-        If there is no home folder, or no working folder, that the path could begin with.
-    """
-    try:
-        return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose
-    except RuntimeError:
-        raise ValueError(f"{folder} lies in your home folder, but HOME is not set and this user has none") from None
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is relative, but the working folder was deleted") from None
-
-
-def _users_folder(name: str, given: Mapping[str, Any]) -> Path:
-    """Return a folder below the user's cache folder or, for a user without a home folder, below the root."""
-    folder = user_cache_path("prismcache", appauthor=False)
-    return (folder if folder.is_absolute() else given["root"]) / name
 
 
 def _config_error(error: ValidationError) -> ConfigError:

@@ -31,6 +31,7 @@
     ├── JobCancelledError           cancelled
     ├── UnknownJobError             unknown_job           no such job, or it was forgotten
     ├── UnknownLeaseError           unknown_lease         no such lease, or it has run out
+    ├── UnknownLinkError            unknown_link          no such capability link, or it has expired or was revoked
     └── ServiceError                service_error         the remote service
         ├── ServiceUnreachableError service_unreachable
         ├── ServiceBusyError        busy                  a limit is reached; try again later
@@ -62,7 +63,7 @@ class PrismError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "prismcache failed"
-    default_remedy: ClassVar[str] = "Try again; if the error stays, report it with the log around it."
+    default_remedy: ClassVar[str] = ""
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)
@@ -89,17 +90,14 @@ def _rebuild(cls: type[PrismError], message: str, remedy: str) -> PrismError:
 
 class ConfigError(PrismError):
     code, status, title = "config_invalid", 500, "A setting is missing or unusable"
-    default_remedy = "Change the setting that the message names."
 
 
 class MissingExtraError(ConfigError):
     code, title = "missing_extra", "An optional dependency is not installed"
-    default_remedy = 'pip install "prismcache[service]"'
 
 
 class RequestError(PrismError):
     code, status, title = "invalid_request", 422, "The request cannot be met as asked"
-    default_remedy = "Change the part of the request that the message names."
 
 
 class UnknownSplitError(RequestError):
@@ -119,7 +117,6 @@ class UnknownChannelError(RequestError):
 
 class SourceError(PrismError):
     code, status, title = "source_error", 502, "The source bucket failed"
-    default_remedy = "Try again; if the error stays, check the network and the PRISMCACHE_S3_* settings."
 
 
 class SourceUnreachableError(SourceError):
@@ -161,7 +158,6 @@ class MissingChunksError(SourceError):
 
 class StorageError(PrismError):
     code, status, title = "storage_error", 503, "The cache folder failed"
-    default_remedy = "Look at the disk, the mount and the permissions of the path in the message; then try again."
 
 
 class NoSpaceError(StorageError):
@@ -216,7 +212,6 @@ class EnsureTimeoutError(PrismError):
 
 class JobCancelledError(PrismError):
     code, status, title = "cancelled", 409, "The job was cancelled"
-    default_remedy = "Ask again; crops that were ready stay cached."
 
 
 class UnknownJobError(PrismError):
@@ -229,9 +224,13 @@ class UnknownLeaseError(PrismError):
     default_remedy = "Ask for a new one."
 
 
+class UnknownLinkError(PrismError):
+    code, status, title = "unknown_link", 404, "No such link"
+    default_remedy = "Ask whoever sent it for a new one; `prismcache link` makes links."
+
+
 class ServiceError(PrismError):
     code, status, title = "service_error", 502, "The prismcache service failed"
-    default_remedy = "Check that PRISMCACHE_URL is a prismcache service; if it is, the service's log says more."
 
 
 class ServiceUnreachableError(ServiceError):

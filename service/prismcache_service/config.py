@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from platformdirs import user_state_path
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from prismcache.config import Settings, absolute_folder
+from prismcache.config import Settings
 
 
 class ServiceConfig(Settings):
@@ -50,6 +50,8 @@ class ServiceConfig(Settings):
         Limits on unfinished jobs and their size.
     rate_limit, failed_auth_limit
         Requests a second of one token; failed authentications a minute of one address.
+    zarr_byte_rate
+        Bytes a second of zarr chunks that one token or link may read; chunks do not count as requests.
     keep_jobs_days
         Finished jobs are forgotten after so many days.
     shutdown_seconds
@@ -78,14 +80,10 @@ class ServiceConfig(Settings):
     max_crops_per_job: Annotated[int, Field(ge=1, le=1000)] = 100
     rate_limit: Annotated[float, Field(gt=0)] = 200.0
     failed_auth_limit: Annotated[int, Field(ge=1)] = 60
+    zarr_byte_rate: Annotated[ByteSize, Field(gt=0)] = ByteSize(200_000_000)
     keep_jobs_days: Annotated[float, Field(gt=0)] = 30.0
     shutdown_seconds: Annotated[float, Field(gt=0)] = 5.0
     log_format: Literal["console", "json"] = "console"
-
-    @field_validator("state_folder", "tokens_file", mode="after")
-    @classmethod
-    def _absolute_path(cls, path: Path | None) -> Path | None:
-        return None if path is None else absolute_folder(path)
 
     @field_validator("cors_origins", mode="after")
     @classmethod

@@ -24,6 +24,7 @@ from prismcache_service.crops import (
     EnsureService,
     FaceService,
     LastUsed,
+    LinkService,
     PreviewService,
     SpaceService,
     StoredFile,
@@ -110,6 +111,7 @@ class Factory:
         )
         self.history = History(store, observer, self._used_bytes)
         self.previews = PreviewService(self.cache)
+        self.links = LinkService(store)
         self.faces = FaceService(self.crops.file, self.crops.local_path, self.cache.threads)
         self._checking = SingleFlight()  # while one check waits for a hanging disk, no other is started
 

@@ -1,4 +1,4 @@
-"""What is kept of crops over restarts, by the job store: pins, retention leases, and times of last use."""
+"""What is kept of crops over restarts, by the job store: pins, retention leases, links, and times of last use."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ class LeaseRecord:
     owner: str
     split: Split
     crops: tuple[int, ...]
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class LinkRecord:
+    """A capability link to one crop: everything about it but the capability, of which `sha256` is the hash."""
+
+    id: str
+    sha256: str
+    owner: str
+    split: Split
+    crop: int
+    note: str
+    created_at: datetime
     expires_at: datetime
 
 

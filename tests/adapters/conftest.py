@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ with warnings.catch_warnings():  # what these deprecate of each other while they
         import_module(stack)
 
 REPOSITORY = Path(__file__).parents[2]
+PYTHON = os.environ.get("PRODUCT_PYTHON", ".venv/bin/python")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ class MadeCrop:
 def made_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `tests.support.adapter_files` fills."""
     folder = tmp_path_factory.mktemp("made")
-    python = os.environ.get("PRODUCT_PYTHON", ".venv/bin/python")
-    subprocess.run([python, "-m", "tests.support.adapter_files", folder], check=True, cwd=REPOSITORY)
+    subprocess.run([PYTHON, "-m", "tests.support.adapter_files", folder], check=True, cwd=REPOSITORY)
     return folder
 
 
@@ -67,6 +68,25 @@ def made(made_files: Path) -> Callable[[str], MadeCrop]:
             return MadeCrop(path, folder / f"{split}.zarr", dict(arrays))
 
     return crop
+
+
+@pytest.fixture(scope="session")
+def service_url(made_files: Path) -> Iterator[str]:
+    """URL of a service on the cache folder, which runs in the environment that the product is developed in."""
+    settings = {"ROOT": made_files / "cache", "STATE_FOLDER": made_files / "state", "PORT": 0, "MIN_FREE_BYTES": 0}
+    settings |= {"S3_ENDPOINT_URL": "http://127.0.0.1:9"}  # nothing is fetched
+    env = os.environ | {f"PRISMCACHE_{name}": str(value) for name, value in settings.items()}
+    command = [PYTHON, "-m", "prismcache_service.web.server"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            url = next(line.split()[-1] for line in process.stderr if line.startswith("prismcache serves"))
+            draining = threading.Thread(target=process.stderr.read, daemon=True)
+            draining.start()
+            yield url
+        finally:
+            process.kill()
+            draining.join()
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ The service, its workers, the S3 server and the load generator share this machin
 stand-in of ``bench-crop`` if it is there) are made again and again by raw requests while 50 clients, each with a
 connection of its own, ask for a job, each a moment (0.2 s in the mean) after its last response: 250 requests a second
 in all. They write and read bytes: an HTTP library costs more than the service does, and its time would count as the
-service's. Before that, with nothing else going on, a client with a mount asks for 31 cached crops. Nothing is asserted:
-the table shows the targets beside the figures.
+service's. The same is measured once more while 20 viewers read chunks of a cached crop, one after the other, a moment
+(0.05 s in the mean) between two: 400 a second in all. Before that, with nothing else going on, a client with a mount
+asks for 31 cached crops. Nothing is asserted: the table shows the targets beside the figures.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ from tests.support.s3 import S3Server
 from tests.support.service import Service, service_config
 
 CLIENTS = 50
+VIEWERS = 20
 P99_TARGET_MS = 25
 WARM_TARGET_MS = 30
 
 _FULL_SIZE = Path("build/bench/bucket")
 _THINK_S = 0.2  # mean
+_LOOK_S = 0.05  # mean
 _LARGE = (900, 901)  # numbers that no published crop has
+_VIEWED = 902
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def main() -> None:
 
 
 def measure(seconds: float, warm_runs: int) -> list[Row]:
-    """Return a row for each kind of request.
+    """Return a row for each kind of request; print the service's memory and the chunks a second to stderr.
 
     Parameters
     ----------
@@ -116,7 +120,7 @@ def _write_bucket(bucket_dir: Path) -> None:
     for spec in _tiny_specs():
         write_crop(bucket_dir, spec)
     source = crop_folder(_FULL_SIZE, full_size_spec()).absolute()
-    for crop in _LARGE:
+    for crop in (*_LARGE, _VIEWED):
         target = crop_folder(bucket_dir, replace(full_size_spec(), crop=crop))
         if source.exists():
             _link_tree(source, target)
@@ -144,15 +148,24 @@ def _measure(service: Service, root: Path, seconds: float, warm_runs: int) -> li
         wanted = [("instance", list(instance)), ("semantic", list(range(CROP_COUNT["semantic"])))]
         for split, crops in wanted:
             client.ensure(split, crops, progress=False)
+        client.ensure("instance", _VIEWED, progress=False)
         # One request for each split: the API has no request for both.
         warm = _times(lambda: [client.ensure(split, crops, progress=False) for split, crops in wanted], warm_runs)
         one_split = _times(lambda: client.ensure("semantic", progress=False), warm_runs)
-    idle = asyncio.run(_load(service.url, seconds / 2, busy=False))
+    idle, _ = asyncio.run(_load(service.url, seconds / 2, busy=False))
     print("asking while two crops are made …", file=sys.stderr)
-    busy = asyncio.run(_load(service.url, seconds, busy=True))
+    busy, _ = asyncio.run(_load(service.url, seconds, busy=True))
+    print("asking and viewing while two crops are made …", file=sys.stderr)
+    before = _resident_bytes(service.pid)
+    beside, chunks = asyncio.run(_load(service.url, seconds, busy=True, viewers=VIEWERS))
+    after = _resident_bytes(service.pid)
+    memory = f"{before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after"
+    print(f"{len(chunks) / seconds:.0f} chunks/s; memory of the service: {memory}", file=sys.stderr)
     target = f"p99 ≤ {P99_TARGET_MS} ms"
     return [
         Row(f"GET /v1/jobs/{{id}}, {CLIENTS} clients, two crops in the making", busy, target),
+        Row(f"the same, and {VIEWERS} viewers", beside, target),
+        Row(f"GET …/zarr/0/…, {VIEWERS} viewers, two crops in the making", chunks),
         Row(f"GET /v1/jobs/{{id}}, {CLIENTS} clients, nothing else", idle),
         Row("warm ensure of all 31 crops, in two requests", warm, f"≤ {WARM_TARGET_MS} ms"),
         Row("warm ensure of the 17 semantic ones", one_split),
@@ -168,32 +181,46 @@ def _times(work: Callable[[], object], count: int) -> list[float]:
     return times
 
 
-async def _load(url: str, seconds: float, *, busy: bool) -> list[float]:
-    """What each request took, of clients that think for a moment after each response, as pollers do."""
+def _resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _load(url: str, seconds: float, *, busy: bool, viewers: int = 0) -> tuple[list[float], list[float]]:
+    """What each request of a job and of a chunk took, of clients that think for a moment after each response."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
         job = await _submit(http, list(_LARGE) if busy else [0])
         making = asyncio.create_task(_make_again_and_again(http, job)) if busy else None
         try:
             if busy:
                 await _until_fetching(http, job)
-            connections = [await _Connection.open(url) for _ in range(CLIENTS)]
+            connections = [await _Connection.open(url) for _ in range(CLIENTS + viewers)]
+            zarr = f"/v1/crops/instance/{_VIEWED}/zarr/0/"
+            array = (await http.get(f"{zarr}.zarray")).json() if viewers else {"shape": (), "chunks": ()}
+            grid = [-(-size // chunk) for size, chunk in zip(array["shape"], array["chunks"], strict=True)]
             end = time.perf_counter() + seconds
-            found = await asyncio.gather(*(_ask(connection, job, end) for connection in connections))
+            asking = [_ask(each, lambda: f"/v1/jobs/{job}", end, _THINK_S) for each in connections[:CLIENTS]]
+            viewing = [
+                _ask(each, lambda: zarr + ".".join(str(random.randrange(count)) for count in grid), end, _LOOK_S)
+                for each in connections[CLIENTS:]
+            ]
+            found = await asyncio.gather(*asking, *viewing)
         finally:
             if making is not None:
                 making.cancel()
                 await asyncio.gather(making, return_exceptions=True)
-    return [each for times in found for each in times]
+    jobs, chunks = ([each for times in part for each in times] for part in (found[:CLIENTS], found[CLIENTS:]))
+    return jobs, chunks
 
 
-async def _ask(connection: _Connection, job: str, end: float) -> list[float]:
+async def _ask(connection: _Connection, path: Callable[[], str], end: float, think: float) -> list[float]:
     times = []
     while True:
-        await asyncio.sleep(random.random() * 2 * _THINK_S)
+        await asyncio.sleep(random.random() * 2 * think)
         if (began := time.perf_counter()) >= end:
             connection.close()
             return times
-        await connection.get(f"/v1/jobs/{job}")
+        await connection.get(path())
         times.append(time.perf_counter() - began)
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from prismcache.schema import CropFile, CropProgress, JobRequest, Problem, Split, State
-from prismcache_service.kept import LeaseRecord
+from prismcache_service.kept import LeaseRecord, LinkRecord
 from prismcache_service.store.base import Figures, JobRecord, JobStore, MemoryJobStore
 from prismcache_service.store.sql import SqlJobStore
 from prismcache_service.store.tables import metadata
@@ -47,6 +47,11 @@ def a_job(name="j1", *, crops=(0,), after=0, state=State.QUEUED, owner="ann", sp
 def a_lease(name="l1", *, until=1, crops=(3, 1), split=Split.INSTANCE, owner="ann") -> LeaseRecord:
     """A lease that ends so many minutes after noon."""
     return LeaseRecord(id=name, owner=owner, split=split, crops=crops, expires_at=NOON + until * MINUTE)
+
+
+def a_link(name="k1", *, until=1, crop=3, owner="ann", note="") -> LinkRecord:
+    """A link that ends so many minutes after noon."""
+    return LinkRecord(name, "ab" * 32, owner, Split.INSTANCE, crop, note, NOON, NOON + until * MINUTE)
 
 
 async def add(store: JobStore, *jobs: JobRecord) -> None:
@@ -90,6 +95,7 @@ class JobStoreSuite:
         assert await store.events(name) == []
         assert await store.lease(name) is None
         assert await store.drop_lease(name) is False
+        assert (await store.link(name), await store.drop_link(name)) == (None, False)
         assert await store.jobs(owner=name) == []
         with pytest.raises(KeyError):
             await store.update_job(name, "crop", State.RUNNING)
@@ -262,6 +268,16 @@ class JobStoreSuite:
         assert [lease.id for lease in await store.leases(NOON + MINUTE)] == ["l2"]
         await store.put_lease(a_lease("l1", until=5))  # renewed too late, but renewed
         assert {lease.id for lease in await store.leases(NOON + MINUTE)} == {"l1", "l2"}
+
+    async def test_links(self, store):
+        link = a_link(owner="Åsa", note='for "Ada" 🧠')
+        await store.put_link(link)
+        await store.put_link(a_link("k2", until=2, crop=7))
+        assert (await store.link("k1"), await store.link("k3")) == (link, None)
+        assert set(await store.links(NOON)) == {link, a_link("k2", until=2, crop=7)}
+        assert [found.id for found in await store.links(NOON + MINUTE)] == ["k2"]
+        assert (await store.drop_link("k2"), await store.drop_link("k2")) == (True, False)
+        assert await store.links(NOON + MINUTE) == []
 
     async def test_pins(self, store):
         assert await store.pins() == set()

@@ -29,7 +29,6 @@ OPERATIONS: list[tuple[str, str, Any, Role | None]] = [
     ("GET", "/v1/status", None, Role.READER),
     ("GET", "/v1/me", None, Role.READER),
     ("GET", "/v1/events", None, Role.READER),
-    ("GET", "/v1/history", None, Role.READER),
     ("GET", "/v1/jobs", None, Role.READER),
     ("GET", f"/v1/jobs/{UNKNOWN_ID}", None, Role.READER),
     ("GET", f"/v1/jobs/{UNKNOWN_ID}/events", None, Role.READER),
@@ -46,6 +45,12 @@ OPERATIONS: list[tuple[str, str, Any, Role | None]] = [
     ("POST", "/v1/leases", JSON, Role.REQUESTER),
     ("PUT", f"/v1/leases/{UNKNOWN_ID}", None, Role.REQUESTER),
     ("DELETE", f"/v1/leases/{UNKNOWN_ID}", None, Role.REQUESTER),
+    ("POST", "/v1/links", {"split": "instance", "crop": 0}, Role.REQUESTER),
+    ("GET", "/v1/links", None, Role.REQUESTER),
+    ("DELETE", f"/v1/links/{UNKNOWN_ID}", None, Role.REQUESTER),
+    ("GET", "/v1/shared/prism_0/zarr/.zattrs", None, None),
+    ("HEAD", "/v1/shared/prism_0/zarr/.zattrs", None, None),
+    ("GET", "/v1/shared/prism_0/neuroglancer", None, None),
     ("PUT", "/v1/crops/instance/0/pin", None, Role.ADMIN),
     ("DELETE", "/v1/crops/instance/0/pin", None, Role.ADMIN),
     ("DELETE", "/v1/crops/instance/0", None, Role.ADMIN),
@@ -85,7 +90,8 @@ def clients(service: Service, tokens: dict[str, str]) -> Iterator[dict[str, http
 
 def test_the_matrix_has_every_operation(service: Service, clients: dict[str, httpx2.Client]) -> None:
     paths = clients["nobody"].get("/openapi.json").json()["paths"]
-    generic = {"job_id": UNKNOWN_ID, "lease_id": UNKNOWN_ID, "split": "instance", "crop": "0", "key": ".zattrs"}
+    generic = dict.fromkeys(("job_id", "lease_id", "link_id"), UNKNOWN_ID)
+    generic |= {"split": "instance", "crop": "0", "key": ".zattrs", "capability": "prism_0"}
     documented = {(method.upper(), path.format(**generic)) for path, methods in paths.items() for method in methods}
 
     assert documented == {(m, p) for m, p, _, _ in OPERATIONS} - {("GET", "/docs"), ("GET", "/openapi.json")}

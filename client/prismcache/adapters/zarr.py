@@ -41,7 +41,6 @@ from prismcache.crop import Crop, LabelValues, ngff
 from prismcache.disk import disk_errors
 from prismcache.errors import MissingExtraError, RequestError
 from prismcache.layout import LABELS_IDS
-from prismcache.progress.signs import signs_of_life
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +107,7 @@ def to_zarr(
         raise RequestError(f"layout must be one of {get_args(Layout)}, not {layout!r}")
     if len(chunks) != 3 or min(chunks) < 1:
         raise RequestError(f"chunks must be three positive numbers (Z, Y, X), not {tuple(chunks)!r}")
-    with signs_of_life(f"writing {target}"), Crop(path) as crop, _published(target) as folder:
+    with Crop(path) as crop, _published(target) as folder:
         wanted = as_channels(channels) or crop.channels
         raw = [crop.channel(channel) for channel in wanted]
         labels = labels_of(crop, label_values)

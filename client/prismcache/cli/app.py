@@ -5,8 +5,6 @@ Commands import what they need when they run, so that ``--help`` and completion 
 
 from __future__ import annotations
 
-import codecs
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from prismcache.cli import doctor as doctor_command
+from prismcache.cli import links as link_commands
 from prismcache.cli import serve as serve_commands
 from prismcache.cli import service as service_commands
 from prismcache.cli.errors import Command, CommandGroup, warnings_as_lines
@@ -49,19 +48,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    codecs.register_error("prismcache", _encoded_anyhow)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
-            stream.reconfigure(errors="prismcache")
     app(prog_name="prismcache")
-
-
-def _encoded_anyhow(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return what a stream without UTF-8 gets: for ``×`` an escape, for a path's undecodable bytes these bytes."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeEncodeError:
-        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _print_version(wanted: bool) -> None:
@@ -143,7 +130,7 @@ def list_crops(
     """List the published crops, and what is cached of them."""
     from prismcache.cli.output import print_catalog, print_json, working
 
-    with _client(settings) as client, working("reading the catalog"):
+    with _client(settings) as client, working("reading the catalog", client.settings):
         infos = client.catalog(split, refresh=refresh)
     if as_json:
         print_json({"crops": infos})
@@ -157,7 +144,7 @@ def info(settings: dict[str, Any], split: SplitArgument, crop: CropArgument, *, 
     """Show one crop in full: shapes, voxel size, offset, sizes, cached files."""
     from prismcache.cli.output import print_crop, print_json, working
 
-    with _client(settings) as client, working("reading the crop's metadata"):
+    with _client(settings) as client, working("reading the crop's metadata", client.settings):
         found = client.describe(split, crop)
     if as_json:
         print_json(found)
@@ -294,15 +281,15 @@ def adopt(
 
     from prismcache.cli.output import working
     from prismcache.config import Settings
-    from prismcache.progress.signs import signs_of_life
 
     loaded = Settings.load(**settings).model_copy(update={"url": None})
-    with working("reading the files"), signs_of_life("reading the files"):
+    with working("reading the files"):
         adopted = asyncio.run(service_commands.ask_cache_folder(loaded, lambda backend: backend.adopt(files)))
     _print_files("files", adopted, as_json=as_json)
 
 
 service_commands.register(app)
+link_commands.register(app)
 serve_commands.register(app)
 doctor_command.register(app)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
@@ -16,6 +18,7 @@ from platformdirs import user_cache_path
 from prismcache.numbers import parse_channels, parse_crops
 
 P = ParamSpec("P")
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 SPLITS = ["instance", "semantic"]  # not from the schema: completion must be quicker than pydantic's import
 SETTINGS = "Settings (each also from the environment)"
 
@@ -141,6 +144,14 @@ def with_options(
         return run
 
     return decorate
+
+
+def read_duration(text: str) -> timedelta:
+    """Return how long ``12h``, ``90d`` or ``52w`` is."""
+    match = re.fullmatch(r"([1-9]\d{0,4})([hdw])", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no duration; write 12h, 90d or 52w", param_hint="--expires")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def read_crops(words: Sequence[str]) -> list[int] | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from prismcache.cli.errors import Command, CommandGroup
-from prismcache.cli.options import SERVE_OPTIONS, TOKEN_OPTIONS, JsonOption, examples, with_options
-
-_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+from prismcache.cli.options import SERVE_OPTIONS, TOKEN_OPTIONS, JsonOption, examples, read_duration, with_options
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is", show_default=False)]
 RoleOption = Annotated[str, typer.Option("--role", help="reader, requester or admin")]
@@ -54,7 +51,7 @@ def create_token(
     as_json: JsonOption = False,
 ) -> None:
     """Make a token and print it, the only time that it is shown."""
-    until = None if expires is None else datetime.now(UTC) + _duration(expires)
+    until = None if expires is None else datetime.now(UTC) + read_duration(expires)
     auth = _load("token")
     path = auth.tokens_path(_config(settings))
     token = auth.create_token(path, name, role, expires=until)
@@ -96,13 +93,6 @@ def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> Non
         end = f" until {record['expires_at']}" if record["expires_at"] else ""
         used = f", last used {record['last_used_at']}" if record["last_used_at"] else ", never used"
         typer.echo(f"{record['name']:<24} {record['role']:<10} {record['created_at']}{end}{used}")
-
-
-def _duration(text: str) -> timedelta:
-    match = re.fullmatch(r"([1-9]\d{0,4})([hdw])", text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no duration; write 12h, 90d or 52w", param_hint="--expires")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def _config(settings: dict[str, Any]) -> Any:

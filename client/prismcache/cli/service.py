@@ -81,7 +81,7 @@ def jobs(
             found += page.jobs
         return found[:limit]
 
-    found = _ask(settings, newest)
+    found = ask(settings, newest)
     if as_json:
         print_json({"jobs": found})
     else:
@@ -107,7 +107,7 @@ def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: J
         return await api.job(job_id)
 
     try:
-        last = _ask(settings, follow)
+        last = ask(settings, follow)
     finally:
         reporter.close()
     if not end_of_job(last):
@@ -117,7 +117,7 @@ def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: J
 @with_service
 def cancel(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = False) -> None:
     """Cancel a job; crops that another job wants are made all the same."""
-    ended = _ask(settings, lambda api: api.cancel(job))
+    ended = ask(settings, lambda api: api.cancel(job))
     if as_json:
         from prismcache.cli.output import print_json
 
@@ -178,7 +178,7 @@ def status(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
         print_status(found)
 
 
-def _ask(settings: dict[str, Any], question: Callable[[ServiceApi], Awaitable[T]]) -> T:
+def ask(settings: dict[str, Any], question: Callable[[ServiceApi], Awaitable[T]]) -> T:
     """Return the service's response to one question.
 
     Raises
@@ -243,7 +243,7 @@ def _each(
             crops = [info.crop for info in await api.catalog(of) if info.files]
         return [await action(api, of, crop) for crop in dict.fromkeys(crops)]
 
-    return _ask(settings, run)
+    return ask(settings, run)
 
 
 def _print_pins(infos: list[CropInfo], *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 from urllib.parse import quote
 
 from prismcache.config import Settings
+from prismcache.links import Link, LinkPage, LinkRequest, MadeLink
 from prismcache.remote.events import Message, follow
 from prismcache.remote.http import Connection, Params, read_as
 from prismcache.remote.retry import BRIEF, Patience
@@ -161,6 +162,18 @@ class ServiceApi:
     async def release(self, lease_id: str) -> None:
         """Release a retention lease."""
         await self.connection.request("DELETE", f"/v1/leases/{quote(lease_id, safe='')}", patience=BRIEF)
+
+    async def make_link(self, request: LinkRequest) -> MadeLink:
+        """Make a link to one cached crop that needs no token. The request is sent once: each makes another link."""
+        return read_as(MadeLink, await self.connection.request("POST", "/v1/links", body=request, repeatable=False))
+
+    async def links(self) -> tuple[Link, ...]:
+        """Return the valid links of this token, newest first; for an admin those of all."""
+        return read_as(LinkPage, await self.connection.request("GET", "/v1/links")).links
+
+    async def revoke_link(self, link_id: str) -> None:
+        """Have the service refuse a link from now on."""
+        await self.connection.request("DELETE", f"/v1/links/{quote(link_id, safe='')}")
 
     async def verify(self, request: VerifyRequest) -> list[VerifyResult]:
         """Have the service read its files again.

@@ -236,7 +236,10 @@ def _foreign_error(response: httpx2.Response, url: str) -> ServiceError:
     said = f"the service at {url} responds with {response.status_code} {response.reason_phrase}".rstrip()
     if response.status_code in _UNREACHED:
         return ServiceUnreachableError(said)
-    return _BY_STATUS.get(response.status_code, ServiceError)(said)
+    kind = _BY_STATUS.get(response.status_code, ServiceError)
+    return (
+        kind(said) if kind.default_remedy else kind(said, remedy="Check that PRISMCACHE_URL is a prismcache service.")
+    )
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from prismcache_service.crops.adoption import adopt
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.faces import FaceService
+from prismcache_service.crops.faces import FaceService, OpenFace
 from prismcache_service.crops.last_used import LastUsed
+from prismcache_service.crops.links import LinkService
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
@@ -16,6 +17,8 @@ __all__ = [
     "EnsureService",
     "FaceService",
     "LastUsed",
+    "LinkService",
+    "OpenFace",
     "PreviewService",
     "SpaceService",
     "StoredFile",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.kept import LeaseRecord
+from prismcache_service.kept import LeaseRecord, LinkRecord
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Figures:
 
 
 class JobStore(ABC):
-    """Stores jobs with their crops and events, retention leases, pins, last uses of crops, and figures over time."""
+    """Stores jobs with crops and events, retention leases, links, pins, last uses of crops, and figures over time."""
 
     @abstractmethod
     async def add_job(self, job: JobRecord) -> JobEvent:
@@ -125,6 +125,22 @@ class JobStore(ABC):
         """Delete a retention lease; return False if there was none."""
 
     @abstractmethod
+    async def put_link(self, link: LinkRecord) -> None:
+        """Store a new capability link."""
+
+    @abstractmethod
+    async def link(self, link_id: str) -> LinkRecord | None:
+        """Return one capability link, expired or not, or None."""
+
+    @abstractmethod
+    async def links(self, now: datetime) -> list[LinkRecord]:
+        """Return the capability links that are valid at `now`; expired ones may be deleted."""
+
+    @abstractmethod
+    async def drop_link(self, link_id: str) -> bool:
+        """Delete a capability link; return False if there was none."""
+
+    @abstractmethod
     async def pin(self, split: Split, crop: int, owner: str) -> None:
         """Pin a crop; pinning again changes nothing."""
 
@@ -171,6 +187,7 @@ class MemoryJobStore(JobStore):
         self._jobs: dict[str, JobRecord] = {}
         self._events: dict[str, list[JobEvent]] = {}
         self._leases: dict[str, LeaseRecord] = {}
+        self._links: dict[str, LinkRecord] = {}
         self._pins: set[tuple[Split, int]] = set()
         self._used: dict[tuple[Split, int], datetime] = {}
         self._figures: dict[int, Figures] = {}
@@ -250,6 +267,18 @@ class MemoryJobStore(JobStore):
 
     async def drop_lease(self, lease_id: str) -> bool:
         return self._leases.pop(lease_id, None) is not None
+
+    async def put_link(self, link: LinkRecord) -> None:
+        self._links[link.id] = link
+
+    async def link(self, link_id: str) -> LinkRecord | None:
+        return self._links.get(link_id)
+
+    async def links(self, now: datetime) -> list[LinkRecord]:
+        return [link for link in self._links.values() if link.expires_at > now]
+
+    async def drop_link(self, link_id: str) -> bool:
+        return self._links.pop(link_id, None) is not None
 
     async def pin(self, split: Split, crop: int, owner: str) -> None:  # noqa: ARG002 - part of the interface
         self._pins.add((split, crop))

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, Select, delete, func, insert, select, tuple_, update
+from sqlalchemy import Row, Select, Table, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.kept import LeaseRecord
+from prismcache_service.kept import LeaseRecord, LinkRecord
 from prismcache_service.store.base import Figures, JobRecord, JobStore
-from prismcache_service.store.tables import events, job_crops, jobs, leases, pins, uses
+from prismcache_service.store.tables import events, job_crops, jobs, leases, links, pins, uses
 from prismcache_service.store.tables import figures as table_of_figures
 from prismcache_service.store.transactions import SqlTransactions, count, whole
 
@@ -171,18 +171,43 @@ class SqlJobStore(SqlTransactions, JobStore):
 
     @whole
     async def leases(self, now: datetime) -> list[LeaseRecord]:
-        async with self._reading() as connection:
-            rows = (await connection.execute(select(leases).order_by(leases.c.expires_at, leases.c.id))).all()
-        valid = [row for row in rows if row.expires_at > now]
-        if len(valid) < len(rows):  # only then: a read alone never waits for a writer
-            async with self._writing() as connection:
-                await connection.execute(delete(leases).where(leases.c.expires_at <= now))
-        return _readable("lease", valid, _lease)
+        return _readable("lease", await self._valid(leases, now), _lease)
 
     @whole
     async def drop_lease(self, lease_id: str) -> bool:
         async with self._writing() as connection:
             return await count(connection, delete(leases).where(leases.c.id == _text(lease_id))) > 0
+
+    @whole
+    async def put_link(self, link: LinkRecord) -> None:
+        row = vars(link) | {"split": link.split.value, "owner": _text(link.owner), "note": _text(link.note)}
+        async with self._writing() as connection:
+            await connection.execute(insert(links), row)
+
+    @whole
+    async def link(self, link_id: str) -> LinkRecord | None:
+        async with self._reading() as connection:
+            rows = await connection.execute(select(links).where(links.c.id == _text(link_id)))
+        return next(iter(_readable("link", rows, _link)), None)
+
+    @whole
+    async def links(self, now: datetime) -> list[LinkRecord]:
+        return _readable("link", await self._valid(links, now), _link)
+
+    @whole
+    async def drop_link(self, link_id: str) -> bool:
+        async with self._writing() as connection:
+            return await count(connection, delete(links).where(links.c.id == _text(link_id))) > 0
+
+    async def _valid(self, table: Table, now: datetime) -> list[Row[Any]]:
+        """Return the rows of leases or links that are valid at `now`; delete the others."""
+        async with self._reading() as connection:
+            rows = (await connection.execute(select(table).order_by(table.c.expires_at, table.c.id))).all()
+        valid = [row for row in rows if row.expires_at > now]
+        if len(valid) < len(rows):  # only then: a read alone never waits for a writer
+            async with self._writing() as connection:
+                await connection.execute(delete(table).where(table.c.expires_at <= now))
+        return valid
 
     @whole
     async def pin(self, split: Split, crop: int, owner: str) -> None:
@@ -275,6 +300,10 @@ def _lease(row: Row[Any]) -> LeaseRecord:
         crops=tuple(json.loads(row.crops)),
         expires_at=row.expires_at,
     )
+
+
+def _link(row: Row[Any]) -> LinkRecord:
+    return LinkRecord(**(dict(row._mapping) | {"split": Split(row.split)}))  # noqa: SLF001 - SQLAlchemy's public API
 
 
 def _readable(what: str, rows: Iterable[Any], make: Callable[[Row[Any]], _T]) -> list[_T]:

@@ -98,6 +98,19 @@ leases = Table(
     Column("expires_at", UtcDateTime, nullable=False),
 )
 
+links = Table(
+    "links",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("sha256", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("split", Text, nullable=False),
+    Column("crop", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
 pins = Table(
     "pins",
     metadata,

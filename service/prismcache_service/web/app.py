@@ -20,10 +20,10 @@ from prismcache_service import factory as factories
 from prismcache_service.config import ServiceConfig
 from prismcache_service.factory import Factory
 from prismcache_service.jobs import Observer
-from prismcache_service.web import dashboard, metrics, problems
+from prismcache_service.web import dashboard, metrics, neuroglancer, problems
 from prismcache_service.web.gate import Gate
-from prismcache_service.web.handlers import crops, docs, files, jobs, operation, overview, previews, zarr
-from prismcache_service.web.limits import BodyLimit
+from prismcache_service.web.handlers import crops, docs, files, jobs, links, operation, overview, previews, zarr
+from prismcache_service.web.limits import BodyLimit, RateLimiter
 from prismcache_service.web.logs import RequestLog
 from prismcache_service.web.tokens import TokenBook, require_safe_address, tokens_path
 
@@ -74,10 +74,12 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
     app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
+    app.state.zarr_rates = RateLimiter(float(config.zarr_byte_rate))
     app.state.overview, app.state.overview_lock = None, asyncio.Lock()
-    for module in (jobs, crops, files, previews, zarr, operation, overview, docs):
+    for module in (jobs, crops, files, previews, zarr, links, operation, overview, docs):
         app.include_router(module.router)
     app.include_router(dashboard.router)
+    app.include_router(neuroglancer.router)
     app.state.query_names = _complete_document(app)
     problems.install(app)
     _add_middleware(app, config)
@@ -88,6 +90,7 @@ _TAGS = [
     {"name": "jobs", "description": "Request crops and follow the jobs that make them."},
     {"name": "crops", "description": "List, download, pin and evict crops."},
     {"name": "leases", "description": "Protect crops from eviction while they are used."},
+    {"name": "links", "description": "Let viewers and colleagues read one crop without a token."},
     {"name": "operation", "description": "For the person who runs the service."},
 ]
 

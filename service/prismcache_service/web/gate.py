@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -10,8 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prismcache.errors import ForbiddenError, PrismError, ServiceBusyError, UnauthorizedError
 from prismcache_service.config import ServiceConfig
-from prismcache_service.web.dashboard import is_public_path
+from prismcache_service.web import dashboard, neuroglancer
 from prismcache_service.web.limits import FailedLogins, RateLimiter, network, retry_after
+from prismcache_service.web.logs import SHARED
 from prismcache_service.web.problems import HttpError, response_to
 from prismcache_service.web.tokens import Caller, Role, TokenBook, is_loopback
 
@@ -21,6 +23,7 @@ MAX_REQUESTS_OF_ONE = 400  # of one token; without tokens, of one address
 # Paths that need no token: whether the service runs, and how to use it.
 PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 
+_ZARR = re.compile(r"/v1/crops/[^/]+/[^/]+/zarr/")  # what is read there counts by bytes, not as requests
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -82,7 +85,12 @@ class Gate:
             # A proxy in front may take another of the two to tell where the next request begins.
             both = HttpError(HTTPStatus.BAD_REQUEST, "the headers have both Content-Length and Transfer-Encoding")
             raise Refusal(both, {"Connection": "close"})
-        if self._tokens.enforced:
+        shared = scope["path"].startswith(SHARED)
+        if shared and scope["method"] not in {"GET", "HEAD"}:
+            raise Refusal(HttpError(HTTPStatus.NOT_FOUND, "there is nothing at this path"))
+        if shared and self._tokens.enforced:
+            caller = Caller("", None)  # the path is the right to read it
+        elif self._tokens.enforced:
             caller = self._authenticate(scope, headers.get(b"authorization"))
         else:
             self._refuse_strangers(scope, headers)
@@ -105,7 +113,7 @@ class Gate:
             if wait := self._failures.note(_address(scope)):
                 raise Refusal(ServiceBusyError("too many failed authentications from this address"), retry_after(wait))
             raise Refusal(UnauthorizedError("a token is needed" if authorization is None else "the token is not valid"))
-        if wait := self._rates.take(caller.name):
+        if not _ZARR.match(scope["path"]) and (wait := self._rates.take(caller.name)):
             raise Refusal(ServiceBusyError("this token sends too many requests a second"), retry_after(wait))
         return caller
 
@@ -133,4 +141,4 @@ def _address(scope: Scope) -> str:
 
 
 def _is_public(path: str) -> bool:
-    return path in PUBLIC or is_public_path(path)
+    return path in PUBLIC or dashboard.is_public_path(path) or neuroglancer.is_public_path(path)

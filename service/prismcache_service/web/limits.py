@@ -30,7 +30,7 @@ class RateLimiter:
     Parameters
     ----------
     rate
-        Requests a second.
+        Requests, or bytes, a second.
     clock
         Monotonic seconds.
     """
@@ -40,13 +40,13 @@ class RateLimiter:
         self._burst = max(_MIN_BURST, 2 * rate)
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def take(self, key: str) -> float:
-        """Take a token from the bucket; return 0, or the seconds until there is one again."""
+    def take(self, key: str, amount: float = 1.0) -> float:
+        """Take `amount` from the bucket, also if less is in it; return 0, or the seconds until there is 1 again."""
         now = self._clock()
         level, since = self._buckets.pop(key, (self._burst, now))
         level = min(self._burst, level + (now - since) * self._rate)
         wait = 0.0 if level >= 1 else (1 - level) / self._rate
-        self._buckets[key] = (level if wait else level - 1, now)
+        self._buckets[key] = (level if wait else level - amount, now)
         _shrink(self._buckets)
         return wait
 

@@ -27,6 +27,8 @@ _SECRET = re.compile(r"token|secret|password|authorization|cookie|credential", r
 _TOKEN = re.compile(r"prism_[A-Za-z0-9_-]{8,}|(?i:bearer)\s+[^\s\"']+|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _MAX_PATH = 200
+SHARED = "/v1/shared/"
+"""Below it the path is a secret: a capability."""
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # requested every few seconds by machines
 
 _log = structlog.get_logger(__name__)
@@ -148,7 +150,9 @@ class RequestLog:
 
 
 def _path(scope: Scope) -> str:
-    """Return the path as sent, percent-encoded: without control characters and query."""
+    """Return the path as sent, percent-encoded: without control characters and query, and without a capability."""
+    if SHARED in scope["path"]:  # decoded, since its letters may be sent percent-encoded
+        return f"{SHARED}…"
     return (scope.get("raw_path") or b"").decode("latin-1")[:_MAX_PATH]
 
 

@@ -317,6 +317,13 @@ class TokenBook:
         self._uses[found.name] = now
         return Caller(found.name, found.role)
 
+    def knows(self, name: str) -> bool:
+        """Return whether a token of this name is valid; always True where tokens are not needed."""
+        now = datetime.now(UTC)
+        return not self.enforced or any(
+            record.name == name and (record.expires_at is None or record.expires_at > now) for record in self._records
+        )
+
     def _look(self) -> tuple[int, int, int] | None:
         """Return what changes with the file, or None if the file cannot be looked at."""
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -371,3 +374,22 @@ def test_completion_knows_splits_and_the_crops_of_the_known_catalog(tmp_path, li
     }
     shown = CliRunner().invoke(app, [], env=variables, prog_name="prismcache").stdout
     assert shown.split() == words
+
+
+def test_ls_that_waits_says_for_whom_and_how_long_off_a_terminal(run, backend, monkeypatch):
+    monkeypatch.setattr("prismcache.cli.output.SILENCE_SECONDS", 0.0)
+    said = threading.Event()
+    echo = typer.echo
+
+    def heard(*args: Any, **options: Any) -> None:
+        echo(*args, **options)
+        said.set()
+
+    async def catalog(*_: object, **__: object) -> list[CropInfo]:
+        assert await anyio.to_thread.run_sync(said.wait, 20)
+        return []
+
+    monkeypatch.setattr("prismcache.cli.output.typer.echo", heard)
+    backend.catalog = catalog
+    shown = run("ls", "--s3-endpoint-url", "http://127.0.0.1:9", *ROOT).stderr
+    assert shown == "reading the catalog: no response yet; waiting up to 120 s for http://127.0.0.1:9\n"

@@ -10,12 +10,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BeforeValidator
 
 from prismcache.arguments import as_context
-from prismcache.errors import ForbiddenError, RequestError
+from prismcache.errors import ForbiddenError, RequestError, UnknownLinkError
 from prismcache.schema import NO_CONTEXT, Product, Split
 from prismcache_service.cache import CropName
-from prismcache_service.crops import CropService, FaceService, PreviewService
+from prismcache_service.crops import CropService, FaceService, LinkService, PreviewService
 from prismcache_service.factory import Factory
 from prismcache_service.jobs import JobService
+from prismcache_service.kept import LinkRecord
 from prismcache_service.web.tokens import Caller, Role
 
 _DECIMAL = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
@@ -40,6 +41,18 @@ def _part(name: str) -> Any:
         return getattr(request.app.state.factory, name)
 
     return Depends(part)
+
+
+async def _shared(
+    capability: Annotated[str, Path(description="What follows `/v1/shared/` in a link's `path`.")],
+    links: Annotated[LinkService, _part("links")],
+    request: Request,
+) -> LinkRecord:
+    """Return the link; it ends with its maker's token."""
+    link = await links.resolve(capability)
+    if not request.app.state.tokens.knows(link.owner):
+        raise UnknownLinkError("there is no such link, or it has expired or was revoked")
+    return link
 
 
 async def _caller(
@@ -129,6 +142,8 @@ KnownQuery = Depends(_refuse_unknown_query)
 FactoryOf = Annotated[Factory, Depends(_factory)]
 Crops = Annotated[CropService, _part("crops")]
 Faces = Annotated[FaceService, _part("faces")]
+Links = Annotated[LinkService, _part("links")]
+SharedLink = Annotated[LinkRecord, Depends(_shared)]
 Previews = Annotated[PreviewService, _part("previews")]
 Reader = Annotated[Caller, ReadersOnly]
 Requester = Annotated[Caller, _caller_with(Role.REQUESTER)]

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
-from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError
-from prismcache_service.web.handlers.dependencies import CropPath, Faces, KnownQuery, ReadersOnly, SplitPath
+from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, ServiceBusyError, StorageError
+from prismcache_service.crops import FaceService, OpenFace
+from prismcache_service.web.handlers.dependencies import CropPath, Faces, KnownQuery, Reader, SplitPath
 from prismcache_service.web.handlers.ranges import decide
 from prismcache_service.web.problems import HttpError, documented
 
-router = APIRouter(tags=["crops"], dependencies=[KnownQuery, ReadersOnly])
+router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
 
 _DOCUMENTS = (".zgroup", ".zattrs", ".zarray")
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "A metadata document, or a chunk: a zlib stream of voxels.", "content": _BINARY},
     206: {"description": "The range asked for.", "content": _BINARY},
     304: {"description": "`If-None-Match` names this content."},
     412: {"description": "`If-Match` names other content."},
     416: {"description": "The range lies outside the content, or there is more than one."},
-    **documented(ForbiddenError, CropNotCachedError, CropCorruptError, StorageError),
 }
+_RESPONSES = CONTENT | documented(ForbiddenError, CropNotCachedError, CropCorruptError, StorageError)
 Key = Annotated[str, Path(max_length=200, description="A zarr key, such as `.zattrs` or `0/0.0.0.0`.")]
 
 
@@ -46,15 +48,31 @@ async def read(
     crop: CropPath,
     key: Key,
     faces: Faces,
+    caller: Reader,
     request: Request,
 ) -> Response:
     """Chunks are sent as they lie in the cached file. A chunk that was never written is a 404: its voxels are 0."""
-    face = await faces.face(split, crop)
+    return await respond(request, await faces.face(split, crop), key, faces, payer=caller.name)
+
+
+async def respond(request: Request, face: OpenFace, key: str, faces: FaceService, *, payer: str) -> Response:
+    """Return the response to a request for one key of a face.
+
+    Parameters
+    ----------
+    payer
+        Whose byte rate the content counts against: a token or a link; empty where there is no limit.
+    """
+    if payer and request.app.state.zarr_rates.take(payer, 0.0):
+        raise ServiceBusyError("this token or link reads too many bytes a second")
     content = await faces.content(face, key)
     if content is None:
         raise HttpError(HTTPStatus.NOT_FOUND, "the crop's zarr hierarchy has no such key")
+    if payer:
+        request.app.state.zarr_rates.take(payer, float(len(content)))
     is_document = key.rpartition("/")[2] in _DOCUMENTS
-    etag = f'"{face.file.sha256}"'
+    # A document has a digest of its own: windows come into it when the crop's facts are made.
+    etag = f'"{hashlib.sha256(content).hexdigest() if is_document else face.file.sha256}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",

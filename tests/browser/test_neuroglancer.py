@@ -1,0 +1,158 @@
+"""Neuroglancer itself, as the service serves it, in a real browser: pixels, original ids, no other host."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismcache import Crop, PrismClient
+from tests.browser.conftest import CHROMIUM, FLAGS
+from tests.support.cache_root import tiny_spec
+from tests.support.labs import running_lab
+from tests.support.nginx import LACKING, Nginx
+from tests.support.service import Service, service_config
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
+pytestmark = pytest.mark.skipif(find_spec("neuroglancer") is None, reason="needs the extra `viewer`")
+
+SPEC = tiny_spec(0)
+# WebGL without a graphics card.
+_WEBGL = [
+    *(flag for flag in FLAGS if flag != "--disable-gpu"),
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
+_LAYERS = "viewer.layerManager.managedLayers"
+_READY = f"() => window.viewer && {_LAYERS}.length && viewer.isReady() && {_LAYERS}.every((each) => each.isReady())"
+_ERRORS = f"() => {_LAYERS}.flatMap((each) => each.layer.dataSources.map((s) => s.loadState?.error?.message))"
+# The value of a layer at a place, (X, Y, Z) in voxels of the world; null until its chunk has come.
+_VALUE = """([name, place]) => {
+  const { layer } = viewer.layerManager.getLayerByName(name);
+  const value = layer.getValueAt(Float32Array.from(place), { pickedRenderLayer: null });
+  return value === null || value === undefined ? null : JSON.stringify(value, (_, found) =>
+    typeof found === "bigint" ? String(found) : found);
+}"""
+
+
+@pytest.fixture(scope="module")
+def webgl() -> Iterator[Any]:
+    if CHROMIUM is None or not Path(CHROMIUM).exists():
+        pytest.skip("no chromium: `sh .ci/install-chromium` as root on Debian, or name one with PRISM_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=_WEBGL)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
+    """A service with tokens and the facts of instance/0; and a token."""
+    folder = tmp_path_factory.mktemp("neuroglancer")
+    with running_lab(folder, [SPEC]) as lab:
+        started = Service(service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0))
+        token = started.create_token("ada", "requester")
+        with started:
+            with PrismClient(url=started.url, token=token) as client:
+                client.ensure("instance", 0, progress=False)
+                client.ensure("instance", 0, product="facts", progress=False)
+            yield started, token
+
+
+@pytest.fixture
+def made(service: tuple[Service, str]) -> dict[str, Any]:
+    started, token = service
+    with started.client(token) as http:
+        found: dict[str, Any] = http.post("/v1/links", json={"split": "instance", "crop": 0}).json()
+    return found
+
+
+@pytest.fixture
+def page(webgl: Any) -> Iterator[Any]:
+    """A page that fails the test if it asks another host, or if the console shows an error but for absent chunks."""
+    context = webgl.new_context(viewport={"width": 600, "height": 500}, ignore_https_errors=True)
+    opened = context.new_page()
+    opened.set_default_timeout(30_000)
+    problems: list[str] = []
+    hosts: set[str] = set()
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    opened.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
+    yield opened
+    context.close()
+    assert len(hosts) == 1, f"the page asked more than one host: {hosts}"
+    assert [text for text in problems if not text.startswith("Failed to load resource")] == []
+
+
+def cached(service: Service) -> Crop:
+    return Crop(service.config.root / "instance" / "crop_0.h5")
+
+
+def open_crop(page: Any, url: str) -> None:
+    page.goto(url)
+    page.wait_for_function(_READY)
+    assert [text for text in page.evaluate(_ERRORS) if text] == []
+
+
+def pixels(page: Any) -> np.ndarray:
+    """What the middle of the canvas shows, (Y, X, 3) uint8."""
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        shown = np.asarray(picture.convert("RGB"))
+    return shown[150:400, 50:250]
+
+
+def test_a_link_opens_the_crop_in_neuroglancer(service: tuple[Service, str], made: dict[str, Any], page: Any) -> None:
+    open_crop(page, made["neuroglancer_url"])
+    page.wait_for_function("() => viewer.isReady()")
+    assert len(np.unique(pixels(page).reshape(-1, 3), axis=0)) > 100  # a picture, and not black
+
+    with cached(service[0]) as crop:
+        place = tuple(size // 2 for size in crop.shape)
+        raw, label = crop.raw[(slice(None), *place)], crop.original_labels[place]
+        world = [o / v + at for o, v, at in zip(crop.offset, crop.voxel_size, place, strict=True)][::-1]
+        sizes = [size * 1e-9 for size in crop.voxel_size[::-1]]
+    for name, expected in (("instance/crop_0", [int(value) for value in raw]), ("labels", str(label))):
+        value = page.wait_for_function(_VALUE, arg=[name, world]).json_value()
+        assert value == str(expected).replace(" ", "") if isinstance(expected, list) else expected in value
+    state = page.evaluate("() => viewer.state.toJSON()")
+    assert [state["dimensions"][axis][0] for axis in "xyz"] == pytest.approx(sizes)
+    assert state["layers"][0]["source"]["url"].startswith(f"zarr2://{service[0].url}/{made['path']}/zarr/")
+
+
+def test_the_shader_has_the_windows_of_the_facts(service: tuple[Service, str], made: dict[str, Any], page: Any) -> None:
+    open_crop(page, made["neuroglancer_url"])
+    shader = page.evaluate("() => viewer.state.toJSON().layers[0].shader")
+    with cached(service[0]) as crop:
+        windows = crop.facts.windows()
+    assert shader.count("#uicontrol float ch_") == len(windows) == SPEC.channels
+    for channel, (low, high) in windows.items():
+        part = f"sum.{'rgb'[channel % 3]} += ch_{channel:02d} * max(0.0, (float(toRaw(getDataValue({channel})))"
+        assert f"{part} - {float(low)}) / {float(high - low)})" in shader
+
+
+def test_the_page_needs_wasm_and_workers_and_no_more(service: tuple[Service, str]) -> None:
+    with service[0].client() as http:
+        page = http.get("/neuroglancer/v/1/")
+        policy = page.headers["content-security-policy"]
+        assert [part for part in policy.split() if "unsafe" in part] == ["'wasm-unsafe-eval';"]
+        assert http.get("/neuroglancer/").headers["location"] == "v/1/"
+        for name in ("nothing.js", "../pages.py", "index.html/x"):
+            assert http.get(f"/neuroglancer/v/1/{name}").status_code == 404
+
+
+@pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
+def test_it_works_below_a_sub_path_of_a_proxy(
+    service: tuple[Service, str], made: dict[str, Any], page: Any, tmp_path: Path
+) -> None:
+    with Nginx(tmp_path, service[0].url) as proxy:
+        open_crop(page, f"{proxy.url}/{made['path']}/neuroglancer")
+        assert f"zarr2://{proxy.url}/{made['path']}" in page.evaluate(
+            "() => viewer.state.toJSON().layers[0].source.url"
+        )
+        assert len(np.unique(pixels(page).reshape(-1, 3), axis=0)) > 100
