@@ -312,7 +312,7 @@ def _print_files(name: str, files: Sequence[CropFile], *, as_json: bool) -> None
 
 def _confirm_removal(client: PrismClient, split: str, crops: Sequence[int] | None) -> None:
     """Ask before more than one file is deleted; without a terminal, only ``all`` needs --yes."""
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not _is_interactive():
         if crops is None:
             raise typer.BadParameter("deleting all crops needs --yes where there is no terminal", param_hint="CROPS")
         return
@@ -327,3 +327,7 @@ def _confirm_removal(client: PrismClient, split: str, crops: Sequence[int] | Non
         typer.echo(f"Delete {files_text(len(files))} ({size}) of {split} from {where}? [y/N] ", err=True, nl=False)
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
             raise typer.Abort
+
+
+def _is_interactive() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
