@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -18,7 +19,15 @@ class ServiceConfig(Settings):
     Attributes
     ----------
     host, port
-        Where the service listens; port 0 takes a free one.
+        Where the service listens; port 0 takes a free one, and host ``::`` is every address, of IPv4 too.
+    public_url
+        What users call the service where a proxy stands in front, such as ``https://lab.example/prism``.
+    tls_cert, tls_key
+        PEM files of the certificate (and of those between it and its authority) and of its private key, by default in
+        the same file; with them the service speaks https. They are read again when they are renewed.
+    trusted_proxies
+        Addresses and networks of the proxies in front, separated by spaces. Of their requests, the client's address
+        is the last one in ``X-Forwarded-For`` that is no proxy's, so that limits for each address hold for clients.
     database_url
         SQLAlchemy URL of the job store (``postgresql+asyncpg://…``); default: SQLite in `state_folder`.
     state_folder
@@ -62,6 +71,10 @@ class ServiceConfig(Settings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8765
+    public_url: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    trusted_proxies: str = ""
     database_url: str | None = None
     state_folder: Annotated[Path, Field(default_factory=lambda: user_state_path("prismcache", appauthor=False))]
     tokens_file: Path | None = None
@@ -93,6 +106,33 @@ class ServiceConfig(Settings):
             if parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin:
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port, as in https://viewer.lab:8080")
         return value
+
+    @field_validator("public_url", mode="after")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://lab")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("write scheme, host and path, as in https://lab.example/prism")
+        return url and url.rstrip("/")
+
+    @field_validator("trusted_proxies", mode="after")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        try:
+            return " ".join(str(ip_network(word, strict=False)) for word in value.replace(",", " ").split())
+        except ValueError as error:
+            raise ValueError(f"{error}; write addresses or networks, as in 127.0.0.1 10.0.0.0/8") from None
+
+    @property
+    def proxy_networks(self) -> list[IPv4Network | IPv6Network]:
+        """`trusted_proxies` as networks."""
+        return [ip_network(word) for word in self.trusted_proxies.split()]
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> ServiceConfig:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("tls_key needs PRISMCACHE_TLS_CERT, the certificate's file")
+        return self
 
     @model_validator(mode="after")
     def _state_is_not_in_the_cache(self) -> ServiceConfig:

@@ -58,7 +58,7 @@ FAULTS = {
     "short-body": Fault(Short(0.5), CORRUPT),
     "long-body": Fault(Rewrite(lambda reply: dataclasses.replace(reply, body=reply.body + b"x")), CORRUPT),
     "empty-200": Fault(Empty(), CORRUPT),
-    "html-200": Fault(Html(), CORRUPT),
+    "html-200": Fault(Html(), UNREACHABLE),
     "first-bit-flipped": Fault(FlipBit(0), CORRUPT),
     "bit-flipped": Fault(FlipBit(0.5, bit=7), CORRUPT),
     "stall-before-the-body": Fault(Stall(), UNREACHABLE),

@@ -15,12 +15,19 @@ from typing import Any
 import pytest
 
 from prismcache.config import Settings
-from prismcache.errors import ConfigError, SourceChangedError, SourceCorruptError, SourceError
+from prismcache.errors import (
+    ConfigError,
+    SourceChangedError,
+    SourceCorruptError,
+    SourceDeniedError,
+    SourceError,
+    SourceUnreachableError,
+)
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.bucket.source import Source
 from tests.support.bucket import make_bucket
 from tests.support.cache_root import tiny_spec
-from tests.support.crops import crop_folder
+from tests.support.crops import BUCKET, crop_folder
 from tests.support.fault_actions import error_reply
 from tests.support.faults import Action, Chunked, FaultProxy, Html, Reply, Rewrite, Status
 from tests.support.s3 import S3Server
@@ -81,6 +88,10 @@ def listing(pattern: str, by: str) -> Action:
     return body(lambda text: re.sub(pattern.encode(), by.encode(), text))
 
 
+def status(number: int) -> Action:
+    return Rewrite(lambda r: dataclasses.replace(r, status=number))
+
+
 UNDERSTOOD = {
     "an empty Content-Encoding": headers(content_encoding=""),
     "Content-Encoding identity": headers(content_encoding="identity"),
@@ -90,6 +101,9 @@ UNDERSTOOD = {
     "no ETag": headers(etag=None),
     "no Last-Modified": headers(last_modified=None),
     "an ETag of its own": headers(etag='"something-else"'),
+    "status 206 for a whole object": status(206),
+    "status 203 of a proxy that changed headers": status(203),
+    "another type": headers(content_type="text/html"),
 }
 
 
@@ -118,10 +132,20 @@ def _redirect(status: int, location: str, region: str | None = None) -> Action:
     return Rewrite(lambda _: Reply(status, {"location": location, **more}, b""))
 
 
+def _refused_by(code: str) -> Action:
+    return Rewrite(
+        lambda _: dataclasses.replace(
+            error_reply(403), body=error_reply(403).body.replace(b"AccessDenied", code.encode())
+        )
+    )
+
+
 REFUSED = {
     "gzip": (body(gzip.compress, **{"content-encoding": "gzip"}), SourceError, "Content-Encoding gzip"),
     "501": (Status(501), SourceError, "responds 501"),
     "redirect": (_redirect(302, "http://localhost:9/elsewhere"), SourceError, "redirects are not followed"),
+    "the clock": (_refused_by("RequestTimeTooSkewed"), SourceDeniedError, "403 RequestTimeTooSkewed.*machine's clock"),
+    "307 to a region": (_redirect(307, "http://localhost:9/", "eu-west-1"), ConfigError, "in the region eu-west-1"),
     "region": (_redirect(301, "http://localhost:9/", "eu-west-1"), ConfigError, "in the region eu-west-1"),
 }
 
@@ -132,8 +156,11 @@ async def test_what_asking_again_cannot_mend_is_refused_at_once(proxy: FaultProx
     action, error, words = REFUSED[quirk]
     proxy.add(action)
     async with opened(proxy) as source:
-        with pytest.raises(error, match=words):
+        with pytest.raises(error) as caught:
             await read(source, document=document)
+    assert re.search(words, f"{caught.value} {caught.value.remedy}")
+    assert {seen.method for seen in proxy.requests} == {"GET"}  # neither HEAD, which some servers forbid, nor Range
+    assert not any("range" in seen.headers for seen in proxy.requests)
     assert proxy.gets().total() <= (1 if document else 2)  # obstore's, and aiobotocore's that sees the redirect
 
 
@@ -156,6 +183,14 @@ REFUSED_LISTINGS = {
         "no S3 server",
     ),
     "501": (Rewrite(lambda _: error_reply(501)), SourceError, "501"),
+    "the clock": (_refused_by("RequestTimeTooSkewed"), SourceDeniedError, "403 RequestTimeTooSkewed.*machine's clock"),
+    "200 with AccessDenied": (
+        Rewrite(lambda _: dataclasses.replace(error_reply(403), status=200)),
+        SourceError,
+        "AccessDenied|no S3 server",
+    ),
+    "more keys without a token": (listing("<IsTruncated>false", "<IsTruncated>true"), ConfigError, "no S3 server"),
+    "an index of files": (Html(b'<html><a href="raw/">raw/</a></html>'), ConfigError, "no S3 server"),
     "another region": (
         _redirect(301, "http://localhost:9/", "eu-west-1"),
         ConfigError,
@@ -177,6 +212,51 @@ async def test_a_listing_that_cannot_be_used_is_refused_at_once(proxy: FaultProx
             await source.list_objects(FOLDER)
     assert re.search(words, f"{caught.value} {caught.value.remedy}")
     assert len(proxy.requests) == (2 if quirk == "pages that repeat" else 1)
+
+
+@pytest.mark.parametrize(
+    "quirk",
+    [
+        Rewrite(lambda _: dataclasses.replace(error_reply(503), status=200)),
+        Rewrite(lambda _: error_reply(503)),
+        Rewrite(lambda r: dataclasses.replace(r, body=r.body[: len(r.body) // 2])),
+    ],
+    ids=["SlowDown with status 200", "SlowDown", "half an XML document"],
+)
+async def test_a_listing_that_fails_for_a_moment_is_asked_for_again(proxy: FaultProxy, quirk: Action) -> None:
+    proxy.add(quirk, listing=True, times=2)
+    async with opened(proxy) as source:
+        assert KEY in await source.list_objects(FOLDER)
+    assert len(proxy.requests) == 3
+
+
+@pytest.mark.parametrize("document", [False, True], ids=["chunk", "document"])
+async def test_a_web_page_in_place_of_an_object_is_named(proxy: FaultProxy, document: bool) -> None:
+    proxy.add(Html())
+    async with opened(proxy, s3_object_timeout=0.5) as source:
+        with pytest.raises(SourceUnreachableError, match="a web page came in its place") as caught:
+            await read(source, document=document)
+    assert "login page of a network" in caught.value.remedy
+
+
+@pytest.mark.parametrize("document", [False, True], ids=["chunk", "document"])
+async def test_an_error_with_status_200_is_no_object(proxy: FaultProxy, document: bool, bucket: Path) -> None:
+    proxy.add(Rewrite(lambda _: dataclasses.replace(error_reply(503), status=200)), times=2)
+    async with opened(proxy) as source:
+        assert await read(source, document=document) == (crop_folder(bucket, SPEC) / KEY).read_bytes()
+
+
+async def test_a_redirect_on_the_same_host_gives_the_listed_object_or_an_error(proxy: FaultProxy, bucket: Path) -> None:
+    """Only redirects to other hosts are refused by obstore (`bodies._proxy_options`); length and digest decide here."""
+    key = f"/{BUCKET}/{SPEC.prefix}"
+    proxy.add(_redirect(307, f"{proxy.endpoint}{key}/labels/0.0.0"), key=f"{FOLDER}/{KEY}")
+    async with opened(proxy, s3_object_timeout=0.5) as source:
+        with pytest.raises(SourceError):
+            await read(source)
+    proxy.clear()
+    proxy.add(_redirect(307, f"{proxy.endpoint}{key}/{KEY}?again"), key=f"{FOLDER}/{KEY}", times=1)
+    async with opened(proxy) as source:
+        assert await read(source) == (crop_folder(bucket, SPEC) / KEY).read_bytes()
 
 
 async def test_a_listing_need_not_repeat_its_prefix(proxy: FaultProxy) -> None:

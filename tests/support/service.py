@@ -24,7 +24,7 @@ START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
 COMMAND = (sys.executable, "-m", "prismcache_service.web.server")
 
-_ADDRESS = re.compile(r"^prismcache serves (http://\S+)$", re.MULTILINE)
+_ADDRESS = re.compile(r"^prismcache serves (https?://\S+)", re.MULTILINE)
 
 
 def service_config(settings: Settings, state_folder: Path, **changes: Any) -> ServiceConfig:

@@ -88,6 +88,12 @@ TOKEN_OPTIONS: dict[str, Any] = {
 SERVE_OPTIONS: dict[str, Any] = {
     "host": Annotated[str | None, _setting("--host", "Address to listen on")],
     "port": Annotated[int | None, _setting("--port", "Port to listen on; 0 takes a free one")],
+    "public_url": Annotated[str | None, _setting("--public-url", "What users call the service behind a proxy")],
+    "tls_cert": Annotated[Path | None, _setting("--tls-cert", "Certificate, a PEM file: the service speaks https")],
+    "tls_key": Annotated[Path | None, _setting("--tls-key", "Its private key, if not in the same file")],
+    "trusted_proxies": Annotated[
+        str | None, _setting("--trusted-proxies", "Proxies in front, as '127.0.0.1 10.0.0.0/8'")
+    ],
     **{name: option for name, option in SETTINGS_OPTIONS.items() if name != "url"},
     "engine": Annotated[str | None, _setting("--engine", "local: crops are made here; dask: on a Dask cluster")],
     "dask_scheduler": Annotated[

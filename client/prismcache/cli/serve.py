@@ -27,7 +27,11 @@ tokens = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     panel = "Commands of the machine that keeps the service"
-    shown = examples("serve --root /lab/prism", "serve --root /lab/prism --host 0.0.0.0 --max-bytes 500GB")
+    shown = examples(
+        "serve --root /lab/prism",
+        "serve --root /lab/prism --host 0.0.0.0 --max-bytes 500GB",
+        "serve --root /lab/prism --host 0.0.0.0 --tls-cert lab.pem --tls-key lab-key.pem",
+    )
     app.command(cls=Command, rich_help_panel=panel, epilog=shown)(serve)
     app.add_typer(tokens, rich_help_panel=panel)
 
@@ -53,14 +57,16 @@ def create_token(
     """Make a token and print it, the only time that it is shown."""
     until = None if expires is None else datetime.now(UTC) + read_duration(expires)
     auth = _load("token")
-    path = auth.tokens_path(_config(settings))
-    token = auth.create_token(path, name, role, expires=until)
+    config = _config(settings)
+    token = auth.create_token(auth.tokens_path(config), name, role, expires=until)
     if as_json:
-        _print_json({"name": name, "role": role, "token": token, "expires_at": until and until.isoformat()})
+        made = {"name": name, "role": role, "token": token, "expires_at": until and until.isoformat()}
+        _print_json(made | ({"url": config.public_url} if config.public_url else {}))
         return
     typer.echo(token)
     end = "" if until is None else f"; it can be used until {until.astimezone():%Y-%m-%d %H:%M}"
-    typer.echo(f"a token for {name}: set PRISMCACHE_TOKEN to it; it is not shown again{end}", err=True)
+    url = f", and PRISMCACHE_URL to {config.public_url}" if config.public_url else ""
+    typer.echo(f"a token for {name}: set PRISMCACHE_TOKEN to it{url}; it is not shown again{end}", err=True)
     typer.echo(_WHEN, err=True)
 
 

@@ -25,6 +25,7 @@ from prismcache_service.web.gate import Gate
 from prismcache_service.web.handlers import crops, docs, files, jobs, links, operation, overview, previews, zarr
 from prismcache_service.web.limits import BodyLimit, RateLimiter
 from prismcache_service.web.logs import RequestLog
+from prismcache_service.web.public_url import SubPath
 from prismcache_service.web.tokens import TokenBook, require_safe_address, tokens_path
 
 Opener = Callable[[ServiceConfig, Observer], AbstractAsyncContextManager[Factory]]
@@ -71,8 +72,10 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     app = FastAPI(
         title="prismcache", version=version("prismcache"), description=_DESCRIPTION, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False, openapi_tags=_TAGS,
+        servers=[{"url": config.public_url}] if config.public_url else None,
     )  # fmt: skip
     app.state.tokens, app.state.metrics, app.state.closing = tokens, figures, asyncio.Event()
+    app.state.public_url, app.state.asked = config.public_url, {}
     app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
     app.state.zarr_rates = RateLimiter(float(config.zarr_byte_rate))
     app.state.overview, app.state.overview_lock = None, asyncio.Lock()
@@ -123,3 +126,5 @@ def _add_middleware(app: FastAPI, config: ServiceConfig) -> None:
             expose_headers=["Content-Range", "ETag"],
         )
         app.user_middleware.insert(0, cors)
+    if config.public_url:
+        app.user_middleware.insert(0, Middleware(SubPath, public_url=config.public_url))

@@ -51,6 +51,7 @@ class Gate:
     def __init__(self, app: ASGIApp, tokens: TokenBook, config: ServiceConfig) -> None:
         self._app, self._tokens = app, tokens
         self._check_host = not config.insecure
+        self._public_host = urlsplit(config.public_url or "").netloc
         self._rates = RateLimiter(config.rate_limit)
         self._failures = FailedLogins(config.failed_auth_limit)
         self._under_way: Counter[str] = Counter()  # by caller
@@ -130,8 +131,13 @@ class Gate:
                     remedy="Use http://127.0.0.1, or make tokens with `prismcache token create`.",
                 )
             )
-        foreign = headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
-        if foreign and scope["method"] not in _SAFE_METHODS:
+        if (site := headers.get(b"sec-fetch-site")) is not None:
+            is_foreign = site not in {b"none", b"same-origin"}
+        else:  # a browser from before 2023, or no browser
+            origin = headers.get(b"origin", b"").decode("latin-1")
+            own = {headers.get(b"host", b"").decode("latin-1"), self._public_host}
+            is_foreign = bool(origin) and origin.partition("://")[2] not in own
+        if is_foreign and scope["method"] not in _SAFE_METHODS:
             raise Refusal(ForbiddenError("without tokens, pages of other sites may change nothing"))
 
 

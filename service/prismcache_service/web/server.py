@@ -6,6 +6,7 @@ Run by ``prismcache serve`` or ``python -m prismcache_service.web.server`` with 
 from __future__ import annotations
 
 import asyncio
+import asyncio.constants
 import contextlib
 import gc
 import os
@@ -15,8 +16,10 @@ import socket
 import sys
 import threading
 from collections import Counter
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from types import FrameType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h11
 import structlog
@@ -31,6 +34,7 @@ from prismcache_service.web.app import create_app
 from prismcache_service.web.gate import MAX_HEADER_BYTES
 from prismcache_service.web.limits import network
 from prismcache_service.web.problems import MEDIA_TYPE
+from prismcache_service.web.tls import Certificate
 
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 15
@@ -52,21 +56,27 @@ def serve(config: ServiceConfig) -> None:
     """
     logs.configure(config.log_format)
     _raise_file_limit()
+    # uvicorn leaves asyncio's 60 s, in which a client that is silent has a connection that no limit counts yet.
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HEADER_SECONDS  # type: ignore[misc]  # asyncio reads it anew each time
     app = create_app(config)
+    certificate = None if config.tls_cert is None else Certificate(config.tls_cert, config.tls_key or config.tls_cert)
     with contextlib.closing(bind(config.host, config.port)) as listener:
         # Until the loop takes it over, SIGHUP would end the process.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        server = Server(app, config)
+        server = Server(app, config, certificate)
         try:
-            asyncio.run(_run(app, server, listener))
+            asyncio.run(_run(app, server, listener, certificate))
         finally:
             server.deadline.cancel()
 
 
-async def _run(app: FastAPI, server: Server, listener: socket.socket) -> None:
+async def _run(app: FastAPI, server: Server, listener: socket.socket, certificate: Certificate | None) -> None:
     # Entered here and not by uvicorn, so that an error at the start is raised unchanged.
     async with app.router.lifespan_context(app):
+        watching = None if certificate is None else asyncio.create_task(certificate.watch())
         await server.serve(sockets=[listener])
+        if watching is not None:
+            watching.cancel()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -80,7 +90,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         # Inherited by every connection. asyncio sets it only on sockets that name their protocol, which this does not;
         # without it each response on a kept connection waits 40 ms for the client's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -92,10 +103,10 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Return the URL of a listening socket."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+    return f"{scheme}://{f'[{host}]' if listener.family == socket.AF_INET6 else host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -107,6 +118,8 @@ class Server(uvicorn.Server):
         From `create_app`.
     config
         The service's settings.
+    certificate
+        With it, the server speaks https.
 
     Attributes
     ----------
@@ -114,20 +127,22 @@ class Server(uvicorn.Server):
         Started with the shutdown; ends the process if the shutdown takes too long. No job is lost by that.
     """
 
-    def __init__(self, app: FastAPI, config: ServiceConfig) -> None:
-        self._app = app
+    def __init__(self, app: FastAPI, config: ServiceConfig, certificate: Certificate | None = None) -> None:
+        self._app, self._public_url = app, config.public_url
         self.deadline = threading.Timer(config.shutdown_seconds, os._exit, [1])
         self.deadline.daemon = True
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http=GuardedProtocol,
+                http=partial(GuardedProtocol, proxies=config.proxy_networks),  # type: ignore[arg-type]  # called only
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                proxy_headers=False,  # any client could write any address into them
+                proxy_headers=bool(config.trusted_proxies),  # of others, any client could write any address into them
+                forwarded_allow_ips=config.trusted_proxies.split(),
+                ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
                 server_header=False,
                 limit_concurrency=MAX_CONNECTIONS,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -146,7 +161,8 @@ class Server(uvicorn.Server):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, self._app.state.tokens.reload)
         for listener in sockets or []:
-            sys.stderr.write(f"prismcache serves {url_of(listener)}\n")
+            url = url_of(listener, "https" if self.config.is_ssl else "http")
+            sys.stderr.write(f"prismcache serves {url}{f' as {self._public_url}' if self._public_url else ''}\n")
             sys.stderr.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -162,16 +178,34 @@ class Server(uvicorn.Server):
 
 
 class GuardedProtocol(H11Protocol):
-    """HTTP/1.1 with a deadline for a request's head, a limit for each address, and refusals as problems."""
+    """HTTP/1.1 with a deadline for a request's head, a limit for each address, and refusals as problems.
+
+    Parameters
+    ----------
+    proxies
+        Networks whose connections carry requests of many clients, and are not limited.
+    options
+        Those of uvicorn's protocol.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
     _of_address: ClassVar[Counter[str]] = Counter()
 
+    def __init__(self, *, proxies: list[IPv4Network | IPv6Network], **options: Any) -> None:
+        super().__init__(**options)
+        self._proxies = proxies
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so
         super().connection_made(transport)
+        is_proxy = False
+        if self.client is not None:
+            address = ip_address(self.client[0])
+            address = getattr(address, "ipv4_mapped", None) or address  # of a socket for both families
+            self.client = str(address), self.client[1]
+            is_proxy = any(address in net for net in self._proxies)
         self._address = network(self.client[0]) if self.client else ""
         self._of_address[self._address] += 1
-        if self._of_address[self._address] > MAX_CONNECTIONS_OF_ADDRESS:
+        if self._of_address[self._address] > MAX_CONNECTIONS_OF_ADDRESS and not is_proxy:
             transport.abort()  # so that one address cannot take all of `MAX_CONNECTIONS`
             return
         self._watch_head()

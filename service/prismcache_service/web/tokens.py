@@ -21,6 +21,7 @@ from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import structlog
 from filelock import FileLock
@@ -350,10 +351,12 @@ def require_safe_address(config: ServiceConfig, tokens: TokenBook) -> None:
     Raises
     ------
     ConfigError
-        If the address is no loopback address, there is no token, and `insecure` is not set.
+        If the address or the public URL is not of this machine alone, there is no token, and `insecure` is not set.
     """
-    if not (tokens.enforced or config.insecure or is_loopback(config.host)):
+    hosts = [config.host, *([urlsplit(config.public_url).hostname or ""] if config.public_url else [])]
+    open_to = next((host for host in hosts if not is_loopback(host)), None)
+    if open_to is not None and not (tokens.enforced or config.insecure):
         raise ConfigError(
-            f"{config.host!r} can be reached from other machines, and {tokens.path} holds no token",
+            f"{open_to!r} can be reached from other machines, and {tokens.path} holds no token",
             remedy="`prismcache token create NAME` makes one; or bind 127.0.0.1; or, on a trusted network, --insecure.",
         )

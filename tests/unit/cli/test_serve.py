@@ -72,6 +72,28 @@ def test_a_token_is_made_listed_and_revoked(run):
     assert json.loads(run("token", "list", "--json").stdout) == {"tokens": []}
 
 
+def test_a_token_comes_with_the_public_url(run, monkeypatch):
+    monkeypatch.setenv("PRISMCACHE_PUBLIC_URL", "https://lab.example/prism/")
+    assert "PRISMCACHE_URL to https://lab.example/prism;" in run("token", "create", "anna").stderr
+    assert json.loads(run("token", "create", "bert", "--json").stdout)["url"] == "https://lab.example/prism"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--public-url", "lab.example", "write scheme, host and path"),
+        ("--public-url", "https://lab.example/?a=1", "write scheme, host and path"),
+        ("--trusted-proxies", "proxy.lab", "write addresses or networks"),
+        ("--tls-key", "key.pem", "tls_key needs PRISMCACHE_TLS_CERT"),
+    ],
+)
+def test_what_cannot_be_a_url_proxies_or_a_certificate_is_refused(run, served, option, value, words):
+    result = run("serve", option, value)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+    assert served == []
+
+
 def test_tokens_may_lie_elsewhere(run, tmp_path):
     run("token", "create", "anna", "--tokens-file", tmp_path / "mine.json")
     assert "anna" in (tmp_path / "mine.json").read_text()

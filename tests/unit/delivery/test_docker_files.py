@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 from prismcache_service.config import ServiceConfig
@@ -46,3 +48,23 @@ def test_what_reaches_a_bucket_elsewhere_reaches_the_containers_that_fetch() -> 
         assert "/certificates" in [v["target"] for v in services[name]["volumes"] if isinstance(v, dict)]
     of_s3 = {f"PRISMCACHE_{name.upper()}" for name in ServiceConfig.model_fields if name.startswith("s3_")}
     assert of_s3 <= services["prismcache"]["environment"].keys()  # workers receive settings from the service
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, ""),
+        ({"PRISMCACHE_TOKEN": "t"}, "http://prismcache:8765"),
+        ({"PRISMCACHE_TOKEN": "t", "PRISMCACHE_PUBLIC_URL": "https://lab/prism"}, "https://lab/prism"),
+        ({"PRISMCACHE_TOKEN": "t", "PRISMCACHE_URL": "http://other"}, "http://other"),
+    ],
+)
+def test_a_command_in_the_container_knows_its_service_once_it_has_a_token(given: dict[str, str], url: str) -> None:
+    shown = ["sh", "docker/entrypoint", "sh", "-c", 'umask; echo "$PRISMCACHE_URL"']
+    said = subprocess.run(
+        shown, check=True, cwd=REPOSITORY, env={"PATH": "/bin:/usr/bin"} | given, text=True, capture_output=True
+    )
+    assert said.stdout.split() == ["0002", *([url] if url else [])]
+    assert "exec /opt/entrypoint " in (REPOSITORY / "docker" / "prismcache").read_text()  # for `compose exec`
+    assert "COPY docker/prismcache /opt/commands/" in DOCKERFILE
+    assert "PATH=/opt/commands:" in DOCKERFILE

@@ -38,7 +38,19 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Place]] = {
     "NGFF without units": ({"multiscales": multiscales(None)}, Place(OFFSET, SIZE)),
     "NGFF of all scales": (
         {"multiscales": multiscales(coordinateTransformations=[{"type": "scale", "scale": [1, 2, 1, 1]}])},
-        Place(OFFSET, (800.0, 168.0, 168.0)),
+        Place((1600.0, 0.0, 336.0), (800.0, 168.0, 168.0)),  # the scale of all stretches the dataset's translation, too
+    ),
+    "NGFF moved after it was scaled, in µm": (
+        {
+            "multiscales": multiscales(
+                "micrometer",
+                coordinateTransformations=[
+                    {"type": "scale", "scale": [1, 1e-3, 1e-3, 1e-3]},
+                    {"type": "translation", "translation": [0, 0.8, 0, 0]},
+                ],
+            )
+        },
+        Place((1600.0, 0.0, 336.0), SIZE),
     ),
     "NGFF behind our own": ({"multiscales": multiscales(), "voxel_size": [1, 2, 3]}, Place(OFFSET, (1.0, 2.0, 3.0))),
 }

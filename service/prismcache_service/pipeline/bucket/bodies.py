@@ -46,7 +46,7 @@ _log = logging.getLogger("prismcache")
 
 @dataclass(frozen=True)
 class Body:
-    """A response: its length in bytes, its bytes, and its ETag, Content-Encoding and encryption, empty where unknown.
+    """A response: length in bytes, bytes, and its ETag, Content-Encoding, encryption and type, empty where unknown.
 
     The bytes are not read, and empty, where the length is not the expected one.
     """
@@ -56,6 +56,7 @@ class Body:
     etag: str
     encoding: str
     encryption: str = ""
+    media_type: str = ""
 
 
 class BodyReader:
@@ -125,8 +126,8 @@ class BodyReader:
         response = await obstore.get_async(self._store, key, options=options)
         meta = response.meta
         data = memoryview(await response.bytes_async() if meta["size"] == size else b"")
-        encoding = str(response.attributes.get("Content-Encoding", ""))
-        return Body(meta["size"], data, meta["e_tag"] or "", encoding)
+        encoding, media_type = (str(response.attributes.get(f"Content-{name}", "")) for name in ("Encoding", "Type"))
+        return Body(meta["size"], data, meta["e_tag"] or "", encoding, media_type=media_type)
 
     async def read_by_sdk(self, key: str, size: int, *, if_match: str | None) -> Body:
         """Read as `read` does, through aiobotocore alone."""
@@ -144,6 +145,7 @@ class BodyReader:
             response.get("ETag", ""),
             response.get("ContentEncoding", ""),
             response.get("ServerSideEncryption", ""),
+            response.get("ContentType", ""),
         )
 
 

@@ -176,6 +176,14 @@ class S3Source(Source):
                 "or something on the way changes all bodies",
                 remedy="Set PRISMCACHE_S3_ETAG_IS_MD5=no if the server encrypts objects or makes ETags of its own.",
             )
+        if body.media_type.startswith("text/html"):
+            raise _RetryableError(
+                SourceUnreachableError(
+                    f"{what}: a web page came in its place ({wrong})",
+                    remedy="Something on the way sends pages of its own, as the login page of a network does: look at "
+                    f"{self.endpoint} in a browser on this machine.",
+                )
+            )
         raise _RetryableError(wrong)
 
     def _warn_once(self, text: str) -> None:

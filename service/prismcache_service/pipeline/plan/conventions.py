@@ -22,6 +22,7 @@ from typing import Any
 from prismcache.errors import InvalidSourceError
 
 Vector = tuple[float, float, float]
+_ONE = (1.0, 1.0, 1.0)
 
 NM = {
     "": 1.0, "nm": 1.0, "nanometer": 1.0, "nanometers": 1.0, "nanometre": 1.0,
@@ -68,26 +69,27 @@ def _of_multiscales(where: str, multiscales: Any) -> tuple[Vector | None, Vector
         return None, None
     try:
         first = multiscales[0]
-        factors = _factors(where, [axis.get("unit") for axis in first.get("axes", ()) if axis.get("type") == "space"])
-        found: dict[str, Vector] = {}
-        for transform in (
+        nm = _factors(where, [axis.get("unit") for axis in first.get("axes", ()) if axis.get("type") == "space"])
+        size: Vector | None = None
+        offset: Vector | None = None
+        for transform in (  # of one scale, then of all: applied in this order to an index
             *first["datasets"][0]["coordinateTransformations"],
             *first.get("coordinateTransformations", ()),
         ):
             kind = transform["type"]
-            vector = _vector(
-                where, f"multiscales {kind}", transform.get(kind), factors if kind not in found else (1, 1, 1)
-            )
-            if vector is None:
-                continue
-            z, y, x = found.get(kind, (1.0, 1.0, 1.0) if kind == "scale" else (0.0, 0.0, 0.0))
-            if kind == "scale":
-                found[kind] = (z * vector[0], y * vector[1], x * vector[2])
-            elif kind == "translation":
-                found[kind] = (z + vector[0], y + vector[1], x + vector[2])
+            vector = _vector(where, f"multiscales {kind}", transform.get(kind), nm if kind == "translation" else _ONE)
+            if vector is not None and kind == "scale":
+                size, offset = _times(size or nm, vector), offset and _times(offset, vector)
+            elif vector is not None and kind == "translation":
+                z, y, x = offset or (0.0, 0.0, 0.0)
+                offset = z + vector[0], y + vector[1], x + vector[2]
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise InvalidSourceError(f"{where} has attribute multiscales that is not OME-NGFF's: {error!r}") from error
-    return found.get("scale"), found.get("translation")
+    return size, offset
+
+
+def _times(one: Vector, other: Vector) -> Vector:
+    return one[0] * other[0], one[1] * other[1], one[2] * other[2]
 
 
 def _factors(where: str, units: Any) -> Vector:

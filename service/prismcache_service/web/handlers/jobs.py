@@ -69,11 +69,25 @@ async def submit(
     body: Annotated[JobRequest, Body(openapi_examples=_REQUESTS)],
     jobs: Jobs,
     caller: Requester,
+    request: Request,
     response: Response,
     client: Client = None,
 ) -> Job:
-    """Start a job. If a job of yours for the same request is active, the response is that job: a retry is safe."""
-    job = await jobs.submit(body, caller.name, client or "")
+    """Start a job. If a job of yours for the same request is active, the response is that job: a retry is safe.
+
+    If a client with a name disconnects before the response, its wish ends as by `cancel_job`.
+    """
+    asked: dict[tuple[str, str | None], object] = request.app.state.asked
+    asker, turn = (caller.name, client), object()
+    asked[asker] = turn  # of several requests of one client, only the last one says whether the client is there
+    try:
+        job = await jobs.submit(body, caller.name, client or "")
+        if client and asked.get(asker) is turn and await request.is_disconnected():
+            audit("cancel", caller.name, job=job.id, owner=job.owner, client=client, reason="disconnected")
+            return await jobs.cancel(job.id, client)
+    finally:
+        if asked.get(asker) is turn:
+            del asked[asker]
     problems = [crop.problem for crop in job.crops]
     if body.crops and all(problem and problem.code == UnknownCropError.code for problem in problems):
         raise error_from_problem(cast("Problem", problems[0]))
