@@ -186,8 +186,8 @@ REFUSED_LISTINGS = {
     "the clock": (_refused_by("RequestTimeTooSkewed"), SourceDeniedError, "403 RequestTimeTooSkewed.*machine's clock"),
     "200 with AccessDenied": (
         Rewrite(lambda _: dataclasses.replace(error_reply(403), status=200)),
-        SourceError,
-        "AccessDenied|no S3 server",
+        SourceDeniedError,
+        "AccessDenied",
     ),
     "more keys without a token": (listing("<IsTruncated>false", "<IsTruncated>true"), ConfigError, "no S3 server"),
     "an index of files": (Html(b'<html><a href="raw/">raw/</a></html>'), ConfigError, "no S3 server"),

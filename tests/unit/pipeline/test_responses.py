@@ -40,6 +40,8 @@ CASES: dict[str, list[tuple[Failure, type[PrismError], bool, str]]] = {
     "no permission": [
         (Failure(403, "AccessDenied", "eu-west-1"), SourceDeniedError, False, "responds 403 AccessDenied"),
         (Failure(401), SourceDeniedError, False, "responds 401"),
+        (Failure(400, "ExpiredToken"), SourceDeniedError, False, "responds 400 ExpiredToken"),
+        (Failure(500, "AccessDenied"), SourceDeniedError, False, "AccessDenied"),
     ],
     "no such bucket": [(Failure(404, "NoSuchBucket"), ConfigError, False, "NoSuchBucket")],
     "a success that is no S3 response": [(Failure(200), ConfigError, False, "this is no S3 server")],

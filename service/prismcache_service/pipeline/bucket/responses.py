@@ -26,6 +26,16 @@ from prismcache.errors import (
     SourceUnreachableError,
 )
 
+_DENIED = frozenset(  # S3 sends some of these with 400; botocore makes 500 of an error that came with 200
+    {
+        "AccessDenied",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
 _CERTIFICATE = re.compile(r"certificate", re.IGNORECASE)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9._-]{1,64})</Code>")
@@ -130,7 +140,7 @@ ROWS = (
         SourceDeniedError,
         remedy="Set this machine's clock.",
     ),
-    Row("no permission", lambda f, _: f.status in {401, 403}, SourceDeniedError),
+    Row("no permission", lambda f, _: f.status in {401, 403} or f.code in _DENIED, SourceDeniedError),
     Row(
         "no such bucket",
         lambda f, _: f.code == "NoSuchBucket",
