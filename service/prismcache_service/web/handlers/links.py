@@ -17,6 +17,7 @@ from prismcache_service.web.handlers import zarr
 from prismcache_service.web.handlers.dependencies import Crops, Faces, KnownQuery, Links, Requester, SharedLink
 from prismcache_service.web.logs import audit
 from prismcache_service.web.problems import documented
+from prismcache_service.web.public_url import base_url
 from prismcache_service.web.tokens import Caller, Role
 
 router = APIRouter(tags=["links"], dependencies=[KnownQuery])
@@ -46,7 +47,7 @@ async def create(
     made, capability = await links.make(body, caller.name)
     audit("create link", caller.name, crop=f"{made.split.value}/{made.crop}", link=made.id)
     path = f"v1/shared/{capability}"
-    url = f"{request.base_url}{path}"
+    url = f"{base_url(request)}/{path}"
     viewer = f"{url}/neuroglancer" if neuroglancer.is_installed() else None
     return MadeLink(**_shown(made), path=path, url=f"{url}/zarr", neuroglancer_url=viewer)
 
