@@ -29,5 +29,5 @@ class SubPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(f"{self._path}/"):
-            scope = scope | {"path": scope["path"].removeprefix(self._path)}
+            scope = {**scope, "path": scope["path"].removeprefix(self._path)}
         await self._app(scope, receive, send)

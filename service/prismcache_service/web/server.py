@@ -57,7 +57,7 @@ def serve(config: ServiceConfig) -> None:
     logs.configure(config.log_format)
     _raise_file_limit()
     # uvicorn leaves asyncio's 60 s, in which a client that is silent has a connection that no limit counts yet.
-    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HEADER_SECONDS  # type: ignore[misc]  # asyncio reads it anew each time
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HEADER_SECONDS  # asyncio reads it anew each time
     app = create_app(config)
     certificate = None if config.tls_cert is None else Certificate(config.tls_cert, config.tls_key or config.tls_cert)
     with contextlib.closing(bind(config.host, config.port)) as listener:
