@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-service bench-viewer bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-products bench-service bench-viewer bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -78,6 +78,9 @@ bench-crop: $(BENCH_READY) ## Time a full-size crop: seconds, CPU, memory, bytes
 
 bench-patches: $(TORCH_READY) ## Count training patches a second: ours, torch_em's, the limit
 	@$(TORCH_VENV)/bin/python -m tests.bench.patches $(ARGS)
+
+bench-products: $(BENCH_READY) ## Measure context and each product of a full-size crop: seconds, CPU, memory
+	@$(BIN)/python -m tests.bench.products $(ARGS)
 
 bench-service: $(READY) ## Measure the service while two crops are made: latency, warm ensure
 	@$(BIN)/python -m tests.bench.service

@@ -1,11 +1,9 @@
-"""Small crop files in the published format, and jobs that write them. The first file imports h5py and numpy."""
+"""Small crop files in the published format. The first file imports h5py and numpy."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from prismcache.errors import (
     RequestError,
     UnknownChannelError,
     UnknownCropError,
-    UnknownJobError,
 )
 from prismcache.layout import (
     AXIS_NAMES,
@@ -26,20 +23,23 @@ from prismcache.layout import (
     LABELS,
     LABELS_IDS,
     UNITS,
+    FileName,
     Manifest,
     cache_state,
+    covers,
     crop_path,
     manifest_path,
     raw_dataset,
 )
+from prismcache.loading import service_part
 from prismcache.schema import (
+    NO_CONTEXT,
+    Context,
     CropFile,
     CropInfo,
-    CropProgress,
-    Job,
     JobRequest,
+    Product,
     Split,
-    State,
     Verdict,
     VerifyResult,
 )
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHAPE = (3, 8, 24, 24)
-"""(C, Z, Y, X) of a made-up crop."""
+"""(C, Z, Y, X) of a made-up crop, without its context."""
+REACH = (2, 8, 8)
+"""Voxels (Z, Y, X) that a made-up crop's raw reaches beyond its labels on each side."""
 
 VOXEL_SIZE = (400, 168, 168)
 SOURCE = "memory"
@@ -58,14 +60,34 @@ SOURCE = "memory"
 
 @dataclass(frozen=True)
 class CropArrays:
-    """One crop's arrays: `raw` (C, Z, Y, X) uint8, `labels` (Z, Y, X) of any unsigned ids."""
+    """One crop's arrays: `raw` (C, Z, Y, X) uint8 and `labels` (Z, Y, X) of any unsigned ids, of one box.
+
+    `wide` is raw with its context, and has the labels' box in its middle; None if there is no context.
+    """
 
     raw: NDArray[np.uint8]
     labels: NDArray[np.uint64]
+    wide: NDArray[np.uint8] | None = None
 
     @property
     def channels(self) -> tuple[int, ...]:
         return tuple(range(len(self.raw)))
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """(C, Z, Y, X) of raw with its context."""
+        return (self.raw if self.wide is None else self.wide).shape
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Voxels (Z, Y, X) that raw reaches beyond the labels on each side."""
+        return tuple((n - m) // 2 for n, m in zip(self.raw_shape[1:], self.labels.shape, strict=True))
+
+    @property
+    def offset(self) -> tuple[int, int, int]:
+        """(Z, Y, X) of the labels in nm: raw begins at 0."""
+        z, y, x = (n * size for n, size in zip(self.reach, VOXEL_SIZE, strict=True))
+        return z, y, x
 
 
 def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
@@ -81,7 +103,7 @@ def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
     Raises
     ------
     RequestError
-        If the shapes do not fit each other.
+        If the labels' box cannot lie in the middle of raw.
     """
     import numpy as np
 
@@ -90,13 +112,28 @@ def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
     if not isinstance(given, Mapping) or not {"raw", "labels"} <= given.keys():
         raise RequestError(f"crop {split.value}/{crop}: give a mapping with 'raw' (C,Z,Y,X) and 'labels' (Z,Y,X)")
     raw, labels = np.asarray(given["raw"], dtype=np.uint8), np.asarray(given["labels"]).astype(np.uint64)
-    if raw.ndim != 4 or raw.shape[1:] != labels.shape:
-        raise RequestError(f"crop {split.value}/{crop}: raw {raw.shape} and labels {labels.shape} do not fit")
-    return CropArrays(raw, labels)
+    more = [n - m for n, m in zip(raw.shape[1:], labels.shape, strict=False)]
+    if raw.ndim != 4 or labels.ndim != 3 or any(n < 0 or n % 2 for n in more):
+        raise RequestError(
+            f"crop {split.value}/{crop}: raw {raw.shape} and labels {labels.shape} do not fit",
+            remedy="raw reaches as far beyond the labels on one side as on the other, or has their shape.",
+        )
+    return _with_context(raw, labels)
+
+
+def _with_context(wide: NDArray[np.uint8], labels: NDArray[np.uint64]) -> CropArrays:
+    starts = [(n - m) // 2 for n, m in zip(wide.shape[1:], labels.shape, strict=True)]
+    inner = tuple(slice(start, start + n) for start, n in zip(starts, labels.shape, strict=True))
+    return CropArrays(wide[:, *inner], labels, wide)
 
 
 def write_crop(
-    root: Path, split: Split, crop: int, arrays: CropArrays, channels: tuple[int, ...] | None = None
+    root: Path,
+    split: Split,
+    crop: int,
+    arrays: CropArrays,
+    channels: tuple[int, ...] | None = None,
+    context: Context = NO_CONTEXT,
 ) -> CropFile:
     """Write a crop's file and manifest below `root`, as the service publishes them; the same bytes each time.
 
@@ -110,23 +147,40 @@ def write_crop(
         All of its channels.
     channels
         Only these; None is all.
+    context
+        How far raw reaches beyond the labels, as far as `arrays` have it.
     """
     import h5py
 
-    path = root / crop_path(split, crop, channels)
+    path = root / crop_path(split, crop, channels, context)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w", locking=False) as file:
-        _fill(file, split, crop, arrays, arrays.channels if channels is None else channels)
+        _fill(file, split, crop, arrays, arrays.channels if channels is None else channels, context)
     temporary.replace(path)
-    manifest = _manifest(path, split, crop, arrays, channels)
-    place = root / manifest_path(split, crop, channels)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, manifest.model_dump_json().encode())
-    return manifest.file_at(path)
+    return _publish(root, split, FileName(crop, channels, context), arrays)
 
 
-def _fill(file: h5py.File, split: Split, crop: int, arrays: CropArrays, channels: tuple[int, ...]) -> None:
+def write_product(root: Path, split: Split, crop: int, arrays: CropArrays, product: Product) -> CropFile:
+    """Make a product of a crop that `write_crop` wrote, as a worker does; needs ``prismcache[service]``.
+
+    Raises
+    ------
+    MissingExtraError
+        If the service's modules are not installed.
+    """
+    make = service_part("prismcache_service.pipeline.products", "make_product", "making of products")
+    crop_file = root / crop_path(split, crop)
+    path = root / crop_path(split, crop, product=product)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    made = make(crop_file, sha256_of(crop_file), product, temporary, 0o644)
+    temporary.replace(path)
+    return _publish(root, split, FileName(crop, product=product), arrays, made.crop_sha256)
+
+
+def _fill(
+    file: h5py.File, split: Split, crop: int, arrays: CropArrays, channels: tuple[int, ...], context: Context
+) -> None:
     import numpy as np
 
     ids, labels = np.unique(np.append(arrays.labels, np.uint64(0)), return_inverse=True)
@@ -142,22 +196,28 @@ def _fill(file: h5py.File, split: Split, crop: int, arrays: CropArrays, channels
             "missing_chunks": 0,
         }
     )
-    datasets = {raw_dataset(channel): arrays.raw[channel] for channel in channels}
-    datasets[LABELS] = labels[:-1].reshape(arrays.labels.shape).astype(np.uint32)
-    for name, values in datasets.items():
+    wanted = arrays.reach if context == "all" else context
+    reach = [min(have, want) for have, want in zip(arrays.reach, wanted, strict=True)]
+    box = tuple(slice(a - b, n - a + b) for a, b, n in zip(arrays.reach, reach, arrays.raw_shape[1:], strict=True))
+    raw = arrays.raw if arrays.wide is None else arrays.wide
+    datasets = {raw_dataset(channel): (raw[channel][box], reach) for channel in channels}
+    datasets[LABELS] = labels[:-1].reshape(arrays.labels.shape).astype(np.uint32), [0, 0, 0]
+    for name, (values, before) in datasets.items():
         dataset = file.create_dataset(name, data=values, chunks=True, compression="gzip", compression_opts=1)
-        dataset.attrs.update({"offset": (0, 0, 0), "resolution": VOXEL_SIZE, "voxel_size": VOXEL_SIZE})
+        offset = [start - n * size for start, n, size in zip(arrays.offset, before, VOXEL_SIZE, strict=True)]
+        dataset.attrs.update({"offset": offset, "resolution": VOXEL_SIZE, "voxel_size": VOXEL_SIZE})
         dataset.attrs.update({"axis_names": AXIS_NAMES, "units": UNITS})
     file.create_dataset(LABELS_IDS, data=ids.astype(np.uint64))
 
 
-def _manifest(path: Path, split: Split, crop: int, arrays: CropArrays, channels: tuple[int, ...] | None) -> Manifest:
-    return Manifest(
+def _publish(root: Path, split: Split, name: FileName, arrays: CropArrays, crop_sha256: str = "") -> CropFile:
+    path, place = root / crop_path(split, *name), root / manifest_path(split, *name)
+    manifest = Manifest(
         format_version=FORMAT_VERSION,
         split=split,
-        crop=crop,
-        channels=arrays.channels if channels is None else channels,
-        complete=channels is None,
+        crop=name.crop,
+        channels=arrays.channels if name.channels is None else name.channels,
+        complete=name.channels is None,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         size=path.stat().st_size,
         stamp=stamp_of(path.stat()),
@@ -169,7 +229,13 @@ def _manifest(path: Path, split: Split, crop: int, arrays: CropArrays, channels:
         prismcache_version=SOURCE,
         libraries={},
         created_at="1970-01-01T00:00:00Z",
+        context=name.context,
+        product=name.product,
+        crop_sha256=crop_sha256,
     )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, manifest.model_dump_json().encode())
+    return manifest.file_at(path)
 
 
 def _made_up(split: Split, crop: int) -> CropArrays:
@@ -181,146 +247,102 @@ def _made_up(split: Split, crop: int) -> CropArrays:
     for number in range(1, 5):
         z, y, x = (int(random.integers(0, size // 2)) for size in SHAPE[1:])
         labels[z : z + 4, y : y + 10, x : x + 10] = 1000 * number + crop
-    return CropArrays(random.integers(0, 256, SHAPE, np.uint8), labels)
+    wide = [size + 2 * by for size, by in zip(SHAPE[1:], REACH, strict=True)]
+    return _with_context(random.integers(0, 256, (SHAPE[0], *wide), np.uint8), labels)
 
 
-class Lab:
-    """The crops that are published and cached, and the jobs; shared by all clients and safe to use from any thread."""
+class Files:
+    """What is published, and the cache folder. To be used by one thread at a time."""
 
     def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any]) -> None:
         self.root = root
-        self.published = dict(sorted(crops.items()))
-        self.lock = threading.RLock()
-        self.held = False
+        self.published = {(Split(split), crop): given for (split, crop), given in sorted(crops.items())}
         self.failing: dict[tuple[Split, int], PrismError | None] = {}
-        self.files: dict[tuple[Split, int, tuple[int, ...] | None], CropFile] = {}
-        self.jobs: dict[str, tuple[JobRequest, Job, set[str]]] = {}  # with the names of those who want it
+        self.files: dict[tuple[Split, FileName], CropFile] = {}
+        self._arrays: dict[tuple[Split, int], CropArrays] = {}
 
     def arrays(self, split: Split, crop: int) -> CropArrays:
         if (split, crop) not in self.published:
             raise UnknownCropError(f"crop {crop} of split {split.value!r} is not published")
-        return crop_arrays(split, crop, self.published[split, crop])
+        if (split, crop) not in self._arrays:
+            self._arrays[split, crop] = crop_arrays(split, crop, self.published[split, crop])
+        return self._arrays[split, crop]
 
-    def good(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile | None:
-        """Return the cached file of exactly these channels (None: all), if its content is still right."""
-        file = self.files.get((split, crop, channels))
-        path = self.root / crop_path(split, crop, channels)
-        return file if file is not None and path.is_file() and sha256_of(path) == file.sha256 else None
+    def good(self, split: Split, wanted: FileName) -> CropFile | None:
+        """Return a cached file with these channels and this context, or more, whose content is still right."""
+        channels = set(wanted.channels or self.arrays(split, wanted.crop).channels)
+        for (each, held), file in self.files.items():
+            is_same = (each, held.crop, held.product) == (split, wanted.crop, wanted.product)
+            if is_same and covers(held.context, wanted.context) and channels <= set(file.channels) and _is_right(file):
+                return file
+        return None
 
-    def make(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile:
-        """Return a file that has the channels, written if need be."""
-        arrays = self.arrays(split, crop)
-        for channel in channels or ():
+    def make(self, split: Split, wanted: FileName) -> CropFile:
+        """Return a file that serves `wanted`, written if need be."""
+        arrays = self.arrays(split, wanted.crop)
+        for channel in wanted.channels or ():
             if channel not in arrays.channels:
-                raise UnknownChannelError(f"crop {split.value}/{crop} has no channel {channel}")
-        subset = None if channels == arrays.channels else channels
-        found = self.good(split, crop, None) or self.good(split, crop, subset)
-        if found is None:
-            found = self.files[split, crop, subset] = write_crop(self.root, split, crop, arrays, subset)
+                raise UnknownChannelError(f"crop {split.value}/{wanted.crop} has no channel {channel}")
+        if wanted.channels == arrays.channels:
+            wanted = wanted._replace(channels=None)
+        found = self.good(split, wanted)
+        if found is None and wanted.product is Product.CROP:
+            found = write_crop(self.root, split, wanted.crop, arrays, wanted.channels, wanted.context)
+        elif found is None:
+            self.make(split, FileName(wanted.crop))
+            found = write_product(self.root, split, wanted.crop, arrays, wanted.product)
+        self.files[split, wanted] = found
         return found
-
-    def submit(self, request: JobRequest, name: str) -> Job:
-        """Return the active job for the same request, or a new one, which is final if everything is cached."""
-        for same, job, names in self.jobs.values():
-            if same == request and not job.state.is_final:
-                names.add(name)
-                return job
-        split, channels = request.split, request.channels
-        crops = [crop for each, crop in self.published if each is split] if request.crops is None else request.crops
-        progress = []
-        for crop in crops:
-            file = self.good(split, crop, None) or self.good(split, crop, channels)
-            progress.append(CropProgress(crop=crop, state=State.DONE if file else State.RUNNING, file=file))
-        job = Job(
-            id=uuid.uuid4().hex,
-            revision=0,
-            state=_state_of(progress),
-            split=split,
-            channels=channels,
-            crops=tuple(progress),
-            strict=request.strict,
-        )
-        self.jobs[job.id] = request, job, {name}
-        return job
-
-    def advance(self, job_id: str) -> Job:
-        """Make one more crop of a job, unless jobs are held; return the job after that."""
-        _, job, _ = self.find(job_id)
-        following = next((crop.crop for crop in job.crops if not crop.state.is_final), None)
-        if following is None or self.held:
-            return job
-        try:
-            if (error := self.failing.get((job.split, following))) is not None:
-                raise error
-            file = self.make(job.split, following, job.channels)
-        except PrismError as error:
-            return self._change(job_id, CropProgress(crop=following, state=State.FAILED, problem=error.to_problem()))
-        return self._change(job_id, CropProgress(crop=following, state=State.DONE, file=file))
-
-    def cancel(self, job_id: str, name: str) -> None:
-        """End the wish of one call; the job is cancelled with the last of them."""
-        _, job, names = self.find(job_id)
-        names.discard(name)
-        for crop in () if names else job.crops:
-            if not crop.state.is_final:
-                self._change(job_id, CropProgress(crop=crop.crop, state=State.CANCELLED))
-
-    def find(self, job_id: str) -> tuple[JobRequest, Job, set[str]]:
-        if job_id not in self.jobs:
-            raise UnknownJobError(f"there is no job {job_id!r}")
-        return self.jobs[job_id]
 
     def describe(self, split: Split, crop: int) -> CropInfo:
         arrays = self.arrays(split, crop)
-        files = tuple(file for key, file in self.files.items() if key[:2] == (split, crop))
+        files = tuple(file for key, file in self.files.items() if (key[0], key[1].crop) == (split, crop))
         return CropInfo(
             split=split,
             crop=crop,
             state=cache_state(files, is_making=False),
-            raw_shape=arrays.raw.shape,
+            raw_shape=arrays.raw_shape,
             labels_shape=arrays.labels.shape,
-            offset=(0, 0, 0),
+            offset=arrays.offset,
             voxel_size=VOXEL_SIZE,
-            source_bytes=arrays.raw.nbytes + arrays.labels.nbytes,
+            source_bytes=(arrays.raw if arrays.wide is None else arrays.wide).nbytes + arrays.labels.nbytes,
             source_objects=1 + len(arrays.raw),
             files=files,
         )
 
     def verify(self, split: Split | None, crops: Sequence[int] | None, *, repair: bool) -> list[VerifyResult]:
         """Read cached files again; with `repair`, write damaged files again."""
-        keys = [key for key in self.files if split in {None, key[0]} and (crops is None or key[1] in crops)]
-        if absent := set(crops or ()) - {key[1] for key in keys}:
+        keys = [key for key in self.files if split in {None, key[0]} and (crops is None or key[1].crop in crops)]
+        if absent := set(crops or ()) - {key[1].crop for key in keys}:
             raise CropNotCachedError(f"not cached: crops {', '.join(map(str, sorted(absent)))}")
         found = []
         for key in keys:
             file, verdict, reason = self.files[key], Verdict.OK, ""
-            if self.good(*key) is None:
+            if not _is_right(file):
                 verdict = Verdict.REPAIRED if repair else Verdict.CORRUPT
                 reason = f"{file.path} is not what was published"
                 if repair:
                     self.make(*key)
             result = VerifyResult(
-                split=key[0], crop=key[1], channels=file.channels, path=file.path, verdict=verdict, reason=reason
+                split=key[0], crop=key[1].crop, channels=file.channels, path=file.path, verdict=verdict, reason=reason
             )
             found.append(result)
         return found
 
     def remove(self, split: Split, crops: Sequence[int] | None) -> list[CropFile]:
         """Delete the cached files of these crops (None: of all); return the files."""
-        keys = [key for key in self.files if key[0] is split and (crops is None or key[1] in crops)]
-        for key in keys:
-            (self.root / crop_path(*key)).unlink(missing_ok=True)
-            (self.root / manifest_path(*key)).unlink(missing_ok=True)
+        keys = [key for key in self.files if key[0] is split and (crops is None or key[1].crop in crops)]
+        for _, name in keys:
+            (self.root / crop_path(split, *name)).unlink(missing_ok=True)
+            (self.root / manifest_path(split, *name)).unlink(missing_ok=True)
         return [self.files.pop(key) for key in keys]
 
-    def _change(self, job_id: str, progress: CropProgress) -> Job:
-        request, job, names = self.jobs[job_id]
-        crops = tuple(progress if crop.crop == progress.crop else crop for crop in job.crops)
-        job = job.model_copy(update={"crops": crops, "state": _state_of(crops), "revision": job.revision + 1})
-        self.jobs[job_id] = request, job, names
-        return job
+
+def _is_right(file: CropFile) -> bool:
+    path = Path(file.path)
+    return path.is_file() and sha256_of(path) == file.sha256
 
 
-def _state_of(crops: Sequence[CropProgress]) -> State:
-    states = {crop.state for crop in crops}
-    return next((state for state in (State.RUNNING, State.CANCELLED, State.FAILED) if state in states), State.DONE)
+def file_name_of(request: JobRequest, crop: int) -> FileName:
+    """Return the name of the file that a request needs of a crop."""
+    return FileName(crop, request.channels, request.context, request.product)

@@ -157,15 +157,18 @@ class CropFile(_Response):
 
 
 class Progress(_Response):
-    """Chunk objects and bytes fetched and verified so far, of those needed.
+    """Chunk objects and bytes fetched and verified so far, of those needed; for a product, then the voxels computed.
 
-    Totals are 0 until the crop's listing and metadata have been read.
+    Totals of objects and bytes are 0 until the crop's listing and metadata have been read, and stay 0 for a product of
+    a cached crop; `voxels_total` is 0 until a worker has begun to make a product from the crop.
     """
 
     objects_done: int = 0
     objects_total: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
+    voxels_done: int = 0
+    voxels_total: int = 0
 
 
 class CropProgress(Progress):

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -22,21 +24,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prismcache._testing_files import Lab
+from prismcache._testing_files import Files, file_name_of
 from prismcache.backend import ReceivedBytes
 from prismcache.client import AsyncPrismClient, PrismClient
 from prismcache.config import Settings
-from prismcache.errors import (
-    PrismError,
-    UnauthorizedError,
-)
+from prismcache.errors import PrismError, UnauthorizedError, UnknownJobError
+from prismcache.layout import FileName
 from prismcache.loading import backends_in_process
 from prismcache.schema import (
     CropFile,
     CropInfo,
+    CropProgress,
     Job,
     JobRequest,
     Split,
+    State,
     VerifyResult,
 )
 from prismcache.wishes import Wish, Wishes
@@ -50,13 +52,15 @@ class InMemoryService:
     """Published crops and a cache folder in this process: clients of its `url` use them instead of a service.
 
     Files are real, small, and in the published format. Jobs make one crop each time they are looked at, so tests see
-    progress without a clock.
+    progress without a clock. ``context=`` is honoured; made-up crops have 2, 8 and 8 voxels of it. Products are made as
+    a worker makes them, which needs ``prismcache[service]``.
 
     Parameters
     ----------
     crops
         What is published: by split and number, ``...`` for small made-up arrays (always the same), or a mapping with
-        ``raw`` (C, Z, Y, X) uint8 and ``labels`` (Z, Y, X). Default: crops 0, 1 and 2 of both splits.
+        ``raw`` (C, Z, Y, X) uint8 and ``labels`` (Z, Y, X), in the middle of raw. Default: crops 0, 1 and 2 of both
+        splits.
     root
         The cache folder; default: a temporary folder, deleted at the end.
     token
@@ -153,7 +157,7 @@ class InMemoryService:
         'crop_2.h5'
         """
         with self._lab.lock:
-            return Path(self._lab.make(Split(split), crop, None).path)
+            return Path(self._lab.make(Split(split), FileName(crop)).path)
 
     def fail(self, split: str | Split, crop: int, error: PrismError | None) -> None:
         """Let jobs fail to make a crop with `error`; None lets them succeed again.
@@ -188,6 +192,81 @@ class InMemoryService:
     def _backend(self, settings: Settings) -> _Backend:
         token = None if settings.token is None else settings.token.get_secret_value()
         return _Backend(self._lab, settings, self.requests, allowed=self._token in {None, token})
+
+
+class Lab(Files):
+    """Files, and the jobs that write them; shared by all clients and safe to use from any thread that holds `lock`."""
+
+    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any]) -> None:
+        super().__init__(root, crops)
+        self.lock = threading.RLock()
+        self.held = False
+        self.jobs: dict[str, tuple[JobRequest, Job, set[str]]] = {}  # with the names of those who want it
+
+    def submit(self, request: JobRequest, name: str) -> Job:
+        """Return the active job for the same request, or a new one, which is final if everything is cached."""
+        for same, job, names in self.jobs.values():
+            if same == request and not job.state.is_final:
+                names.add(name)
+                return job
+        split = request.split
+        crops = [crop for each, crop in self.published if each is split] if request.crops is None else request.crops
+        progress = []
+        for crop in crops:
+            file = self.good(split, file_name_of(request, crop)) if (split, crop) in self.published else None
+            progress.append(CropProgress(crop=crop, state=State.DONE if file else State.RUNNING, file=file))
+        job = Job(
+            id=uuid.uuid4().hex,
+            revision=0,
+            state=_state_of(progress),
+            split=split,
+            channels=request.channels,
+            crops=tuple(progress),
+            strict=request.strict,
+            context=request.context,
+            product=request.product,
+        )
+        self.jobs[job.id] = request, job, {name}
+        return job
+
+    def advance(self, job_id: str) -> Job:
+        """Make one more crop of a job, unless jobs are held; return the job after that."""
+        request, job, _ = self.find(job_id)
+        following = next((crop.crop for crop in job.crops if not crop.state.is_final), None)
+        if following is None or self.held:
+            return job
+        try:
+            if (error := self.failing.get((job.split, following))) is not None:
+                raise error
+            file = self.make(job.split, file_name_of(request, following))
+        except PrismError as error:
+            return self._change(job_id, CropProgress(crop=following, state=State.FAILED, problem=error.to_problem()))
+        return self._change(job_id, CropProgress(crop=following, state=State.DONE, file=file))
+
+    def cancel(self, job_id: str, name: str) -> None:
+        """End the wish of one call; the job is cancelled with the last of them."""
+        _, job, names = self.find(job_id)
+        names.discard(name)
+        for crop in () if names else job.crops:
+            if not crop.state.is_final:
+                self._change(job_id, CropProgress(crop=crop.crop, state=State.CANCELLED))
+
+    def find(self, job_id: str) -> tuple[JobRequest, Job, set[str]]:
+        if job_id not in self.jobs:
+            raise UnknownJobError(f"there is no job {job_id!r}")
+        return self.jobs[job_id]
+
+    def _change(self, job_id: str, progress: CropProgress) -> Job:
+        request, job, names = self.jobs[job_id]
+        crops = tuple(progress if crop.crop == progress.crop else crop for crop in job.crops)
+        job = job.model_copy(update={"crops": crops, "state": _state_of(crops), "revision": job.revision + 1})
+        self.jobs[job_id] = request, job, names
+        return job
+
+
+def _state_of(crops: Sequence[CropProgress]) -> State:
+    states = {crop.state for crop in crops}
+    return next((state for state in (State.RUNNING, State.CANCELLED, State.FAILED) if state in states), State.DONE)
 
 
 class _Backend:

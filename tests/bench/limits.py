@@ -21,6 +21,7 @@ from botocore import UNSIGNED
 
 from prismcache.config import Settings
 from prismcache.layout import SourceObject
+from prismcache.schema import NO_CONTEXT, Context
 from prismcache_service.pipeline.bucket.bodies import BodyReader, open_store
 from prismcache_service.pipeline.codec.encode import Array, encode_row
 from prismcache_service.pipeline.codec.relabelling import Runs, id_table, relabel, unique_ids
@@ -53,7 +54,7 @@ class Limits:
         return sum(self.seconds.values())
 
 
-def read_plan(spec: CropSpec) -> tuple[CropSource, CropPlan]:
+def read_plan(spec: CropSpec, context: Context = NO_CONTEXT) -> tuple[CropSource, CropPlan]:
     """The plan of a full crop on the disk."""
     place = crop_folder(BUCKET_DIR, spec)
     source, folder = FolderSource(place.parent.parent), f"{spec.split}/{place.name}"
@@ -62,7 +63,7 @@ def read_plan(spec: CropSpec) -> tuple[CropSource, CropPlan]:
         return await read_crop(source, folder, await source.list_objects(folder))
 
     crop = asyncio.run(read())
-    return crop, plan_crop(crop, None, strict=True)
+    return crop, plan_crop(crop, None, strict=True, context=context)
 
 
 def measure_limits(endpoint: str, spec: CropSpec, written: int) -> Limits:

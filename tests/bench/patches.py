@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -43,6 +44,8 @@ _FULL = (
     "prismcache, none, torch_em's transforms",
     "prismcache, ram, torch_em's transforms",
 )
+_CONTEXT = (16, 46, 46)
+_WIDE = ("prismcache, none, context", "prismcache, ram, context")
 _CHUNKS = (
     (16, 64, 64),
     (8, 64, 64),
@@ -67,9 +70,10 @@ def main() -> None:
         return
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(arguments.runs):
-        for name, workers in itertools.product((*_PLAIN, *_FULL), (0, 2)):
+        for name, workers in itertools.product((*_PLAIN, *_FULL, *_WIDE), (0, 2)):
             found.setdefault((name, workers), []).append(_run(name, workers, ours, theirs, arguments))
     _print_table(found)
+    _print_context(found, _patch_of(ours), _context_of(ours))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +97,7 @@ def _files(*, quick: bool) -> tuple[Path, Path]:
         print("writing the stand-in …", file=sys.stderr)
         write_crop(bucket, spec)
     with S3Server(bucket) as server, PrismClient(root, s3_endpoint_url=server.endpoint) as client:
+        client.ensure("instance", [0], channels=[_CHANNEL], context="all", progress=False)
         ours = Path(client.ensure("instance", [0], channels=[_CHANNEL], progress=False)[0])
     theirs = root / "torch_em.h5"
     if not theirs.exists():
@@ -123,7 +128,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     patches = _batches(dataset, arguments.workers)
     for _ in range(4):
         raw, labels = next(patches)
-        assert raw.shape[-3:] == labels.shape[-3:] == _patch_of(Path(arguments.ours))
+        assert labels.shape[-3:] == _patch_of(Path(arguments.ours))
     count, begin, before = 0, time.perf_counter(), cpu_of_family()
     while time.perf_counter() - begin < arguments.seconds:
         next(patches)
@@ -150,7 +155,9 @@ def _dataset(name: str, ours: Path, theirs: Path, sidecars: Path) -> Dataset[Any
         return _torch_em(theirs, shape, samples, plain=not rest)
     cache, _, transforms = rest.partition(", ")
     options: dict[str, Any] = {}
-    if transforms:
+    if transforms == "context":
+        options, ours = {"context": _context_of(ours)}, _with_context(ours)
+    elif transforms:
         from torch_em.transform import get_augmentations, get_raw_transform
 
         options = {"raw_transform": get_raw_transform(), "transform": get_augmentations("anisotropic")}
@@ -196,6 +203,30 @@ def _patch_of(path: Path) -> tuple[int, int, int]:
     with Crop(path) as crop:
         z, y, x = (min(size, extent) for size, extent in zip(_PATCH, crop.shape, strict=True))
     return z, y, x
+
+
+def _with_context(ours: Path) -> Path:
+    return ours.with_name(ours.name.replace(".h5", ".ctx-all.h5"))
+
+
+def _context_of(ours: Path) -> tuple[int, int, int]:
+    with Crop(_with_context(ours)) as crop:
+        z, y, x = (min(most, *sides) for most, sides in zip(_CONTEXT, zip(*crop.context, strict=True), strict=True))
+    return z, y, x
+
+
+def _print_context(
+    found: dict[tuple[str, int], list[dict[str, float]]], patch: tuple[int, int, int], context: tuple[int, int, int]
+) -> None:
+    print(f"\nWith {context} voxels of context around a patch; voxels are those of raw and labels.\n")
+    print("| dataset | patches/s, two workers | million voxels | CPU ns a voxel, one process |\n|---|---|---|---|")
+    labels = math.prod(patch)
+    wide = math.prod(size + 2 * by for size, by in zip(patch, context, strict=True))
+    for name in _WIDE:
+        for case, voxels in ((name.removesuffix(", context"), 2 * labels), (name, wide + labels)):
+            rate = statistics.median(run["rate"] for run in found[case, 2])
+            cpu = statistics.median(run["cpu_ms"] for run in found[case, 0])
+            print(f"| {case} | {rate:.1f} | {voxels / 1e6:.1f} | {1e6 * cpu / voxels:.1f} |")
 
 
 def _print_table(found: dict[tuple[str, int], list[dict[str, float]]]) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prismcache.schema import NO_CONTEXT, Context
 from tests.bench.process import Usage, measure
 from tests.support.cache_root import tiny_spec
 from tests.support.crops import BUCKET, PREFIX, crop_folder, write_crop
@@ -76,11 +77,12 @@ def ours(
     crops: Sequence[int] = (0,),
     channels: Sequence[int] | None = None,
     *,
+    context: Context = NO_CONTEXT,
     has_worker: bool = True,
     **settings: object,
 ) -> list[str]:
     """`PrismClient.ensure`, embedded; `has_worker` says whether its worker process runs already."""
-    keywords = {} if channels is None else {"channels": list(channels)}
+    keywords = {"context": context} | ({} if channels is None else {"channels": list(channels)})
     arguments = (list(crops), keywords, settings, [TINY_CROP] if has_worker else [])
     return [sys.executable, "-c", _OURS, endpoint, *map(json.dumps, arguments)]
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import h5py
+import numpy as np
 import pytest
 
 from prismcache.backend import Backend
 from prismcache.client.aio import AsyncPrismClient
 from prismcache.config import Settings
 from prismcache.errors import CropNotCachedError, EnsureTimeoutError, UnknownChannelError, UnknownCropError
-from prismcache.schema import CropFile, Job, JobRequest, Split, State, Verdict
+from prismcache.schema import CropFile, Job, JobRequest, Product, Split, State, Verdict
 
 T = TypeVar("T")
 PUBLISHED = (("instance", 0), ("instance", 2), ("semantic", 1))
@@ -124,6 +125,25 @@ class BackendSuite:
         [file] = ensure("semantic", 1, channels=[2, 0])
         assert file.channels == (0, 2)
         assert Path(file.path).name == "crop_1.ch00_02.h5"
+
+    def test_context_and_products_are_files_of_their_own(self, ensure, play):
+        [wide] = ensure("instance", 0, context=(1, 2, 3))
+        assert (Path(wide.path).name, wide.context) == ("crop_0.ctx1-2-3.h5", (1, 2, 3))
+        with h5py.File(wide.path) as file:
+            labels = file["labels"][...]
+            assert file["raw/ch_02"].shape == tuple(n + 2 * by for n, by in zip(labels.shape, (1, 2, 3), strict=True))
+        assert ensure("instance", 0, context=(1, 1, 0), channels=1) == [wide]
+        [made] = ensure("instance", 0, product="unlabelled")
+        assert (Path(made.path).name, made.product) == ("crop_0.unlabelled.h5", Product.UNLABELLED)
+        with h5py.File(made.path) as file:
+            assert np.array_equal(file["unlabelled"][...], labels > 0)
+        info = play(lambda backend: backend.describe(Split.INSTANCE, 0))
+        names = ["crop_0.ctx1-2-3.h5", "crop_0.h5", "crop_0.unlabelled.h5"]
+        assert sorted(Path(file.path).name for file in info.files) == names
+        damage(Path(made.path))
+        verdicts = {Path(each.path).name: each.verdict for each in play(lambda backend: backend.verify(repair=True))}
+        assert verdicts == dict.fromkeys(names, Verdict.OK) | {"crop_0.unlabelled.h5": Verdict.REPAIRED}
+        assert ensure("instance", 0, product="unlabelled") == [made]
 
     @pytest.mark.parametrize(
         ("crops", "channels", "kind"), [([0, 9], None, UnknownCropError), ([0], CHANNELS, UnknownChannelError)]

@@ -18,9 +18,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from uuid import uuid4
 
+import h5py
+import numpy as np
 import pytest
 
 from prismcache.errors import (
+    CropNotCachedError,
     MissingChunksError,
     SourceDeniedError,
     UnknownChannelError,
@@ -29,14 +32,15 @@ from prismcache.errors import (
     error_from_problem,
 )
 from prismcache.layout import STATE_FOLDER
-from prismcache.schema import CropFile, Problem, Progress, Split
+from prismcache.schema import CropFile, Problem, Product, Progress, Split
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import MAX_STRIKES, CropTask, Engine
 from prismcache_service.pipeline.progress import Report
+from tests.support import products_oracle
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
 from tests.support.faults import FaultProxy, Rule, Stall, Status
 from tests.support.labs import running_lab
-from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.oracle import assert_crop_file_equals_oracle, reference_crop
 from tests.support.processes import Watched
 
 SPECS = [many_objects_spec(crop) for crop in range(3)]
@@ -125,6 +129,22 @@ class EngineConformance(ABC):
         assert (file.path, file.channels) == (str(lab.cached(SPEC, "01_04")), (1, 4))
         assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC), (1, 4))
         assert not [key for key in lab.fetched(SPEC) if key.startswith(("raw/0.", "raw/5."))]
+
+    async def test_a_product_is_made_from_the_cached_crop_with_progress_of_its_own(self, lab: Lab) -> None:
+        seen: list[Progress] = []
+        name = CropName(Split.INSTANCE, 0, product=Product.AVG_BARCODES)
+        async with self.open(lab) as engine:
+            with pytest.raises(CropNotCachedError, match="instance/0 is no longer cached"):
+                await make(engine, CropTask(name, uuid4().hex), ignore)
+            await make(engine, task(0), ignore)
+            file = await make(engine, CropTask(name, uuid4().hex), seen.append)
+        plain = reference_crop(lab.source(SPEC))
+        with h5py.File(file.path) as made:
+            found = np.stack(list(made["avg_barcodes"].values()))
+        assert (Path(file.path).name, file.product) == ("crop_0.avg_barcodes.h5", Product.AVG_BARCODES)
+        np.testing.assert_array_equal(found, products_oracle.avg_barcodes(plain.raw, plain.labels))
+        assert (seen[0].voxels_done, seen[-1].voxels_done) == (0, seen[-1].voxels_total)
+        assert seen[-1].voxels_total == 2 * plain.labels.size
 
     async def test_one_engine_makes_crop_after_crop(self, lab: Lab) -> None:
         async with self.open(lab) as engine:

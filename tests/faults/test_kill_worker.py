@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from prismcache import PrismClient, Verdict, WorkerError
-from tests.support.cache_root import Lab, Outcomes, many_objects_spec, published, quarantined, tiny_spec, unfinished
+from prismcache.schema import JobRequest
+from prismcache_service.cache import CropCache, CropName
+from tests.support.cache_root import (
+    Lab,
+    Outcomes,
+    files_below,
+    many_objects_spec,
+    published,
+    quarantined,
+    tiny_spec,
+    unfinished,
+)
 from tests.support.faults import Before
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import Crash, workers_of
@@ -93,23 +104,46 @@ def crash(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crash:
     return crash
 
 
-def test_killed_at_every_change_that_a_worker_makes(lab: Lab, tmp_path: Path, crash: Crash) -> None:
+@pytest.mark.parametrize("wanted", [{}, {"context": "all"}, {"product": "facts"}, {"product": "avg_barcodes"}])
+def test_killed_at_every_change_that_a_worker_makes(
+    lab: Lab, tmp_path: Path, crash: Crash, wanted: dict[str, str]
+) -> None:
     """The whole publication: temporary file, manifest, renames. Each step in turn is the worker's last one."""
     own, spec = Lab(lab.bucket_dir, lab.proxy, tmp_path / "root"), TINY[0]
+    cache, name = CropCache(own.root), CropName.of(JobRequest(split=spec.split, **wanted), spec.crop)
     with PrismClient(settings=own.settings()) as client:
         client.ensure("instance", spec.crop, progress=False)
-        steps = crash.log
+        [path] = client.ensure("instance", spec.crop, progress=False, **wanted)
+        right, files = Path(path).read_bytes(), files_below(own.root / "instance")
+        cache.remove(name)
+        before = len(crash.log)
+        client.ensure("instance", spec.crop, progress=False, **wanted)
+        steps = crash.log[before:]
         assert any(step.startswith("os.rename instance/") for step in steps)
-        assert 8 < len(steps) < CHANGES
+        assert 6 < len(steps) < CHANGES
         for at, step in enumerate(steps, start=1):
-            client.remove("instance", spec.crop)
+            cache.remove(name)
             crash.before(at)
-            client.ensure("instance", spec.crop, progress=False)
+            client.ensure("instance", spec.crop, progress=False, **wanted)
             assert crash.happened(at), step
-            assert [result.verdict for result in client.verify()] == [Verdict.OK]
-            assert_crop_file_equals_oracle(own.cached(spec), own.source(spec))
-            assert published(own.root) == [f"instance/crop_{spec.crop}.h5"], step
+            assert {result.verdict for result in client.verify()} == {Verdict.OK}
+            assert Path(path).read_bytes() == right
+            assert files_below(own.root / "instance") == files, step
             assert unfinished(own.root) == quarantined(own.root) == [], step
+    assert_crop_file_equals_oracle(own.cached(spec), own.source(spec))
+
+
+def test_a_product_whose_workers_all_die_fails_and_its_crop_stays(lab: Lab, tmp_path: Path, crash: Crash) -> None:
+    own = Lab(lab.bucket_dir, lab.proxy, tmp_path / "root")
+    with PrismClient(settings=own.settings()) as client:
+        client.ensure("instance", TINY[0].crop, progress=False)
+        crash.before("open instance/.crop_100.unlabelled.h5")
+        with pytest.raises(WorkerError, match="3 worker processes"):
+            client.ensure("instance", TINY[0].crop, product="unlabelled", progress=False)
+        assert published(own.root) == ["instance/crop_100.h5"]
+        assert unfinished(own.root) == quarantined(own.root) == []
+        crash.before(0)
+        client.ensure("instance", TINY[0].crop, product="unlabelled", progress=False)
 
 
 def test_a_crop_whose_workers_all_die_while_publishing(lab: Lab, tmp_path: Path, crash: Crash) -> None:

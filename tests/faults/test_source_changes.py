@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
+import zarr
 
 from prismcache import PrismClient, SourceChangedError
+from tests.support import products_oracle
 from tests.support.cache_root import Lab, many_objects_spec, published, unfinished
 from tests.support.crops import write_crop
 from tests.support.faults import Before
 from tests.support.labs import running_lab
-from tests.support.oracle import assert_crop_file_equals_oracle
+from tests.support.oracle import assert_crop_file_equals_oracle, reference_crop
 
 TIMEOUT = 2.0
 VERSIONS = [dataclasses.replace(many_objects_spec(), seed=seed) for seed in range(3)]
@@ -48,6 +51,37 @@ def test_a_change_means_the_new_version_in_whole(lab: Lab, versions: list[Path],
     listings = [seen for seen in lab.proxy.requests if seen.listing]
     assert len(listings) == 2
     assert unfinished(lab.root) == []
+
+
+def test_a_product_is_made_from_the_version_that_is_cached(lab: Lab, versions: list[Path]) -> None:
+    """One that is fetched for it may change meanwhile; one that is cached stays as it is."""
+    lab.proxy.add(Before(lambda: _replace(lab, versions[1])), key="crop_0", skip=50, times=1)
+    with PrismClient(settings=lab.settings(s3_object_timeout=TIMEOUT)) as client:
+        [unlabelled] = client.ensure("instance", 0, product="unlabelled", progress=False)
+        lab.proxy.clear()
+        assert_crop_file_equals_oracle(lab.cached(VERSIONS[0]), versions[1])
+        _replace(lab, versions[2])
+        [barcodes] = client.ensure("instance", 0, product="avg_barcodes", progress=False)
+        expected = reference_crop(versions[1])
+        with h5py.File(unlabelled) as file, h5py.File(barcodes) as means:
+            assert np.array_equal(file["unlabelled"][...], expected.labels > 0)
+            found = np.stack(list(means["avg_barcodes"].values()))
+            assert np.array_equal(found, products_oracle.avg_barcodes(expected.raw, expected.labels))
+        client.remove("instance", 0)
+        [unlabelled] = client.ensure("instance", 0, product="unlabelled", progress=False)
+        with h5py.File(unlabelled) as file:
+            assert np.array_equal(file["unlabelled"][...], reference_crop(versions[2]).labels > 0)
+    assert unfinished(lab.root) == []
+
+
+def test_raw_with_context_is_never_of_two_versions(lab: Lab, versions: list[Path]) -> None:
+    lab.proxy.add(Before(lambda: _replace(lab, versions[1])), key="crop_0", skip=50, times=1)
+    with PrismClient(settings=lab.settings(s3_object_timeout=TIMEOUT)) as client:
+        [path] = client.ensure("instance", 0, context="all", progress=False)
+    raw = zarr.open_array(versions[1] / "raw", mode="r")[...]
+    with h5py.File(path) as file:
+        assert np.array_equal(np.stack(list(file["raw"].values())), raw)
+        assert np.array_equal(file["labels"][...], reference_crop(versions[1]).labels)
 
 
 def test_changing_twice_is_an_error(lab: Lab, versions: list[Path]) -> None:

@@ -96,6 +96,24 @@ def test_a_disk_that_fills_up_while_the_crop_is_made(lab: Lab, key: str, leave: 
     assert_crop_file_equals_oracle(lab.cached(spec), lab.source(spec))
 
 
+@pytest.mark.parametrize(
+    ("product", "leave"), [("avg_barcodes", 0), ("avg_barcodes", 12_288), ("unlabelled", 12_288), ("facts", 8192)]
+)
+def test_a_disk_that_is_full_when_a_product_is_made(lab: Lab, product: str, leave: int) -> None:
+    filler = lab.root.parent / "filler"
+    with PrismClient(settings=lab.settings()) as client:
+        client.ensure("instance", 1, progress=False)
+        before = free_bytes(lab.root)
+        fill(filler, leave)
+        with pytest.raises(NoSpaceError, match="No space left on device"):
+            client.ensure("instance", 1, product=product, progress=False)
+        filler.unlink()
+        _still_serves(lab, client, before)
+        [path] = client.ensure("instance", 1, product=product, progress=False)
+        assert [each.verdict for each in client.verify()] == [Verdict.OK] * 2
+    assert product in Path(path).name
+
+
 def test_a_lease_that_cannot_be_renewed_leaves_nothing_but_itself(lab: Lab) -> None:
     cache = CropCache(lab.root)
     cache.prepare(Split.INSTANCE)

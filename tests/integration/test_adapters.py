@@ -11,10 +11,11 @@ import pytest
 import zarr
 from typer.testing import CliRunner
 
-from prismcache import NoSpaceError, PrismClient, RequestError, UnknownChannelError
+from prismcache import CropNotCachedError, NoSpaceError, PrismClient, RequestError, UnknownChannelError
 from prismcache.adapters import napari
 from prismcache.adapters.zarr import to_zarr
 from prismcache.cli import app as cli
+from tests.support import products_oracle
 from tests.support.cache_root import Lab, files_below, tiny_spec
 from tests.support.labs import running_lab
 from tests.support.mounts import small_disk
@@ -73,6 +74,25 @@ def test_the_command_writes_e11s_layout(lab, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "crop_1.zarr/raw/.zarray").read_text())["dimension_separator"] == "."
 
 
+@pytest.mark.parametrize(("layout", "raw"), [("e11", "raw"), ("ngff", "0")])
+def test_the_command_adds_products_and_context(lab, tmp_path, monkeypatch, layout, raw):
+    monkeypatch.setenv("PRISMCACHE_ROOT", str(lab.root))
+    monkeypatch.setenv("PRISMCACHE_S3_ENDPOINT_URL", lab.proxy.endpoint)
+    _, expected = cached(lab, "semantic")
+    words = ["export", "semantic", "1", str(tmp_path / "a.zarr"), "--layout", layout, "--context", "all"]
+    words += ["--channels", "0,2", "--arrays", "raw,avg_barcodes,border_mask,unlabelled"]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.stderr
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r", zarr_format=2)
+    assert sorted(group) == sorted([raw, "avg_barcodes", "border_mask", "unlabelled"])
+    assert np.array_equal(group[raw], zarr.open_array(lab.source(SPECS["semantic"]) / "raw", mode="r")[...][[0, 2]])
+    assert np.array_equal(group["avg_barcodes"], products_oracle.avg_barcodes(expected.raw, expected.labels)[[0, 2]])
+    border = products_oracle.border_mask(expected.source_labels, expected.resolution)
+    assert np.array_equal(group["border_mask"], border)
+    assert np.array_equal(group["unlabelled"], expected.source_labels > 0)
+    assert group["avg_barcodes"].attrs["offset"] == group["border_mask"].attrs["offset"] == list(expected.offset)
+
+
 def test_semantic_crops_are_written_with_their_classes_in_any_type_that_holds_them(lab, tmp_path):
     path, expected = cached(lab, "semantic")
     to_zarr(path, tmp_path / "a.zarr", channels=1, label_dtype="uint8", chunks=(5, 16, 1000))
@@ -92,6 +112,9 @@ def test_semantic_crops_are_written_with_their_classes_in_any_type_that_holds_th
         ({"label_values": "old"}, RequestError, "label_values"),
         ({"chunks": (64, 64)}, RequestError, "chunks"),
         ({"layout": "flat"}, RequestError, "layout must be one of"),
+        ({"arrays": ["raw", "lunch"]}, RequestError, "no arrays lunch to export; there are raw, labels, unl"),
+        ({"arrays": ["labels"]}, RequestError, "layout 'ngff' needs raw"),
+        ({"arrays": ["raw", "fgbg"]}, CropNotCachedError, "has no file .*crop_0.fgbg.h5"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing(lab, tmp_path, arguments, error, words):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,16 +16,18 @@ import pytest
 from prismcache import Crop, PrismClient, RequestError
 from prismcache.config import Settings
 from prismcache.layout import Manifest, manifest_path
-from prismcache.schema import Product, Split, Verdict
+from prismcache.schema import Job, Product, Split, State, Verdict
 from tests.support import products_oracle as oracle
-from tests.support.cache_root import Lab, published, tiny_spec
+from tests.support.cache_root import Lab, published, quarantined, tiny_spec
 from tests.support.labs import running_lab
 from tests.support.oracle import reference_crop
 from tests.support.service import Service, service_config
+from tests.support.service_jobs import Desk
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 SPEC, SEMANTIC = tiny_spec(2), tiny_spec(0, "semantic")
+PRODUCTS = ("unlabelled", "avg_barcodes")
 
 
 @pytest.fixture
@@ -95,11 +99,38 @@ def test_a_product_is_made_with_its_crop_in_one_call_and_then_found(client: Pris
         client.ensure("instance", 2, product="masks", progress=False)
 
 
-@pytest.mark.parametrize("client", ["service"], indirect=True)
-def test_many_clients_that_want_a_product_have_it_made_once(client: PrismClient, lab: Lab) -> None:
-    with ThreadPoolExecutor(20) as threads:
-        asked = [threads.submit(client.ensure, "instance", 2, product="unlabelled", progress=False) for _ in range(20)]
-        assert len({each.result()[0] for each in asked}) == 1
+@pytest.mark.parametrize("client", ["embedded", "service"], indirect=True)
+def test_one_job_shows_the_progress_of_the_crop_and_then_that_of_the_product(client: PrismClient, lab: Lab) -> None:
+    seen: list[Job] = []
+    client.ensure("instance", 2, product="avg_barcodes", progress=seen.append)
+    assert len({job.id for job in seen}) == 1
+    figures = [crop for job in seen for crop in job.crops]
+    last = figures[-1]
+    assert (last.state, last.objects_done, last.bytes_done) == (State.DONE, last.objects_total, last.bytes_total)
+    assert last.objects_total > 0
+    assert last.voxels_done == last.voxels_total == 2 * math.prod(SPEC.labels_shape)  # two passes
+    for before, after in itertools.pairwise(figures):
+        assert (after.bytes_done, after.voxels_done) >= (before.bytes_done, before.voxels_done)
+    assert all(crop.bytes_done == crop.bytes_total for crop in figures if crop.voxels_total)
+    seen.clear()
+    client.ensure("instance", 2, product="facts", progress=seen.append)
+    last = seen[-1].crops[0]
+    assert (last.bytes_total, last.voxels_done) == (0, math.prod(SPEC.labels_shape))
+
+
+def test_fifty_clients_that_want_a_product_of_a_service_have_it_made_once(lab: Lab, tmp_path: Path) -> None:
+    config = service_config(lab.settings(workers=2), tmp_path / "state")
+    with Service(config) as service, ThreadPoolExecutor(50) as pool:
+
+        def ensure(number: int) -> str:
+            settings = Settings.load({}, url=service.url, root=lab.root, downloads=tmp_path / "downloads")
+            with PrismClient(settings=settings) as client:
+                return client.ensure("instance", 2, product=PRODUCTS[number % 2], progress=False)[0]
+
+        assert len(set(pool.map(ensure, range(50)))) == len(PRODUCTS)
+        with Desk(service) as desk:
+            text = desk.http.get("/metrics").text
+        assert f'prismcache_task_duration_seconds_count{{outcome="done"}} {len(PRODUCTS)}.0' in text
     chunks = {key: count for key, count in lab.fetched(SPEC).items() if "/." not in key}  # the catalog reads metadata
     assert set(chunks.values()) == {1}
 
@@ -117,6 +148,11 @@ def test_products_are_verified_repaired_and_removed_like_crops(client: PrismClie
         "crop_2.unlabelled.h5": Verdict.REPAIRED,
     }
     assert Path(path).read_bytes() == good
+    assert len(quarantined(lab.root)) == 1
+    Path(path).write_bytes(good[:100])
+    assert client.ensure("instance", 2, product="unlabelled", progress=False) == [path]
+    assert Path(path).read_bytes() == good
+    assert len(quarantined(lab.root)) == 2
     client.remove("instance", 2)
     assert not Path(path).exists()
     assert not Path(facts).exists()

@@ -13,7 +13,7 @@ import pytest
 
 from prismcache import PrismClient
 from prismcache.layout import file_bytes_bound
-from prismcache.schema import Split, State
+from prismcache.schema import Product, Split, State
 from prismcache_service.cache import CropCache, CropName
 from tests.support.cache_root import Lab, published, tiny_spec
 from tests.support.processes import eventually
@@ -95,6 +95,24 @@ def test_leased_and_pinned_files_stay_and_others_go_least_recently_used_first(la
         assert reader.ensure("instance", 101, progress=False) == [path]
         usage = desk.status().usage
         assert usage.used_bytes + usage.reserved_bytes <= QUOTA
+
+
+def test_products_go_and_stay_with_their_crops(lab: Lab, tmp_path: Path) -> None:
+    cache = CropCache(lab.root)
+    for crop in STORED[3:]:
+        cache.remove(CropName(Split.INSTANCE, crop))
+    for crop in STORED[:3]:
+        store_crop(cache, CropName(Split.INSTANCE, crop, product=Product.AVG_BARCODES), MB)
+    with (
+        serving(lab, tmp_path, max_bytes=QUOTA + MB) as (service, desk),
+        PrismClient(lab.root, url=service.url) as reader,
+    ):
+        desk.http.put("/v1/crops/instance/100/pin").raise_for_status()
+        reader.ensure("instance", 101, product="avg_barcodes", progress=False)  # leased as long as the reader lives
+        assert desk.status().usage.used_bytes == 6 * MB
+        assert are_right(desk.ended(desk.submit(0).id))
+        assert stored(lab) == [100, 101]
+        assert [crop for crop in STORED if (lab.root / f"instance/crop_{crop}.avg_barcodes.h5").exists()] == [100, 101]
 
 
 def test_many_jobs_at_once_stay_within_the_quota(lab: Lab, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def write_crop_file(path: Path, plan: CropPlan, raw: Array, labels: Array, mode:
             writer.write(name, chunks)
         writer.write_ids(table)
         writer.close_file()
-    check_file(path, plan)
+    check_file(path, writer.shapes)
 
 
 def _encoded(array: ArrayPlan, voxels: Array, name: Callable[[int], str]) -> Iterator[tuple[str, list[Any]]]:

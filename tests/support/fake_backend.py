@@ -17,11 +17,14 @@ from prismcache.config import Settings
 from prismcache.errors import PrismError, UnknownCropError
 from prismcache.layout import crop_path
 from prismcache.schema import (
+    NO_CONTEXT,
+    Context,
     CropFile,
     CropInfo,
     CropProgress,
     Job,
     JobRequest,
+    Product,
     Split,
     State,
     Verdict,
@@ -43,16 +46,20 @@ def crop_file(
     root: str = "/lab/prism",
     channels: Sequence[int] | None = None,
     missing_chunks: int = 0,
+    context: Context = NO_CONTEXT,
+    product: Product = Product.CROP,
 ) -> CropFile:
     """A published file of 3 MB."""
     return CropFile(
         split=split,
         crop=crop,
         channels=tuple(channels or CHANNELS),
-        path=f"{root}/{crop_path(split, crop, channels)}",
+        path=f"{root}/{crop_path(split, crop, channels, context, product)}",
         size=3 * MB,
         sha256=f"{crop:064x}",
         missing_chunks=missing_chunks,
+        context=context,
+        product=product,
     )
 
 
@@ -187,7 +194,8 @@ class FakeBackend:
 
     def _all_cached(self, request: JobRequest) -> Job:
         crops = PUBLISHED if request.crops is None else request.crops
-        files = (crop_file(crop, request.split, root=self.root, channels=request.channels) for crop in crops)
+        wanted = {"channels": request.channels, "context": request.context, "product": request.product}
+        files = (crop_file(crop, request.split, root=self.root, **wanted) for crop in crops)
         return job(*(ready(file.crop, file) for file in files))
 
 

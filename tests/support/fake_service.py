@@ -29,7 +29,8 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from prismcache import AsyncPrismClient, PrismClient, _testing_files
+from prismcache import AsyncPrismClient, PrismClient, testing
+from prismcache.arguments import as_context
 from prismcache.errors import (
     CropInUseError,
     CropNotCachedError,
@@ -39,7 +40,7 @@ from prismcache.errors import (
     UnknownJobError,
     UnknownLeaseError,
 )
-from prismcache.layout import cache_state
+from prismcache.layout import FileName, cache_state
 from prismcache.numbers import parse_channels
 from prismcache.remote.api import CLIENT_HEADER
 from prismcache.schema import (
@@ -54,6 +55,7 @@ from prismcache.schema import (
     JobRequest,
     Lease,
     LeaseRequest,
+    Product,
     RemovedFiles,
     ServiceStatus,
     Split,
@@ -70,7 +72,7 @@ POLL = 0.005
 ROUTES: list[tuple[str, str, Handler]] = []
 
 
-class Lab(_testing_files.Lab):
+class Lab(testing.Lab):
     """The crops, jobs, pins and retention leases of a service. Safe to share between threads under its `lock`."""
 
     def __init__(self, root: Path, crops: Mapping[Key, Any]) -> None:
@@ -124,11 +126,11 @@ class Lab(_testing_files.Lab):
         lease = Lease(id=uuid.uuid4().hex, split=request.split, crops=request.crops, seconds=self.lease_seconds)
         return self.leases.setdefault(lease.id, lease)
 
-    def find_file(self, split: Split, crop: int, channels: tuple[int, ...] | None) -> CropFile:
-        """Return the cached file of exactly these channels (None: all)."""
-        if (split, crop, channels) not in self.files:
-            raise CropNotCachedError(f"crop {split.value}/{crop} is not cached")
-        return self.files[split, crop, channels]
+    def find_file(self, split: Split, wanted: FileName) -> CropFile:
+        """Return the cached file of exactly this name."""
+        if (split, wanted) not in self.files:
+            raise CropNotCachedError(f"crop {split.value}/{wanted.crop} is not cached")
+        return self.files[split, wanted]
 
     def _leases_of(self, split: Split, crop: int) -> list[Lease]:
         return [lease for lease in self.leases.values() if lease.split is split and crop in lease.crops]
@@ -209,7 +211,7 @@ class FakeService:
     def cache(self, split: str | Split, crop: int) -> Path:
         """Write a crop's file to the cache; return its path."""
         with self.lab.lock:
-            return Path(self.lab.make(Split(split), crop, None).path)
+            return Path(self.lab.make(Split(split), FileName(crop)).path)
 
     def hold(self) -> None:
         """Let no job go on until `resume`."""
@@ -390,9 +392,11 @@ async def _pin(lab: Lab, request: Request) -> BaseModel:
 
 @_route("GET", "/v1/crops/{split}/{crop}/file")
 async def _file(lab: Lab, request: Request) -> Response:
-    channels = request.query_params.get("channels")
+    asked, (split, crop) = request.query_params, _key(request)
+    channels = tuple(parse_channels(asked["channels"])) if "channels" in asked else None
+    wanted = FileName(crop, channels, as_context(asked.get("context", 0)), Product(asked.get("product", "crop")))
     with lab.lock:
-        file = lab.find_file(*_key(request), None if channels is None else tuple(parse_channels(channels)))
+        file = lab.find_file(split, wanted)
     return FileResponse(file.path, headers={"ETag": f'"{file.sha256}"'}, media_type="application/octet-stream")
 
 

@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
-from prismcache.schema import CropFile
+from prismcache.schema import CropFile, Product
 from prismcache_service.cache import CropCache, CropName
 
 
@@ -15,7 +15,7 @@ def store_crop(cache: CropCache, name: CropName, size: int = 1000, *, token: str
     """Publish a file of `size` bytes that begins as HDF5 and holds nothing; the same bytes for the same name."""
     cache.prepare(name.split)
     token = token or uuid.uuid4().hex
-    content = (HDF5_SIGNATURE + name.lock.encode()).ljust(size, b".")
+    content = _content(name, size)
     temporary = cache.temporary(name, token)
     temporary.write_bytes(content)
     sources = SourceList(source_fingerprint="f", objects=())
@@ -41,4 +41,15 @@ def manifest_of(name: CropName, content: bytes, **changes: Any) -> Manifest:
         prismcache_version="0",
         libraries={},
         created_at="2025-01-01T00:00:00+00:00",
+        context=name.context,
+        product=name.product,
+        crop_sha256="" if name.product is Product.CROP else _sha256(CropName(name.split, name.crop), len(content)),
     ).model_copy(update=changes)
+
+
+def _sha256(name: CropName, size: int) -> str:
+    return hashlib.sha256(_content(name, size)).hexdigest()
+
+
+def _content(name: CropName, size: int) -> bytes:
+    return (HDF5_SIGNATURE + name.lock.encode()).ljust(size, b".")

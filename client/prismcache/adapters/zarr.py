@@ -19,6 +19,9 @@ layout ``e11``          one flat group, as E11's training scripts read it
 ``labels_ids``          as above
 ======================  ==========================================================================================
 
+`arrays` chooses among these, and adds products of the crop under their names: ``avg_barcodes`` (C, Z, Y, X), ``fgbg``
+and ``border_mask`` (Z, Y, X), uint8, of the labels' box.
+
 The voxel arrays carry ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units`` and ``types``,
 as gunpowder, funlib, volara and dacapo read them; ``offset`` and the NGFF translation are the same numbers. In a file
 with context, raw has its own offset and is larger than the labels.
@@ -30,7 +33,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -38,15 +41,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from prismcache.adapters import labels_of
 from prismcache.arguments import Numbers, as_channels
 from prismcache.crop import Crop, LabelValues, ngff
+from prismcache.crop.facts import check_same_crop, product_beside
 from prismcache.disk import disk_errors
 from prismcache.errors import MissingExtraError, RequestError
-from prismcache.layout import LABELS_IDS
+from prismcache.layout import LABELS_IDS, product_datasets
+from prismcache.schema import Product
 
 if TYPE_CHECKING:
     import numpy as np
     import zarr
 
+    from prismcache.crop.boxes import Shape3
+
 Layout = Literal["ngff", "e11"]
+
+_OF_CROP = ("raw", "labels", "unlabelled")
+_PRODUCTS = (Product.AVG_BARCODES, Product.FGBG, Product.BORDER_MASK)
 
 CHUNKS = (64, 64, 64)
 
@@ -56,6 +66,7 @@ def to_zarr(
     destination: os.PathLike[str] | str,
     *,
     layout: Layout = "ngff",
+    arrays: Sequence[str] | None = None,
     channels: Numbers | str | None = None,
     label_values: LabelValues | None = None,
     label_dtype: str | None = None,
@@ -71,6 +82,9 @@ def to_zarr(
         A folder that does not exist yet, as ``crop_0.zarr``.
     layout
         "ngff" or "e11"; see the tables above.
+    arrays
+        "raw", "labels", "unlabelled", "avg_barcodes", "fgbg", "border_mask"; products but "unlabelled" are read from
+        the files beside the crop's. None is raw and labels, in layout e11 also unlabelled. Layout ngff needs raw.
     channels
         Channel numbers, also as "0-2,5"; the array has them in ascending order. None is all of the file's.
     label_values
@@ -92,6 +106,10 @@ def to_zarr(
         If the destination exists, or an argument has no meaning.
     UnknownChannelError
         If the file lacks a channel.
+    CropNotCachedError
+        If no file of a product lies beside the crop's; the remedy is the command that makes it.
+    CropCorruptError
+        If a product was made from another version of the crop.
     StorageError
         If the disk cannot be written.
     MissingExtraError
@@ -107,30 +125,67 @@ def to_zarr(
         raise RequestError(f"layout must be one of {get_args(Layout)}, not {layout!r}")
     if len(chunks) != 3 or min(chunks) < 1:
         raise RequestError(f"chunks must be three positive numbers (Z, Y, X), not {tuple(chunks)!r}")
-    with Crop(path) as crop, _published(target) as folder:
+    chosen = _chosen_arrays(layout, arrays)
+    with ExitStack() as files:
+        crop = files.enter_context(Crop(path))
         wanted = as_channels(channels) or crop.channels
         raw = [crop.channel(channel) for channel in wanted]
+        products = {each: _product_arrays(crop, each, wanted, files) for each in chosen if each not in _OF_CROP}
         labels = labels_of(crop, label_values)
         dtype = _label_dtype(crop, label_dtype or labels.dtype.name, consecutive=labels.dtype == "uint32")
+        folder = files.enter_context(_published(target))
         group, name = _group(folder), crop.split.value
-        origin = ngff.origin(name, crop.crop_id, wanted, crop.provenance)
-        ids = crop.labels_ids
-        _create(group, LABELS_IDS, ids.shape, ids.shape, "uint64", {})[...] = ids
         write = _Writer(crop, tuple(chunks), "." if layout == "e11" else "/")
-        if layout == "e11":
-            write.raw(group, "raw", raw)
-            write.labels(group, "labels", labels, dtype)
+        group.attrs.update({"prismcache": ngff.origin(name, crop.crop_id, wanted, crop.provenance)})
+        if "raw" in chosen:
+            write.raw(group, "raw" if layout == "e11" else "0", raw)
+        if "labels" in chosen:
+            ids = crop.labels_ids
+            _create(group, LABELS_IDS, ids.shape, ids.shape, "uint64", {})[...] = ids
+            if layout == "e11":
+                write.labels(group, "labels", labels, dtype)
+            else:
+                segmentation = group.create_group("labels", attributes={"labels": [name]}).create_group(name)
+                write.labels(segmentation, "0", labels, dtype)
+                of_labels = ngff.multiscale(f"{name} labels", crop.offset, crop.voxel_size, has_channels=False)
+                segmentation.attrs.update({"multiscales": [of_labels], "image-label": ngff.image_label()})
+        if "unlabelled" in chosen:
             write.labels(group, "unlabelled", crop.labels, "uint8", foreground=True)
-            group.attrs.update({"prismcache": origin})
-        else:
-            write.raw(group, "0", raw)
-            segmentation = group.create_group("labels", attributes={"labels": [name]}).create_group(name)
-            write.labels(segmentation, "0", labels, dtype)
+        for product, parts in products.items():
+            write.product(group, product, parts)
+        if layout == "ngff":
             image = ngff.multiscale(f"{name}/crop_{crop.crop_id}", crop.raw_offset, crop.voxel_size, has_channels=True)
-            group.attrs.update({"multiscales": [image], "omero": ngff.omero(wanted), "prismcache": origin})
-            of_labels = ngff.multiscale(f"{name} labels", crop.offset, crop.voxel_size, has_channels=False)
-            segmentation.attrs.update({"multiscales": [of_labels], "image-label": ngff.image_label()})
+            group.attrs.update({"multiscales": [image], "omero": ngff.omero(wanted)})
     return target
+
+
+def _chosen_arrays(layout: Layout, arrays: Sequence[str] | None) -> Sequence[str]:
+    """Return the names of the arrays to write.
+
+    Raises
+    ------
+    RequestError
+        If a name is unknown, or layout ngff is to have no raw.
+    """
+    chosen = arrays or (_OF_CROP if layout == "e11" else ("raw", "labels"))
+    if unknown := set(chosen) - {*_OF_CROP, *_PRODUCTS}:
+        known = ", ".join((*_OF_CROP, *_PRODUCTS))
+        raise RequestError(f"there are no arrays {', '.join(sorted(unknown))} to export; there are {known}")
+    if layout == "ngff" and "raw" not in chosen:
+        raise RequestError("layout 'ngff' needs raw, which is its image", remedy="Take layout e11, or add raw.")
+    return chosen
+
+
+def _product_arrays(crop: Crop, name: str, channels: Sequence[int], files: ExitStack) -> list[Any]:
+    """Open the product of a crop that lies beside its file; return the datasets, one for each channel or only one."""
+    from prismcache.crop.files import open_dataset, open_file  # needs h5py
+
+    product = Product(name)
+    place = product_beside(crop.path, crop.split, crop.crop_id, product)
+    names = product_datasets(product, channels)
+    file = files.enter_context(open_file(place, names))
+    check_same_crop(place, str(file.attrs["crop_sha256"]), crop.crop_id)
+    return [open_dataset(file, each, place) for each in names]
 
 
 @contextmanager
@@ -185,8 +240,12 @@ class _Writer:
     separator: str
 
     def raw(self, group: zarr.Group, name: str, channels: Sequence[Any]) -> None:
-        shape, place = self.crop.raw_shape, ngff.place(self.crop.raw_offset, self.crop.voxel_size, has_channels=True)
-        sizes = self._sizes(shape)
+        self._channels(group, name, channels, self.crop.raw_shape, self.crop.raw_offset)
+
+    def _channels(
+        self, group: zarr.Group, name: str, channels: Sequence[Any], shape: Shape3, offset: Shape3
+    ) -> None:
+        place, sizes = ngff.place(offset, self.crop.voxel_size, has_channels=True), self._sizes(shape)
         target = _create(group, name, (len(channels), *shape), (1, *sizes), "uint8", place, separator=self.separator)
         for index, channel in enumerate(channels):
             for row in _rows(shape, sizes):
@@ -199,6 +258,12 @@ class _Writer:
         for row in _rows(shape, sizes):
             voxels = labels[row]
             target[row] = (voxels > 0 if foreground else voxels).astype(dtype)
+
+    def product(self, group: zarr.Group, name: str, parts: Sequence[Any]) -> None:
+        if len(parts) == 1 and name != Product.AVG_BARCODES:
+            self.labels(group, name, parts[0], "uint8")
+        else:
+            self._channels(group, name, parts, self.crop.shape, self.crop.offset)
 
     def _sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(min(size, extent) for size, extent in zip(self.chunks, shape, strict=True))

@@ -21,6 +21,7 @@ from prismcache.cli.options import (
     AnyCropsArgument,
     AnySplitArgument,
     ChannelsOption,
+    ContextOption,
     CropArgument,
     CropsArgument,
     JsonOption,
@@ -84,9 +85,7 @@ def ensure(  # noqa: PLR0913 - each is an option that people type
     crops: CropsArgument,
     *,
     channels: ChannelsOption = None,
-    context: Annotated[
-        str | None, typer.Option(help="Voxels of raw around the labels: 16, or Z,Y,X as 16,46,46, or all (default: 0)")
-    ] = None,
+    context: ContextOption = None,
     product: Annotated[
         str | None,
         typer.Option(
@@ -228,10 +227,14 @@ def remove(
 
 @app.command(
     cls=Command,
-    epilog=examples("export instance 0 crop_0.zarr", "export semantic 3 classes.zarr --label-values original"),
+    epilog=examples(
+        "export instance 0 crop_0.zarr",
+        "export semantic 3 classes.zarr --label-values original",
+        "export instance 2 crop_2.zarr --layout e11 --arrays raw,labels,unlabelled,avg_barcodes --context all",
+    ),
 )
 @with_settings
-def export(
+def export(  # noqa: PLR0913 - each is an option that people type
     settings: dict[str, Any],
     split: SplitArgument,
     crop: CropArgument,
@@ -243,19 +246,27 @@ def export(
     ] = None,
     label_dtype: Annotated[str | None, typer.Option(help="As uint16 (default: uint32, or uint64 for original)")] = None,
     layout: Annotated[str, typer.Option(help="ngff (OME-Zarr), or e11: raw, labels, unlabelled in one group")] = "ngff",
+    arrays: Annotated[
+        str | None, typer.Option(help="As raw,labels,avg_barcodes (default: raw,labels; in layout e11 also unlabelled)")
+    ] = None,
+    context: ContextOption = None,
 ) -> None:
     """Write a crop as zarr, fetching it first if it is not cached; print the folder's path."""
     from prismcache.adapters.zarr import to_zarr
     from prismcache.cli.output import working
 
     only = read_channels(channels)
+    chosen = None if arrays is None else [name.strip() for name in arrays.split(",")]
     with _client(settings) as client, warnings_as_lines():
-        path = client.ensure(split, crop, channels=only)[0]
+        path = client.ensure(split, crop, channels=only, context=context or 0)[0]
+        for product in set(chosen or ()) - {"raw", "labels", "unlabelled"}:
+            client.ensure(split, crop, product=product)
         with working("writing the export"):
             written = to_zarr(
                 path,
                 destination,
                 layout=cast("Any", layout),
+                arrays=chosen,
                 channels=only,
                 label_values=cast("Any", label_values),
                 label_dtype=label_dtype,

@@ -64,6 +64,9 @@ CropArgument = Annotated[
 CropsArgument = Annotated[list[str], _crops_argument("0 5, 0-4, 0,3 or all")]
 AnyCropsArgument = Annotated[list[str] | None, _crops_argument("0 5, 0-4, 0,3 or all (default: all)")]
 ChannelsOption = Annotated[str | None, typer.Option(help="Only these channels: 0,3 or 0-2 (default: all)")]
+ContextOption = Annotated[
+    str | None, typer.Option(help="Voxels of raw around the labels: 16, or Z,Y,X as 16,46,46, or all (default: 0)")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text, errors too")]
 
 SETTINGS_OPTIONS: dict[str, Any] = {

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.text import Text
 
-from prismcache.progress.text import CropClock, Stage, amount, end_line, stage_of, total_of
+from prismcache.progress.text import CropClock, Stage, amount, done_of, end_line, stage_of, total_of
 from prismcache.schema import CropDownload, CropProgress, Job, State
 from prismcache.units import format_bytes
+
+
+class _Speed(TransferSpeedColumn):
+    """Bytes a second; empty while voxels are counted."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["is_bytes"] else Text()
 
 
 class BarReporter:
@@ -39,15 +47,9 @@ class BarReporter:
         self._made |= {crop.crop: crop for crop in making}
         self._update_total(progress, list(self._made.values()))
         for crop in started:
-            self._bars[stage_of(crop)] = progress.add_task(
-                f"{job.split.value}/{crop.crop}",
-                completed=crop.bytes_done,
-                total=crop.bytes_total or None,
-                amount=amount(crop),
-            )
+            self._bars[stage_of(crop)] = progress.add_task(f"{job.split.value}/{crop.crop}", **_figures(crop))
         for crop in self._crops.running(job):
-            total = crop.bytes_total or None
-            progress.update(self._bars[stage_of(crop)], completed=crop.bytes_done, total=total, amount=amount(crop))
+            progress.update(self._bars[stage_of(crop)], **_figures(crop))
         for crop in self._crops.ended_now(job):
             progress.remove_task(self._bars.pop(stage_of(crop)))
             self.say(end_line(job, crop, self._crops))
@@ -66,7 +68,7 @@ class BarReporter:
         if len(crops) < 2:
             return
         if self._total is None:
-            self._total = progress.add_task("all", total=None, amount="")
+            self._total = progress.add_task("all", total=None, amount="", is_bytes=True)
         total = total_of(crops)
         about = "about " if total.is_estimate else ""
         text = f"{total.crops_ended} of {total.crops} crops, {format_bytes(total.bytes_done)}"
@@ -75,12 +77,22 @@ class BarReporter:
         progress.update(self._total, completed=total.bytes_done, total=total.bytes_total or None, amount=text)
 
 
+def _figures(crop: CropProgress) -> dict[str, Any]:
+    done, total = done_of(crop)
+    return {
+        "completed": done,
+        "total": total or None,
+        "amount": amount(crop),
+        "is_bytes": not crop.voxels_total,
+    }
+
+
 def _started(console: Console, clock: Callable[[], float]) -> Progress:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
         TextColumn("{task.fields[amount]}"),
-        TransferSpeedColumn(),
+        _Speed(),
         TimeRemainingColumn(),
         console=console,
         get_time=clock,

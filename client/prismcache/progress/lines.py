@@ -43,7 +43,7 @@ class LineReporter:
 
     def _is_due(self, crop: CropProgress) -> bool:
         written_at, share = self._last[stage_of(crop)]
-        silence, gain = self._clock() - written_at, share_done(crop) - share
+        silence, gain = self._clock() - written_at, abs(share_done(crop) - share)  # less: a product has begun
         due = silence >= LINE_SECONDS and (gain >= LINE_SHARE or silence >= HEARTBEAT_SECONDS)
         if due:
             self._last[stage_of(crop)] = (self._clock(), share_done(crop))

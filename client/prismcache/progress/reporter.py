@@ -129,7 +129,7 @@ class SignOfLife:
     def update(self, job: Job) -> None:
         """Show the snapshot."""
         self._job = job
-        if any(crop.objects_total or crop.bytes_total or crop.state.is_final for crop in job.crops):
+        if any(c.objects_total or c.bytes_total or c.voxels_total or c.state.is_final for c in job.crops):
             self._timer.cancel()
         self.reporter.update(job)
 

@@ -59,13 +59,21 @@ class CropClock:
         return crop.bytes_done - self.started[stage_of(crop)][1]
 
 
+def done_of(crop: CropProgress) -> tuple[int, int]:
+    """Return how much is done, and of how much: bytes, or voxels once a product is made; the total is 0 if unknown."""
+    return (crop.voxels_done, crop.voxels_total) if crop.voxels_total else (crop.bytes_done, crop.bytes_total)
+
+
 def share_done(crop: CropProgress) -> float:
-    """Return the fetched share of the crop's bytes, 0 to 1; 0 while the total is unknown."""
-    return crop.bytes_done / crop.bytes_total if crop.bytes_total else 0.0
+    """Return the share of `done_of`, 0 to 1; 0 while the total is unknown."""
+    done, total = done_of(crop)
+    return done / total if total else 0.0
 
 
 def amount(crop: CropProgress) -> str:
-    """Return how many bytes and objects are fetched, of how many."""
+    """Return how many bytes and objects are fetched, or how many voxels of a product are computed, of how many."""
+    if crop.voxels_total:
+        return f"{crop.voxels_done / 1e6:.1f} of {crop.voxels_total / 1e6:.1f} million voxels computed"
     if isinstance(crop, CropDownload):
         return f"{format_bytes(crop.bytes_done)} of {format_bytes(crop.bytes_total)} downloaded"
     if not crop.objects_total:
@@ -78,7 +86,7 @@ def progress_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
     """Return how far a crop is, as one line without a line break."""
     share, seconds, gained = share_done(crop), clock.seconds(crop), clock.gained(crop)
     line = f"{job.split.value}/{crop.crop}: {share:.0%}, {amount(crop)}"
-    if share < 1 and gained > 0 and seconds > 0:
+    if not crop.voxels_total and share < 1 and gained > 0 and seconds > 0:
         left = format_duration(seconds * (crop.bytes_total - crop.bytes_done) / gained)
         line += f", {format_rate(gained, seconds)}, {left} left"
     return line
@@ -93,7 +101,10 @@ def end_line(job: Job, crop: CropProgress, clock: CropClock) -> str:
         size, took = format_bytes(crop.file.size), format_duration(seconds)
         if isinstance(crop, CropDownload):
             return f"{name}: downloaded in {took}, {size} at {rate}"
-        fetched = f"{format_bytes(crop.bytes_done)} fetched at {rate}" if crop.bytes_done else "made by another process"
+        if crop.bytes_done:
+            fetched = f"{format_bytes(crop.bytes_done)} fetched{'' if crop.voxels_total else f' at {rate}'}"
+        else:
+            fetched = "made from the cached crop" if crop.voxels_total else "made by another process"
         return f"{name}: ready in {took}, {fetched}, {size} on disk"
     if crop.problem is not None:
         return f"{name}: failed: error[{crop.problem.code}]"  # the error itself, with its reason, follows

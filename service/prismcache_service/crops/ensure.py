@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from prismcache.errors import MissingChunksError, PrismError, StorageUnwritableError
-from prismcache.schema import CropFile, CropProgress, JobRequest, Product, State
+from prismcache.errors import CropNotCachedError, MissingChunksError, PrismError, StorageUnwritableError
+from prismcache.schema import CropFile, CropProgress, JobRequest, Product, Progress, State
 from prismcache_service.cache import CropCache, CropName, Found, Watch
 from prismcache_service.engine import CropTask, Engine, Outcome
 from prismcache_service.pipeline.progress import Report
@@ -62,7 +62,8 @@ class EnsureService:
     async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> Outcome:
         """Return a right file of a crop that `find_all` did not find, or the problem of the worker that was to make it.
 
-        The file is looked up once more under the making lock, and then made. For a product, the crop comes first.
+        The file is looked up once more under the making lock, and then made. For a product, the crop comes first; if
+        the crop is removed or made anew while the product is made from it, both are made once more.
 
         Parameters
         ----------
@@ -78,10 +79,27 @@ class EnsureService:
         PrismError
             If the crop cannot be had.
         """
-        if name.product is not Product.CROP:
-            crop = await self.ensure(CropName(name.split, name.crop), report, strict=strict)
-            if not isinstance(crop, CropFile):
-                return crop
+        if name.product is Product.CROP:
+            return await self._ensure_file(name, report, strict=strict)
+        fetched = Progress()
+
+        def report_crop(progress: Progress) -> None:
+            nonlocal fetched
+            fetched = progress
+            report(progress)
+
+        def report_product(progress: Progress) -> None:
+            report(progress.model_copy(update=fetched.model_dump(exclude={"voxels_done", "voxels_total"})))
+
+        for is_last in (False, True):
+            outcome = await self._ensure_file(CropName(name.split, name.crop), report_crop, strict=strict)
+            if isinstance(outcome, CropFile):
+                outcome = await self._ensure_file(name, report_product, strict=strict)
+            if is_last or isinstance(outcome, CropFile) or outcome.code != CropNotCachedError.code:
+                break
+        return outcome
+
+    async def _ensure_file(self, name: CropName, report: Report, *, strict: bool) -> Outcome:
         watch, locks = Watch(), self._cache.locks
         try:
             await self._cache.threads.run(self._cache.prepare, name.split)

@@ -204,7 +204,7 @@ class Materializer:
         def end() -> None:
             spool.close()
             writer.sync()
-            check_file(target, plan)
+            check_file(target, writer.shapes)
 
         fd = await run_in(self._threads.hdf5, writer.close_file)
         # The hash covers what the system reads back, while the disk writes. It does not run in a thread that has

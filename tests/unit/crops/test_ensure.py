@@ -11,9 +11,15 @@ from unittest.mock import patch
 
 import pytest
 
-from prismcache.errors import MissingChunksError, PrismError, SourceCorruptError, StorageUnwritableError
+from prismcache.errors import (
+    CropNotCachedError,
+    MissingChunksError,
+    PrismError,
+    SourceCorruptError,
+    StorageUnwritableError,
+)
 from prismcache.layout import HDF5_SIGNATURE, SourceList
-from prismcache.schema import CropFile, JobRequest, Progress, Split, State
+from prismcache.schema import CropFile, JobRequest, Problem, Product, Progress, Split, State
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.cache import making_lock as leasing
 from prismcache_service.crops.ensure import EnsureService
@@ -68,6 +74,26 @@ class QuickEngine(Engine):
         return
 
 
+class CroplessEngine(QuickEngine):
+    """Publishes; but for the first `gone` products, the crop is gone when it would make them."""
+
+    def __init__(self, cache: CropCache, gone: int) -> None:
+        super().__init__(cache)
+        self._gone = gone
+
+    async def run(self, task: CropTask, report: Callable[[Progress], None]) -> CropFile | Problem:
+        self.tasks.append(task)
+        if task.name.product is Product.CROP:
+            report(Progress(objects_done=2, objects_total=2, bytes_done=4, bytes_total=4))
+        else:
+            report(Progress(voxels_done=5, voxels_total=9))
+            if self._gone:
+                self._gone -= 1
+                self._cache.remove(NAME)
+                return CropNotCachedError("the crop changed").to_problem()
+        return store_crop(self._cache, task.name, token=task.token)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> CropCache:
     return CropCache(tmp_path / "root")
@@ -107,6 +133,19 @@ async def test_what_is_not_there_is_made_with_progress_and_what_is_there_is_not(
     assert [task.name for task in engine.tasks] == [NAME]
     assert len(seen) == 1
     assert unfinished(cache.root) == []
+
+
+@pytest.mark.parametrize(("gone", "tasks"), [(0, 2), (1, 4), (2, 4)])
+async def test_a_product_comes_after_its_crop_and_both_come_again_once_if_the_crop_is_gone_meanwhile(
+    cache: CropCache, gone: int, tasks: int
+) -> None:
+    product = CropName(Split.INSTANCE, 3, product=Product.UNLABELLED)
+    engine, seen = CroplessEngine(cache, gone), list[Progress]()
+    outcome = await EnsureService(cache, engine).ensure(product, seen.append)
+    assert [task.name for task in engine.tasks] == [NAME, product] * (tasks // 2)
+    assert isinstance(outcome, Problem) is (gone == 2)
+    fetched = {"objects_done": 2, "objects_total": 2, "bytes_done": 4, "bytes_total": 4}
+    assert seen == [Progress(**fetched), Progress(**fetched, voxels_done=5, voxels_total=9)] * (tasks // 2)
 
 
 async def test_many_at_once_make_a_crop_once(cache: CropCache) -> None:

@@ -58,6 +58,12 @@ def download(crop: int, done: int, state: State = State.RUNNING) -> CropDownload
     return CropDownload(crop=crop, state=state, bytes_done=done * MB, bytes_total=3 * MB, file=file)
 
 
+def deriving(crop: CropProgress, done: int) -> CropProgress:
+    """A crop of whose product `done` of 50 million voxels are computed."""
+    return crop.model_copy(update={"voxels_done": done * MB, "voxels_total": 50 * MB})
+
+
+READY_IN = "instance/0: ready in"
 HALF = "instance/0: 50%, 50.0 MB of 100 MB, 50 of 100 objects"
 STORIES = {
     "a crop starts and is ready": [
@@ -98,6 +104,16 @@ STORIES = {
         (10, job(download(0, 3, State.DONE)), ["instance/0: downloaded in 20 s, 3.0 MB at 100 kB/s"]),
         (0, job(ready(0)), []),
     ],
+    "a product is made after its crop": [
+        (0, job(running(0)), ["instance/0: started"]),
+        (5, job(running(0, 100)), []),
+        (5, job(deriving(running(0, 100), 12)), ["instance/0: 24%, 12.0 of 50.0 million voxels computed"]),
+        (5, job(deriving(ready(0), 50)), ["instance/0: ready in 15 s, 100 MB fetched, 3.0 MB on disk"]),
+    ],
+    "a product is made from a cached crop": [
+        (0, job(running(0, total=0)), ["instance/0: started"]),
+        (2, job(deriving(ready(0, total=0), 50)), [f"{READY_IN} 2.0 s, made from the cached crop, 3.0 MB on disk"]),
+    ],
     "the service had the crop": [
         (0, job(ready(0), ready(5)), []),
         (0, job(download(0, 0), ready(5)), ["instance/0: downloading 3.0 MB"]),
@@ -118,6 +134,22 @@ def test_lines_tell(name, lines, stream, clock):
 def test_a_log_that_is_closed_stops_nothing(lines, stream):
     stream.close()
     lines.update(job(running(0)))
+
+
+def test_bars_go_from_bytes_to_voxels_when_a_product_begins(clock):
+    terminal = Terminal()
+    bars = BarReporter(terminal, clock, width=140)
+    for snapshot in (running(0), running(0, 50), running(0, 100), deriving(running(0, 100), 0)):
+        bars.update(job(snapshot))
+        clock.now += 1
+    terminal.truncate(0)
+    bars.update(job(deriving(running(0, 100), 20)))
+    assert bars._progress is not None
+    bars._progress.refresh()
+    drawn = terminal.getvalue()
+    bars.close()
+    assert "20.0 of 50.0 million voxels computed" in drawn
+    assert "MB/s" not in drawn
 
 
 def test_bars_show_a_download_and_keep_the_total_of_what_is_made(clock):

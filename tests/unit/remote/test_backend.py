@@ -20,6 +20,7 @@ from prismcache.errors import (
     UnknownCropError,
     UnknownJobError,
 )
+from prismcache.layout import FileName
 from prismcache.loading import load_backend
 from prismcache.remote import RemoteBackend
 from prismcache.remote.offline import known_job
@@ -204,11 +205,11 @@ def test_without_a_service_an_unknown_crop_is_an_error(service, case):
 
 
 def test_a_known_subset_serves_its_channels(service):
-    service.lab.make(Split.INSTANCE, 0, (0, 2))
+    service.lab.make(Split.INSTANCE, FileName(0, (0, 2)))
     request = JobRequest(split=Split.INSTANCE, crops=(0,), channels=(0, 2))
     job = known_job(request, service.root)
     assert job is not None
-    assert (job.state, job.crops[0].file) == (State.DONE, service.lab.find_file(Split.INSTANCE, 0, (0, 2)))
+    assert (job.state, job.crops[0].file) == (State.DONE, service.lab.find_file(Split.INSTANCE, FileName(0, (0, 2))))
     assert known_job(request.model_copy(update={"channels": (0,)}), service.root) is None
 
 

@@ -28,7 +28,7 @@ from prismcache.errors import (
     StorageError,
     StorageUnwritableError,
 )
-from prismcache.layout import crop_file_name
+from prismcache.layout import FileName, crop_file_name
 from prismcache.remote import download as _download
 from prismcache.remote.download import UNUSED, Downloader, Part, prune
 from prismcache.remote.http import Connection
@@ -149,7 +149,7 @@ class Scene(NamedTuple):
 def scene(tmp_path):
     with FakeService() as service:
         path = service.cache("instance", 1)
-        file = service.lab.find_file(Split.INSTANCE, 1, None)
+        file = service.lab.find_file(Split.INSTANCE, FileName(1))
         whole.path = path
         yield Scene(service, file, tmp_path / "downloads" / crop_file_name(1))
 

@@ -8,6 +8,7 @@ import pytest
 
 from prismcache import (
     AsyncPrismClient,
+    Crop,
     PrismClient,
     RequestError,
     ServiceUnreachableError,
@@ -58,6 +59,24 @@ def test_made_up_crops_are_always_the_same_and_differ():
             digests.append([file.sha256 for file in client.ensure_files("instance", progress=False)])
     assert digests[0] == digests[1]
     assert len(set(digests[0])) == 3
+
+
+def test_raw_that_reaches_beyond_labels_is_context():
+    raw = np.arange(2 * 5 * 4 * 9, dtype=np.uint8).reshape(2, 5, 4, 9)
+    crops = {("instance", 0): {"raw": raw, "labels": np.ones((3, 4, 5), np.uint8)}}
+    with InMemoryService(crops) as service, service.client() as client:
+        [plain] = client.ensure("instance", 0, progress=False)
+        [clipped] = client.ensure("instance", 0, context=(1, 2, 1), progress=False)
+        [whole] = client.ensure("instance", 0, context="all", channels=1, progress=False)
+        with Crop(plain) as crop:
+            np.testing.assert_array_equal(crop.channel(1)[...], raw[1, 1:4, :, 2:7])
+        with Crop(clipped) as crop:
+            assert crop.context == ((1, 0, 1), (1, 0, 1))
+            np.testing.assert_array_equal(crop.channel(1)[...], raw[1, :, :, 1:8])
+        with Crop(whole) as crop:
+            assert (crop.channels, crop.offset, crop.raw_offset) == ((1,), (400, 0, 336), (0, 0, 0))
+            np.testing.assert_array_equal(crop.channel(1)[...], raw[1])
+        assert client.ensure("instance", 0, context=2, channels=1, progress=False) == [whole]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from prismcache_service.pipeline.codec import RECIPE
 TOPIC = "prismcache"
 """Dask's topic under which workers send `DaskNews`."""
 
-_PACKAGES = ("prismcache", "distributed", "aiobotocore", "h5py", "isal", "numcodecs", "numpy", "obstore", "zarr")
+_PACKAGES = (
+    "prismcache", "distributed", "aiobotocore", "h5py", "isal", "numcodecs", "numpy", "obstore", "scipy", "zarr",
+)  # fmt: skip
 _PLACE = ("root", "s3_endpoint_url", "s3_bucket", "s3_prefix")
 
 

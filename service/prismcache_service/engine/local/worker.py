@@ -36,6 +36,7 @@ from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine import CropTask, News
 from prismcache_service.pipeline.bucket.s3 import open_s3
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
+from prismcache_service.pipeline.progress import Report
 
 ALIVE_S = 1.0
 _REPORT_S = 0.1
@@ -71,7 +72,7 @@ class _Reporter:
 
     def __call__(self, progress: Progress) -> None:
         self._latest = progress
-        if progress.objects_done in {0, progress.objects_total}:
+        if (progress.objects_done, progress.voxels_done) in {(0, 0), (progress.objects_total, progress.voxels_total)}:
             self._send()
         elif self._timer is None:
             self._timer = self._loop.call_at(self._next_at, self._send)
@@ -123,7 +124,7 @@ class Worker:
                 manifest = _manifest(name, made)
                 objects = made.source_objects
             else:
-                manifest, objects = await self._derive(name, temporary), ()
+                manifest, objects = await self._derive(name, temporary, report), ()
             sources = SourceList(source_fingerprint=manifest.source_fingerprint, objects=objects)
             return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, task.token)
         finally:
@@ -131,17 +132,34 @@ class Worker:
             with contextlib.suppress(OSError):  # must neither hide the first error nor fail a published crop
                 temporary.unlink(missing_ok=True)
 
-    async def _derive(self, name: CropName, temporary: Path) -> Manifest:
-        """Make a product from the cached crop; return its manifest."""
+    async def _derive(self, name: CropName, temporary: Path, report: Report) -> Manifest:
+        """Make a product from the cached crop; return its manifest.
+
+        Raises
+        ------
+        CropNotCachedError
+            If the crop is not cached, or another file took its place meanwhile.
+        """
         from prismcache_service.pipeline.products import make_product  # scipy takes 0.3 s of a worker's start
 
         crop_name = CropName(name.split, name.crop)
         found = (await self._cache.find(crop_name)).file
-        crop = self._cache.manifest(crop_name)
+        crop = await self._cache.threads.run(self._cache.manifest, crop_name)
         if found is None or crop is None:
             raise CropNotCachedError(f"crop {name.split.value}/{name.crop} is no longer cached")
-        path = self._cache.path(crop_name)
-        made = await asyncio.to_thread(make_product, path, crop.sha256, name.product, temporary, FILE_MODE)
+        path, loop = self._cache.path(crop_name), asyncio.get_running_loop()
+
+        def report_from_thread(progress: Progress) -> None:
+            loop.call_soon_threadsafe(report, progress)
+
+        made = await asyncio.to_thread(
+            make_product, path, crop.sha256, name.product, temporary, FILE_MODE, report_from_thread
+        )
+        now = await self._cache.threads.run(self._cache.manifest, crop_name)
+        if now is None or now.sha256 != crop.sha256:
+            raise CropNotCachedError(
+                f"crop {name.split.value}/{name.crop} changed while {name.product.value} was made from it"
+            )
         return crop.model_copy(
             update={
                 "format_version": FORMAT_VERSION,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from prismcache.crop import Crop
 from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import RequestError, StorageError
 from prismcache.layout import FORMAT_VERSION, raw_dataset
-from prismcache.schema import Product, Split
+from prismcache.schema import Product, Progress, Split
 from prismcache_service.pipeline.codec import encode_row
 from prismcache_service.pipeline.products.arrays import (
     BRIGHT,
@@ -37,7 +37,10 @@ from prismcache_service.pipeline.products.arrays import (
     tiles,
 )
 from prismcache_service.pipeline.products.facts import FactsCollector
-from prismcache_service.pipeline.write import SafeFile
+from prismcache_service.pipeline.progress import Report
+from prismcache_service.pipeline.write import SafeFile, check_file
+
+Count = Callable[[int], None]
 
 RECIPES: Mapping[Product, str] = {
     Product.UNLABELLED: "unlabelled-1",
@@ -64,7 +67,14 @@ class MadeProduct:
     size: int
 
 
-def make_product(crop_path: Path, crop_sha256: str, product: Product, target: Path, mode: int) -> MadeProduct:
+def make_product(
+    crop_path: Path,
+    crop_sha256: str,
+    product: Product,
+    target: Path,
+    mode: int,
+    report: Report = lambda _: None,
+) -> MadeProduct:
     """Make the file `target`, on which nothing lies yet, from a cached crop with all its channels.
 
     Parameters
@@ -77,6 +87,8 @@ def make_product(crop_path: Path, crop_sha256: str, product: Product, target: Pa
         The temporary file.
     mode
         Permissions of the file.
+    report
+        Called with the voxels computed so far, in the caller's thread; voxels that are read twice count twice.
 
     Raises
     ------
@@ -89,14 +101,14 @@ def make_product(crop_path: Path, crop_sha256: str, product: Product, target: Pa
     """
     try:
         with Crop(crop_path) as crop:
-            _make(crop, crop_sha256, product, target, mode)
+            _make(crop, crop_sha256, product, target, mode, report)
     except OSError as error:  # writing raises typed errors only
         raise StorageError(f"{crop_path} cannot be read: {error}") from error
     with disk_errors(target):
         return MadeProduct(product, RECIPES[product], crop_sha256, sha256_of(target), target.stat().st_size)
 
 
-def _make(crop: Crop, crop_sha256: str, product: Product, target: Path, mode: int) -> None:
+def _make(crop: Crop, crop_sha256: str, product: Product, target: Path, mode: int, report: Report) -> None:
     if product in {Product.FGBG, Product.BORDER_MASK} and crop.split != Split.SEMANTIC:
         raise RequestError(
             f"crop {crop.crop_id} of split {str(crop.split)!r} has no product {product.value!r}",
@@ -111,22 +123,24 @@ def _make(crop: Crop, crop_sha256: str, product: Product, target: Path, mode: in
         "format_version": FORMAT_VERSION,
         "prismcache_version": version("prismcache"),
     }
+    count = _counter(math.prod(crop.shape) * (2 if product is Product.AVG_BARCODES else 1), report)
     if product is Product.FACTS:
-        _write_json(target, about | _facts(crop), mode)
+        _write_json(target, about | _facts(crop, count), mode)
         return
     with SafeFile(target, about, mode) as file:
-        _write_arrays(crop, product, file)
+        _write_arrays(crop, product, file, count)
         file.close_file()
         file.sync()
+        check_file(target, file.shapes)
 
 
-def _write_arrays(crop: Crop, product: Product, file: SafeFile) -> None:
+def _write_arrays(crop: Crop, product: Product, file: SafeFile, count: Count) -> None:
     if product is Product.AVG_BARCODES:
-        _write_barcodes(crop, file)
+        _write_barcodes(crop, file, count)
         return
     _create(file, product.value, crop)
     if product is Product.UNLABELLED:
-        for z, labels in _slabs(crop):
+        for z, labels in _slabs(crop, count):
             _write(file, product.value, (labels > 0).astype(np.uint8), (z, 0, 0))
         return
     ids = crop.labels_ids
@@ -141,31 +155,33 @@ def _write_arrays(crop: Crop, product: Product, file: SafeFile) -> None:
         else:
             found = is_bright & near(~is_bright, reach, crop.voxel_size) & ~np.isin(ids, VESSELS)[labels]
         corner = (tile.box[0].start, tile.box[1].start, tile.box[2].start)
-        _write(file, product.value, found[tile.inner].astype(np.uint8), corner)
+        voxels = found[tile.inner].astype(np.uint8)
+        _write(file, product.value, voxels, corner)
+        count(voxels.size)
 
 
-def _write_barcodes(crop: Crop, file: SafeFile) -> None:
+def _write_barcodes(crop: Crop, file: SafeFile, count: Count) -> None:
     """Write the mean of raw over each label, in two passes: sums first, and then each voxel's mean."""
-    count, channels = len(crop.labels_ids), crop.channels
-    voxels, sums = np.zeros(count, np.int64), np.zeros((len(channels), count), np.int64)
-    for z, labels in _slabs(crop):
+    number, channels = len(crop.labels_ids), crop.channels
+    voxels, sums = np.zeros(number, np.int64), np.zeros((len(channels), number), np.int64)
+    for z, labels in _slabs(crop, count):
         kept = barcode_labels(labels).astype(np.intp)  # what bincount would else make of it for each channel
-        voxels += np.bincount(kept.reshape(-1), minlength=count)
+        voxels += np.bincount(kept.reshape(-1), minlength=number)
         for index, raw in enumerate(_raw(crop, z, len(labels))):
-            sums[index] += label_sums(kept, raw, count)
+            sums[index] += label_sums(kept, raw, number)
     table = mean_table(sums, voxels)
     names = [raw_dataset(channel).replace("raw/", "avg_barcodes/") for channel in channels]
     for name in names:
         _create(file, name, crop)
-    for z, labels in _slabs(crop):
+    for z, labels in _slabs(crop, count):
         places = barcode_labels(labels)
         for name, means in zip(names, table, strict=True):
             _write(file, name, means[places], (z, 0, 0))
 
 
-def _facts(crop: Crop) -> dict[str, Any]:
+def _facts(crop: Crop, count: Count) -> dict[str, Any]:
     collector = FactsCollector(crop.labels_ids, crop.channels)
-    for z, labels in _slabs(crop):
+    for z, labels in _slabs(crop, count):
         collector.add_labels(labels, z)
         wide = labels.astype(np.intp)  # what bincount would else make of it for each channel
         for index, raw in enumerate(_raw(crop, z, len(labels))):
@@ -173,13 +189,26 @@ def _facts(crop: Crop) -> dict[str, Any]:
     return collector.facts(offset=crop.offset, voxel_size=crop.voxel_size, semantic=crop.split == Split.SEMANTIC)
 
 
-def _slabs(crop: Crop) -> Iterator[tuple[int, Labels]]:
+def _counter(total: int, report: Report) -> Count:
+    done = 0
+
+    def count(voxels: int) -> None:
+        nonlocal done
+        done += voxels
+        report(Progress(voxels_done=done, voxels_total=total))
+
+    count(0)
+    return count
+
+
+def _slabs(crop: Crop, count: Count) -> Iterator[tuple[int, Labels]]:
     """Yield (first plane, labels) of slabs of whole HDF5 chunks; each is valid until the next one is asked for."""
     buffer = np.empty((_CHUNK[0], *crop.shape[1:]), np.uint32)
     for z in range(0, crop.shape[0], _CHUNK[0]):
         slab = buffer[: min(_CHUNK[0], crop.shape[0] - z)]
         crop.labels.read_direct(slab, np.s_[z : z + len(slab)])
         yield z, slab
+        count(slab.size)
 
 
 def _raw(crop: Crop, z: int, planes: int) -> Iterator[Bytes]:

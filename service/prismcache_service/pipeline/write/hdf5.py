@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,11 @@ class SafeFile:
     mode
         Permissions of the file.
 
+    Attributes
+    ----------
+    shapes
+        (Z, Y, X) of each chunked dataset, in voxels, by its name.
+
     Raises
     ------
     StorageError
@@ -156,6 +162,7 @@ class SafeFile:
         self._buffered = _Gathered(self._sink, _WRITE_BYTES)
         self._file = h5py.File(self._buffered, "w", libver="earliest")
         self._datasets: dict[str, h5py.Dataset] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         try:
             self._file.attrs.update(attributes)
         except BaseException:
@@ -198,7 +205,7 @@ class SafeFile:
         for key, exact in (exact_nm or {}).items():
             if exact is not None:
                 dataset.attrs[key] = np.array(exact, np.float64)
-        self._datasets[name] = dataset
+        self._datasets[name], self.shapes[name] = dataset, tuple(shape)
 
     def chunk(self, name: str) -> tuple[int, ...]:
         """Return the shape (Z, Y, X) of a dataset's chunks, in voxels."""
@@ -263,21 +270,27 @@ class CropWriter(SafeFile):
         self._sink.raise_error()
 
 
-def check_file(path: Path, plan: CropPlan) -> None:
+def check_file(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Reopen a finished file and see that every chunk of every dataset is there.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shapes
+        What it must hold: `SafeFile.shapes`.
 
     Raises
     ------
     StorageError
         If the file does not hold what was written.
     """
-    expected = {raw_dataset(channel): plan.raw for channel in plan.channels} | {LABELS: plan.labels}
     try:
         with h5py.File(path, "r", locking=False) as file:
-            for name, array in expected.items():
+            for name, shape in shapes.items():
                 dataset = file[name]
-                count = int(np.prod([-(-n // c) for n, c in zip(dataset.shape, array.chunk, strict=True)]))
-                if dataset.shape != array.region.shape[1:] or dataset.id.get_num_chunks() != count:
+                count = math.prod(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
+                if dataset.shape != tuple(shape) or dataset.id.get_num_chunks() != count:
                     raise StorageError(f"{path}: dataset {name} reads back incomplete")
     except (OSError, KeyError) as error:
         raise StorageError(f"{path}: the file just written does not open: {error}") from error
