@@ -127,7 +127,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     ready = time.perf_counter() - begin
     patches = _batches(dataset, arguments.workers)
     for _ in range(4):
-        raw, labels = next(patches)
+        _, labels = next(patches)
         assert labels.shape[-3:] == _patch_of(Path(arguments.ours))
     count, begin, before = 0, time.perf_counter(), cpu_of_family()
     while time.perf_counter() - begin < arguments.seconds:

@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,12 +23,12 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels
 
 from prismcache import Crop, PrismClient
-from tests.bench.link import Link, lacking
 from tests.bench.limits import read_plan
+from tests.bench.link import Link, lacking
 from tests.bench.process import measure
 from tests.bench.programs import BENCH_DIR, BUCKET_DIR, TINY_CROP, Run, add_tiny_crop, ours, run, warm
 from tests.support.cache_root import tiny_spec
-from tests.support.crops import CropSpec, crop_folder, full_size_spec, write_crop
+from tests.support.crops import crop_folder, full_size_spec, write_crop
 from tests.support.s3 import S3Server
 
 _SEMANTIC = full_size_spec(split="semantic", channels=1)

@@ -242,9 +242,7 @@ class _Writer:
     def raw(self, group: zarr.Group, name: str, channels: Sequence[Any]) -> None:
         self._channels(group, name, channels, self.crop.raw_shape, self.crop.raw_offset)
 
-    def _channels(
-        self, group: zarr.Group, name: str, channels: Sequence[Any], shape: Shape3, offset: Shape3
-    ) -> None:
+    def _channels(self, group: zarr.Group, name: str, channels: Sequence[Any], shape: Shape3, offset: Shape3) -> None:
         place, sizes = ngff.place(offset, self.crop.voxel_size, has_channels=True), self._sizes(shape)
         target = _create(group, name, (len(channels), *shape), (1, *sizes), "uint8", place, separator=self.separator)
         for index, channel in enumerate(channels):

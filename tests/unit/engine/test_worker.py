@@ -43,5 +43,5 @@ def test_a_product_is_published_only_if_its_crop_is_still_the_one_that_it_was_ma
     outcome = News.model_validate_json(lines.getvalue().splitlines()[-1]).outcome
     assert isinstance(outcome, CropFile) is cache.path(NAME).exists() is (meanwhile == "nothing")
     if isinstance(outcome, Problem):
-        assert (outcome.code, "changed while unlabelled was made" in outcome.detail) == ("crop_not_cached", True)
+        assert (outcome.code, "changed while unlabelled was made" in outcome.detail) == ("not_cached", True)
     assert list(cache.path(NAME).parent.glob(".*")) == []
