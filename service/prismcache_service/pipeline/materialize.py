@@ -157,7 +157,7 @@ class Materializer:
             spool = files.enter_context(Spool(target))
             open_writer = partial(CropWriter, target, plan, attributes, self._mode)
             writer = files.enter_context(await self._stream(name, plan, spool, open_writer, report))
-            sha256, size = await self._finish(plan, spool, writer, target)
+            sha256, size = await self._finish(spool, writer, target)
         return MadeCrop(
             channels=plan.channels,
             complete=plan.complete,
@@ -198,7 +198,7 @@ class Materializer:
         except BaseExceptionGroup as group:
             raise first_error(group) from group
 
-    async def _finish(self, plan: CropPlan, spool: Spool, writer: CropWriter, target: Path) -> tuple[str, int]:
+    async def _finish(self, spool: Spool, writer: CropWriter, target: Path) -> tuple[str, int]:
         """Close, sync and check the file; return its SHA-256 and its size in bytes."""
 
         def end() -> None:
