@@ -74,9 +74,10 @@ class CropArrays:
         return tuple(range(len(self.raw)))
 
     @property
-    def raw_shape(self) -> tuple[int, ...]:
+    def raw_shape(self) -> tuple[int, int, int, int]:
         """(C, Z, Y, X) of raw with its context."""
-        return (self.raw if self.wide is None else self.wide).shape
+        c, z, y, x = (self.raw if self.wide is None else self.wide).shape
+        return c, z, y, x
 
     @property
     def reach(self) -> tuple[int, ...]:

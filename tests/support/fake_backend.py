@@ -194,8 +194,17 @@ class FakeBackend:
 
     def _all_cached(self, request: JobRequest) -> Job:
         crops = PUBLISHED if request.crops is None else request.crops
-        wanted = {"channels": request.channels, "context": request.context, "product": request.product}
-        files = (crop_file(crop, request.split, root=self.root, **wanted) for crop in crops)
+        files = (
+            crop_file(
+                crop,
+                request.split,
+                root=self.root,
+                channels=request.channels,
+                context=request.context,
+                product=request.product,
+            )
+            for crop in crops
+        )
         return job(*(ready(file.crop, file) for file in files))
 
 

@@ -91,13 +91,13 @@ class EnsureService:
         def report_product(progress: Progress) -> None:
             report(progress.model_copy(update=fetched.model_dump(exclude={"voxels_done", "voxels_total"})))
 
-        for is_last in (False, True):
-            outcome = await self._ensure_file(CropName(name.split, name.crop), report_crop, strict=strict)
-            if isinstance(outcome, CropFile):
-                outcome = await self._ensure_file(name, report_product, strict=strict)
-            if is_last or isinstance(outcome, CropFile) or outcome.code != CropNotCachedError.code:
-                break
-        return outcome
+        async def make_both() -> Outcome:
+            crop = await self._ensure_file(CropName(name.split, name.crop), report_crop, strict=strict)
+            return await self._ensure_file(name, report_product, strict=strict) if isinstance(crop, CropFile) else crop
+
+        outcome = await make_both()
+        is_gone = not isinstance(outcome, CropFile) and outcome.code == CropNotCachedError.code
+        return await make_both() if is_gone else outcome
 
     async def _ensure_file(self, name: CropName, report: Report, *, strict: bool) -> Outcome:
         watch, locks = Watch(), self._cache.locks
