@@ -156,6 +156,7 @@ def _measure(service: Service, root: Path, seconds: float, warm_runs: int) -> li
     print("asking while two crops are made …", file=sys.stderr)
     busy, _ = asyncio.run(_load(service.url, seconds, busy=True))
     print("asking and viewing while two crops are made …", file=sys.stderr)
+    asyncio.run(_load(service.url, seconds / 2, busy=True, viewers=VIEWERS))  # opens what is opened once
     before = _resident_bytes(service.pid)
     beside, chunks = asyncio.run(_load(service.url, seconds, busy=True, viewers=VIEWERS))
     after = _resident_bytes(service.pid)
