@@ -131,7 +131,7 @@ $(ADAPTERS_READY): pyproject.toml
 	@echo 'installing gunpowder, MONAI, napari and prismcache into $(ADAPTERS_VENV)'
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) -e . gunpowder==1.4.4 funlib.persistence==0.6.0 monai==1.6.1 napari==0.9.2 \
-		aiohttp==3.14.5 ome-zarr-models==0.1.10 pydantic-zarr==0.7.0 zarr==2.18.7 pytest==9.2.0 pytest-timeout==2.4.0
+		aiohttp==3.14.5 ome-zarr-models==0.1.10 openapi-python-client==0.29.1 pydantic-zarr==0.7.0 zarr==2.18.7 pytest==9.2.0 pytest-timeout==2.4.0
 	@$(ADAPTERS_VENV)/bin/$(PIP_INSTALL) --no-deps --target $(ADAPTERS_VENV)/zarr3 \
 		zarr==3.1.6 numcodecs==0.16.5 donfig==0.8.1.post1 google-crc32c==1.9.0 napari-ome-zarr==0.10.0
 	@touch $@

@@ -36,10 +36,20 @@ Module = Callable[[str], Any]
 def generated(served: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Module]:
     """Import a module of the generated package, without a warning of the generator."""
     folder = tmp_path_factory.mktemp("generated")
-    generate = ["generate", "--url", f"{served[0]}/openapi.json", "--output-path", folder / "prism_rest"]
-    subprocess.run(
-        [sys.executable, "-m", "openapi_python_client", *generate, "--meta", "none", "--fail-on-warning"], check=True
-    )
+    config = folder / "config.yaml"
+    config.write_text("content_type_overrides: {image/png: application/octet-stream}")  # as docs/lab-server.md says
+    generate = [
+        "generate",
+        "--config",
+        config,
+        "--url",
+        f"{served[0]}/openapi.json",
+        "--output-path",
+        folder / "prism_rest",
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for ruff, which formats what it generates
+    command = [sys.executable, "-m", "openapi_python_client", *generate, "--meta", "none", "--fail-on-warning"]
+    subprocess.run(command, check=True, env=os.environ | {"PATH": path})
     sys.path.insert(0, str(folder))
     yield lambda name: importlib.import_module(f"prism_rest.{name}")
     sys.path.remove(str(folder))

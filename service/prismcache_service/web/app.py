@@ -99,12 +99,17 @@ _TAGS = [
 
 
 def _complete_document(app: FastAPI) -> dict[str, set[str]]:
-    """Add the schema of events to the OpenAPI document; return the query parameters of each operation."""
+    """Complete the OpenAPI document for generators of clients; return the query parameters of each operation."""
     document = app.openapi()  # kept by the app, so that what is added stays
     event = JobEvent.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     event.pop("$defs")  # all of them are there
     document["components"]["schemas"]["JobEvent"] = event
     operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    for item in (item for each in operations for item in each.get("parameters", [])):
+        # What pydantic calls a number's bounds where a validator runs before them.
+        for own, standard in (("ge", "minimum"), ("le", "maximum")):
+            if own in item["schema"]:
+                item["schema"][standard] = item["schema"].pop(own)
     return {
         operation["operationId"]: {item["name"] for item in operation.get("parameters", []) if item["in"] == "query"}
         for operation in operations

@@ -36,7 +36,7 @@ from prismcache_service.web.handlers.dependencies import (
 from prismcache_service.web.logs import audit
 from prismcache_service.web.problems import documented
 
-router = APIRouter(tags=["crops"], dependencies=[KnownQuery])
+router = APIRouter(dependencies=[KnownQuery])
 
 Refresh = Annotated[bool, Query(description="Read the bucket again, even if it was read today.")]
 
@@ -47,6 +47,7 @@ Refresh = Annotated[bool, Query(description="Read the bucket again, even if it w
     summary="List all crops",
     responses=documented(ForbiddenError),
     dependencies=[ReadersOnly],
+    tags=["crops"],
 )
 async def catalog(crops: Crops, *, refresh: Refresh = False) -> CropPage:
     """All published or cached crops, by split and number, each with its cached files."""
@@ -59,6 +60,7 @@ async def catalog(crops: Crops, *, refresh: Refresh = False) -> CropPage:
     summary="List the crops of a split",
     responses=documented(ForbiddenError),
     dependencies=[ReadersOnly],
+    tags=["crops"],
 )
 async def catalog_of_split(split: SplitPath, crops: Crops, *, refresh: Refresh = False) -> CropPage:
     """As `/v1/crops`, for one split."""
@@ -71,6 +73,7 @@ async def catalog_of_split(split: SplitPath, crops: Crops, *, refresh: Refresh =
     summary="Get a crop",
     responses=documented(ForbiddenError, UnknownCropError),
     dependencies=[ReadersOnly],
+    tags=["crops"],
 )
 async def describe(split: SplitPath, crop: CropPath, crops: Crops) -> CropInfo:
     """Shape, offset and voxel size as published; files, pin, leases and last use as cached."""
@@ -82,6 +85,7 @@ async def describe(split: SplitPath, crop: CropPath, crops: Crops) -> CropInfo:
     operation_id="evict_crop",
     summary="Delete a crop's cached files",
     responses=documented(ForbiddenError, CropInUseError),
+    tags=["crops"],
 )
 async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> RemovedFiles:
     """The response lists the deleted files, if any. A pinned or leased crop is not deleted."""
@@ -94,6 +98,7 @@ async def evict(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -
     operation_id="pin_crop",
     summary="Protect a crop from eviction",
     responses=documented(ForbiddenError, UnknownCropError),
+    tags=["crops"],
 )
 async def pin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:
     """Pinning again changes nothing. A crop may be pinned before it is cached."""
@@ -106,6 +111,7 @@ async def pin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> 
     operation_id="unpin_crop",
     summary="Allow a crop's eviction again",
     responses=documented(ForbiddenError, UnknownCropError),
+    tags=["crops"],
 )
 async def unpin(split: SplitPath, crop: CropPath, crops: Crops, caller: Admin) -> CropInfo:
     """Unpinning again changes nothing."""
