@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,36 @@ def test_a_job_goes_on_when_its_client_hangs_up(service: Service, desk: Desk, la
     chunk_is_asked_for(lab)
     stall.release()
     assert are_right(desk.ended(job.id))
+
+
+def _begun(service: Service, client: str, priority: int) -> socket.socket:
+    """Return a connection on which `client` has sent a request for all crops."""
+    body = f'{{"split":"instance","priority":{priority}}}'
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 20)
+    connection.sendall(f"POST /v1/jobs HTTP/1.1\r\n{head}\r\nPrismcache-Client: {client}\r\n\r\n{body}".encode())
+    return connection
+
+
+def test_a_wish_ends_with_a_client_that_leaves_before_the_response(service: Service, lab: Lab) -> None:
+    stall = Stall()
+    lab.proxy.add(stall, listing=True)  # a request for all crops is accepted once the bucket has been listed
+    with Desk(service) as desk, _begun(service, "asks-again", 1), _begun(service, "stays", 3) as stays:
+        lab.proxy.wait_until(lambda proxy: bool(proxy.requests))
+        with _begun(service, "asks-again", 1), _begun(service, "leaves", 2):
+            pass
+        again = _begun(service, "asks-again", 1)
+        time.sleep(0.2)  # for the service to see the ends of the connections; there is no sign of it from outside
+        stall.release()
+        with again:
+            assert [connection.recv(12) for connection in (again, stays)] == [b"HTTP/1.1 202"] * 2
+
+        def cancelled() -> set[int]:
+            jobs = desk.http.get("/v1/jobs").raise_for_status().json()["jobs"]
+            return {job["priority"] for job in jobs if job["state"] == State.CANCELLED}
+
+        eventually(lambda: 2 in cancelled(), "the wish of who left has ended")
+        assert cancelled() == {2}
 
 
 def test_cancelling_stops_the_worker_within_a_second_and_leaves_nothing(service: Service, desk: Desk, lab: Lab) -> None:
