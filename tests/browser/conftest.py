@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dashboard import running_dashboard
+from tests.support.site import Site
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
+playwright.expect.set_options(timeout=60_000)
 
 CHROMIUM = os.environ.get("PRISM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -25,20 +29,32 @@ def browser() -> Iterator[playwright.Browser]:
         started.close()
 
 
+@pytest.fixture(scope="session")
+def shared_site(browser: playwright.Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running_dashboard(tmp_path_factory.mktemp("browser")) as site:
+        yield site
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    yield shared_site
+    shared_site.lab.proxy.clear()
+
+
 @pytest.fixture
 def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
-    """A page of a fresh tab, which fails the test if the console shows an error or another host is asked."""
-    context = browser.new_context()
+    """A page of a fresh profile, which fails the test if the console shows an error or another host is asked."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     opened = context.new_page()
     opened.set_default_timeout(30_000)
     problems: list[str] = []
     hosts: set[str] = set()
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    opened.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
+    context.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
     opened.problems = problems
     yield opened
     context.close()
-    assert len(hosts) == 1, f"the page asked more than one host: {hosts}"
+    assert len(hosts) <= 1, f"the page asked more than one host: {hosts}"
     # A response that is an error is shown to the reader, and by the browser in its console.
     assert [text for text in problems if not text.startswith("Failed to load resource")] == []

@@ -1,6 +1,6 @@
-// Requests to the service, with the token of this tab; errors as the service states them.
+// Requests to the service, with the token of this tab; errors as the service states them. Also used by workers.
 
-const base = new URL(".", document.baseURI);
+export const base = new URL("..", import.meta.url);
 const STORE = "prismcache-token";
 
 export class Failure extends Error {
@@ -23,9 +23,9 @@ export const token = {
   clear: () => sessionStorage.removeItem(STORE),
 };
 
-export async function request(path, { method = "GET", body, signal, headers: given = {} } = {}) {
+export async function request(path, { method = "GET", body, signal, headers: given = {}, bearer = token.get() } = {}) {
   const headers = { ...given };
-  if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
+  if (bearer) headers.Authorization = `Bearer ${bearer}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
@@ -52,8 +52,8 @@ export async function request(path, { method = "GET", body, signal, headers: giv
 export const json = async (path, options) => (await request(path, options)).json();
 
 // Yield {event, data} of a server-sent event stream. fetch is used since EventSource cannot send a token in a header.
-export async function* events(path, signal) {
-  const response = await request(path, { signal });
+export async function* events(path, options) {
+  const response = await request(path, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

@@ -9,12 +9,19 @@ export function colourOf(label) {
 
 const table = new Map(); // colours that were computed before: a slice has few labels and many voxels
 
-// Return RGBA of a slice. `planes` are [{plane, colour}] with colour 0, 1, 2 for red, green, blue: planes of the same
-// colour are added. `gain` multiplies brightness; `labels` is a plane or null; `opacity` is that of labels, 0 to 1.
+// What each of the 256 values of a channel is shown as: `low` becomes 0 and `high` 255, then `gain` brightens.
+function shades({ low, high }, gain) {
+  const scale = (255 * gain) / Math.max(1, high - low);
+  return Uint8ClampedArray.from({ length: 256 }, (_, value) => (value - low) * scale);
+}
+
+// Return RGBA of a slice. `planes` are [{plane, colour, low, high}] with colour 0, 1, 2 for red, green, blue: planes of the
+// same colour are added. `gain` multiplies brightness; `labels` is a plane or null; `opacity` is that of labels, 0 to 1.
 export function compose(planes, gain, labels, opacity, count) {
   const rgba = new Uint8ClampedArray(4 * count);
-  for (const { plane, colour } of planes) {
-    for (let i = 0, to = colour; i < count; i += 1, to += 4) rgba[to] += plane[i] * gain;
+  for (const { plane, colour, ...ends } of planes) {
+    const shown = shades(ends, gain);
+    for (let i = 0, to = colour; i < count; i += 1, to += 4) rgba[to] += shown[plane[i]];
   }
   const rest = 1 - opacity;
   let [last, red, green, blue] = [0, 0, 0, 0];

@@ -1,7 +1,8 @@
 // The page Crops: every published crop, what the cache has of it, and what the caller may do with it.
 
 import { json, request } from "./api.js";
-import { bar, button, bytes, element, failure, replace, table } from "./dom.js";
+import { bar, button, bytes, element, failure, fileName, replace, table } from "./dom.js";
+import { commandLine, copyButton, pythonLine } from "./lines.js";
 import { attempt, begin, follow, may, page, say } from "./session.js";
 
 const RELOAD_MS = 30_000;
@@ -75,10 +76,10 @@ function actions(crop, progress) {
 }
 
 function state(crop, progress) {
-  if (progress) return bar(progress, nameOf(crop));
   const problem = failed.get(nameOf(crop)) || crop.problem;
-  if (problem) return failure(problem);
-  return element("span", { class: crop.state }, crop.state, crop.pinned ? ", pinned" : "");
+  return element("span", {},
+    progress ? bar(progress, nameOf(crop)) : element("span", { class: crop.state }, crop.state),
+    crop.pinned ? ", pinned" : "", problem ? element("br") : null, problem ? failure(problem) : null);
 }
 
 function preview(crop) {
@@ -101,8 +102,10 @@ function preview(crop) {
 
 function sizes(crop) {
   const cached = crop.files.reduce((sum, file) => sum + file.size, 0);
-  return [crop.source_bytes ? `${bytes(crop.source_bytes)} in the bucket` : "", cached ? `${bytes(cached)} cached` : ""]
-    .filter(Boolean).join(", ");
+  return [
+    crop.source_bytes ? `${bytes(crop.source_bytes)} in the bucket` : "",
+    cached ? `${bytes(cached)} cached: ${crop.files.map(fileName).join(", ")}` : "",
+  ].filter(Boolean).join(", ");
 }
 
 function row(crop) {
@@ -115,11 +118,14 @@ function row(crop) {
     element("td", { class: "number" }, crop.raw_shape ? String(crop.raw_shape[0]) : ""),
     element("td", {}, shape),
     element("td", {}, sizes(crop)),
+    element("td", { class: "actions" },
+      copyButton("Python", pythonLine(crop.split, crop.crop), `Copy the Python line for ${nameOf(crop)}`),
+      copyButton("Shell", commandLine(crop.split, crop.crop), `Copy the command for ${nameOf(crop)}`)),
     element("td", { class: "actions" }, ...actions(crop, progress)));
 }
 
 function draw() {
-  const heads = ["Preview", "Crop", "State", "Channels", "Shape (Z × Y × X)", "Size", "Actions"];
+  const heads = ["Preview", "Crop", "State", "Channels", "Shape (Z × Y × X)", "Size", "Copy", "Actions"];
   replace(page, table("Crops", heads, crops.map(row), "The bucket lists no crops, and none is cached."));
 }
 

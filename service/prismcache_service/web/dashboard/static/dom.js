@@ -32,6 +32,8 @@ export function bytes(count) {
   return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ${units[power - 1]}`;
 }
 
+export const fileName = (file) => file.path.split("/").at(-1);
+
 export function percent(done, total) {
   return total ? Math.min(100, Math.floor((100 * done) / total)) : 0;
 }
@@ -51,6 +53,6 @@ export function failure(problem) {
 // Replace the content of `place`, and give the focus back to the control that had it.
 export function replace(place, ...children) {
   const focused = place.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-  place.replaceChildren(...children);
+  place.replaceChildren(...children.filter((child) => child !== null));
   if (focused) place.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
 }

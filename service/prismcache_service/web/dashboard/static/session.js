@@ -1,8 +1,8 @@
-// What all pages share: signing in, notices, and the one event stream of this tab.
+// What all pages share: signing in, notices, and the event stream.
 
-import { events, json, token } from "./api.js";
+import { json, token } from "./api.js";
+import { listen } from "./stream.js";
 
-const RETRY_MS = [500, 1000, 2000, 5000];
 const notice = document.getElementById("notice");
 const form = document.getElementById("sign-in");
 const signOut = document.getElementById("sign-out");
@@ -13,6 +13,9 @@ export function say(text) {
   notice.hidden = !text;
 }
 
+const RETRY_MS = 2000;
+let isLost = false; // whether the notice is that the service does not respond
+
 const ROLES = ["reader", "requester", "admin"];
 let caller = { name: "", role: "reader" };
 export const may = (role) => ROLES.indexOf(caller.role) >= ROLES.indexOf(role);
@@ -21,11 +24,15 @@ export const isMine = (job) => job.owner === caller.name || may("admin");
 // Run `act`; show its error as a notice. A token that is refused leads back to the form.
 export async function attempt(act) {
   try {
-    return await act();
+    const result = await act();
+    if (isLost) say("");
+    isLost = false;
+    return result;
   } catch (error) {
     if (error.name === "AbortError") return undefined;
     if (error.status === 401) askForToken(token.get() ? error.text : "");
     else say(error.text || String(error));
+    isLost ||= error.status === 0;
     return undefined;
   }
 }
@@ -60,22 +67,38 @@ export async function begin(start) {
   await attempt(enter);
 }
 
-// Follow the service for as long as the page is open: `handlers` by event name. Reconnects by itself.
-export async function follow(handlers) {
-  for (let failures = 0; ; failures += 1) {
-    try {
-      for await (const { event, data } of events("v1/events")) {
-        if (failures) say("");
-        failures = 0;
-        handlers[event]?.(data);
-      }
-    } catch (error) {
-      if (error.status === 401) {
-        askForToken(error.text);
-        return;
-      }
+// Follow the service for as long as the page is open: `handlers` by event name. All tabs share one stream.
+export function follow(handlers) {
+  const receive = ({ event, data }) => {
+    if (event === "refused") askForToken(data);
+    else if (event === "connection") connect(data);
+    else handlers[event]?.(data);
+  };
+  const connect = (isConnected) => {
+    if (!isConnected) say("The service does not respond. This page tries again by itself.");
+    else if (isLost) {
+      say("");
+      handlers.changed?.(); // the page may have missed something
     }
-    if (failures) say("The service does not respond. This page tries again by itself.");
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)]));
+    isLost = !isConnected;
+  };
+  if (typeof SharedWorker === "undefined") {
+    listen(token.get(), receive);
+    return;
   }
+  const tell = (bearer) => port.postMessage({ bearer });
+  let port;
+  const start = () => {
+    const worker = new SharedWorker(new URL("stream.js", import.meta.url), { type: "module" });
+    worker.onerror = () => { // its script could not be loaded
+      connect(false);
+      setTimeout(start, RETRY_MS);
+    };
+    port = worker.port;
+    port.onmessage = ({ data }) => receive(data);
+    tell(token.get());
+  };
+  start();
+  addEventListener("pagehide", () => tell(null));
+  addEventListener("pageshow", ({ persisted }) => persisted && tell(token.get()));
 }

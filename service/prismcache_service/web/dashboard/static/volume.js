@@ -1,4 +1,4 @@
-// A crop's voxels by URL: metadata, and chunks that are inflated once and kept while there is room.
+// A crop's voxels by URL: metadata, and chunks that are inflated once, by workers, and kept while there is room.
 //
 // The chunks of a slice lie side by side in the cached file, so they are fetched with few range requests of the file
 // instead of one request each; `.chunks` beside an array says where each lies.
@@ -9,9 +9,24 @@ const KEEP_BYTES = 400e6;
 const GAP_BYTES = 64e3; // two chunks this near are fetched together with what lies between them
 const RUN_BYTES = 4e6;
 
-async function inflate(buffer) {
-  const stream = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
+const waiting = new Map(); // what to do with a worker's reply, by the number of the message
+const workers = Array.from({ length: Math.min(4, navigator.hardwareConcurrency || 2) }, () => {
+  const worker = new Worker(new URL("inflate.js", import.meta.url));
+  worker.onmessage = ({ data: { id, chunks, error } }) => {
+    const { resolve, reject } = waiting.get(id);
+    waiting.delete(id);
+    if (error) reject(new Error(error));
+    else resolve(chunks);
+  };
+  return worker;
+});
+let sent = 0;
+
+// Return the voxels of zlib streams at [first byte, size] of `buffer`, which is given away.
+function inflate(buffer, spans) {
+  const id = (sent += 1);
+  workers[id % workers.length].postMessage({ id, buffer, spans }, [buffer]);
+  return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
 }
 
 // One array of the zarr hierarchy: (C, Z, Y, X) uint8 or (Z, Y, X) uint32.
@@ -63,34 +78,44 @@ class ZarrArray {
   fetchRun(run) {
     const [start, last] = [this.places[2 * run[0]], run.at(-1)];
     const stop = this.places[2 * last] + this.places[2 * last + 1];
-    const bytes = request(this.file, { headers: { Range: `bytes=${start}-${stop - 1}`, "If-Match": this.etag } })
-      .then((response) => response.arrayBuffer());
-    for (const number of run) {
-      const at = this.places[2 * number] - start;
-      const voxels = bytes
-        .then((buffer) => inflate(buffer.slice(at, at + this.places[2 * number + 1])))
-        .then((buffer) => new this.Type(buffer));
+    const spans = run.map((number) => [this.places[2 * number] - start, this.places[2 * number + 1]]);
+    const chunks = request(this.file, { headers: { Range: `bytes=${start}-${stop - 1}`, "If-Match": this.etag } })
+      .then((response) => response.arrayBuffer())
+      .then((buffer) => inflate(buffer, spans));
+    run.forEach((number, place) => {
+      const voxels = chunks.then((found) => new this.Type(found[place]));
       voxels.catch(() => this.kept.delete(number));
       this.kept.set(number, voxels);
-    }
+    });
   }
 
-  // Return a plane of voxels across `axis` (0, 1, 2 for Z, Y, X) at `at`, rows by columns; `channel` for raw only.
+  // Return the chunks that a plane across `axis` (0, 1, 2 for Z, Y, X) at `at` meets, by rows and columns of chunks.
+  met(axis, at, channel) {
+    const [shape, size] = [this.shape.slice(-3), this.chunks.slice(-3)];
+    const [row, column] = [0, 1, 2].filter((other) => other !== axis);
+    const found = [];
+    for (let r = 0; r * size[row] < shape[row]; r += 1) {
+      for (let c = 0; c * size[column] < shape[column]; c += 1) {
+        const index = [0, 0, 0];
+        [index[axis], index[row], index[column]] = [Math.floor(at / size[axis]), r, c];
+        found.push({ r, c, number: this.number(this.shape.length === 4 ? [channel, ...index] : index) });
+      }
+    }
+    return found;
+  }
+
+  // Have the chunks of a plane at hand before they are asked for.
+  prefetch(axis, at, channel) {
+    for (const chunk of this.fetch(this.met(axis, at, channel).map(({ number }) => number))) chunk.catch(() => {});
+  }
+
+  // Return a plane of voxels across `axis` at `at`, rows by columns; `channel` for raw only.
   async plane(axis, at, channel) {
-    const lead = this.shape.length === 4 ? [channel] : [];
-    const shape = this.shape.slice(-3);
-    const size = this.chunks.slice(-3);
+    const [shape, size] = [this.shape.slice(-3), this.chunks.slice(-3)];
     const [row, column] = [0, 1, 2].filter((other) => other !== axis);
     const [height, width] = [shape[row], shape[column]];
     const plane = new this.Type(height * width);
-    const met = [];
-    for (let r = 0; r * size[row] < height; r += 1) {
-      for (let c = 0; c * size[column] < width; c += 1) {
-        const index = [0, 0, 0];
-        [index[axis], index[row], index[column]] = [Math.floor(at / size[axis]), r, c];
-        met.push({ r, c, number: this.number([...lead, ...index]) });
-      }
-    }
+    const met = this.met(axis, at, channel);
     const voxels = await Promise.all(this.fetch(met.map(({ number }) => number)));
     const step = [size[1] * size[2], size[2], 1];
     const first = (at % size[axis]) * step[axis];
@@ -129,7 +154,7 @@ export async function openVolume(split, number) {
     raw,
     labels,
     ids: new BigUint64Array(ids),
-    channels: attributes.omero.channels.map((channel) => channel.label),
+    channels: attributes.omero.channels.map(({ label, window: { start, end } }) => ({ label, low: start, high: end })),
     voxelSize: attributes.multiscales[0].datasets[0].coordinateTransformations[0].scale.slice(1),
   };
 }

@@ -1,0 +1,105 @@
+// What the page of one crop shows besides its slices: lines to copy, files, facts, and how to have more of them made.
+
+import { json, request } from "./api.js";
+import { bar, button, bytes, element, failure, fileName, replace, table } from "./dom.js";
+import { commandLine, copyButton, curlLine, pythonLine } from "./lines.js";
+import { attempt, follow, may } from "./session.js";
+import { share } from "./share.js";
+
+const CONTEXTS = [["context 16,46,46", { context: [16, 46, 46] }], ["context all", { context: "all" }]];
+const PRODUCTS = ["facts", "unlabelled", "avg_barcodes"];
+const OF_SEMANTIC = ["fgbg", "border_mask"];
+const isOpen = ({ state }) => state === "queued" || state === "running";
+
+const isWhole = (file) => fileName(file) === `crop_${file.crop}.h5`;
+const number = (value) => value.toFixed(1);
+const heading = (text) => element("h2", {}, text);
+
+function lines(split, crop, files) {
+  const known = [["Python", pythonLine(split, crop)], ["Shell", commandLine(split, crop)], ["curl", curlLine(split, crop)]];
+  const whole = files.find(isWhole);
+  if (whole) known.push(["napari", `napari ${whole.path}`]);
+  return element("dl", { class: "facts" }, ...known.flatMap(([name, text]) => [
+    element("dt", {}, name),
+    element("dd", {}, copyButton("Copy", text, `Copy the line for ${name}`), " ", element("code", {}, text)),
+  ]));
+}
+
+function fileTable(files) {
+  return table("Cached files", ["File", "Size", "Note"], files.map((file) => element("tr", {},
+    element("th", { scope: "row" }, fileName(file)),
+    element("td", { class: "number" }, bytes(file.size)),
+    element("td", {}, [...file.notes, file.missing_chunks ? `${file.missing_chunks} chunks are absent from the bucket` : ""].join(" ")))),
+  "No file of this crop is cached.");
+}
+
+function factTables(facts) {
+  const label = Object.entries(facts.label_voxels).map(([share, voxels]) => `${Number(share)} %: ${voxels}`).join(", ");
+  const shares = Object.keys(facts.channels[0]?.percentiles ?? {});
+  const heads = ["Channel", "Mean", "Std", "Min", ...shares.map((share) => `${Number(share)} %`), "Max"];
+  const rows = facts.channels.map((each) => element("tr", {},
+    element("th", { scope: "row" }, String(each.channel)),
+    ...[number(each.mean), number(each.std), each.min, ...shares.map((share) => each.percentiles[share]), each.max]
+      .map((value) => element("td", { class: "number" }, String(value)))));
+  return [
+    element("p", {}, `${facts.labels} labels, ${number(100 * facts.foreground)} % foreground`,
+      label ? `; voxels of a label at ${label}` : ""),
+    facts.classes ? element("p", {}, `Voxels of each class: ${Object.entries(facts.classes).map(([id, voxels]) => `${id}: ${voxels}`).join(", ")}`) : null,
+    table("Brightness of channels", heads, rows, "The crop has no channels."),
+  ];
+}
+
+// Show the details of a crop in `place` and keep them up to date; `onFacts` is called with the facts once they are there.
+export async function showDetails(place, split, crop, onFacts) {
+  const name = `${split}/${crop}`;
+  let [files, facts, progress, problem] = [[], null, null, null];
+  let wanted = "facts";
+
+  const choices = [...PRODUCTS, ...(split === "semantic" ? OF_SEMANTIC : [])].map((product) => [product, { product }]);
+  const order = () => attempt(async () => {
+    const body = { split, crops: [crop], ...Object.fromEntries([...choices, ...CONTEXTS])[wanted] };
+    problem = null;
+    await json("v1/jobs", { method: "POST", body });
+    await load();
+  });
+
+  function draw() {
+    const options = [...choices, ...CONTEXTS].map(([text]) => element("option", { value: text, selected: text === wanted }, text));
+    const choice = element("select", { "aria-label": "What to make", onchange: (event) => { wanted = event.target.value; } }, ...options);
+    replace(place,
+      heading("Use it"), lines(split, crop, files), files.some(isWhole) ? element("p", {}, share(split, crop)) : null,
+      heading("Files"), fileTable(files),
+      may("requester") ? element("p", {}, "Also make ", choice, " ", button("Make", order, `Make a file of ${name}`)) : null,
+      progress ? element("p", {}, bar(progress, name)) : null,
+      problem ? element("p", {}, failure(problem)) : null,
+      heading("Facts"), ...(facts ? factTables(facts) : [element("p", {}, "Not computed yet: make the product facts.")]));
+  }
+
+  async function load() {
+    ({ files } = await json(`v1/crops/${split}/${crop}`));
+    if (!facts && files.some((file) => file.product === "facts")) {
+      facts = await json(`v1/crops/${split}/${crop}/file?product=facts`);
+      onFacts(facts);
+    }
+    draw();
+  }
+
+  await load();
+  let first = true;
+  const seen = new Set();
+  follow({
+    jobs: ({ jobs }) => {
+      const mine = jobs.filter((job) => job.split === split);
+      const found = mine.flatMap((job) => job.crops.filter((item) => item.crop === crop).map((item) => ({ job, item })));
+      progress = found.find(({ item }) => isOpen(item))?.item ?? null;
+      for (const { job, item } of found) {
+        if (isOpen(job) || seen.has(job.id)) continue;
+        seen.add(job.id);
+        if (!first && item.problem) problem = item.problem;
+      }
+      first = false;
+      draw();
+    },
+    changed: () => attempt(load),
+  });
+}
