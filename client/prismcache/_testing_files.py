@@ -243,7 +243,7 @@ def _made_up(split: Split, crop: int) -> CropArrays:
     """Noise with a few cuboid objects, whose ids have gaps as published ones do."""
     import numpy as np
 
-    random = np.random.default_rng([list(Split).index(split), crop])
+    random = np.random.default_rng([*split.value.encode(), crop])
     labels = np.zeros(SHAPE[1:], np.uint64)
     for number in range(1, 5):
         z, y, x = (int(random.integers(0, size // 2)) for size in SHAPE[1:])

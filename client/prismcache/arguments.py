@@ -11,7 +11,8 @@ from typing import SupportsIndex, TypeAlias, TypeGuard, TypeVar, cast
 
 from pydantic import ValidationError
 
-from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError, UnknownSplitError
+from prismcache.catalog import published
+from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError
 from prismcache.numbers import parse_channels, parse_crops
 from prismcache.schema import Context, JobRequest, Product, Split
 
@@ -27,12 +28,12 @@ MAX_COUNT = 1000
 
 
 def as_split(value: str | Split) -> Split:
-    """Return the split that `value` names.
+    """Return the split that `value` names; the backend raises `UnknownSplitError` for one that its catalog lacks.
 
     Raises
     ------
     UnknownSplitError
-        If there is no such split; the message names those that exist.
+        If no split can have this name; the message names the published ones.
 
     Examples
     --------
@@ -42,8 +43,7 @@ def as_split(value: str | Split) -> Split:
     try:
         return Split(value)
     except ValueError:
-        known = " and ".join(repr(split.value) for split in Split)
-        raise UnknownSplitError(f"{value!r} is no split; the splits are {known}") from None
+        raise published().unknown(value) from None
 
 
 def as_crops(value: Numbers | None) -> tuple[int, ...] | None:
@@ -153,12 +153,15 @@ def job_request(
     Raises
     ------
     RequestError
-        If an argument is invalid, or a product is asked for that the split does not have.
+        If an argument is invalid, or a product is asked for that a published split does not have.
     """
     try:
         wanted = Product(product)
     except ValueError:
         raise RequestError(f"there is no product {product!r}; there are {', '.join(Product)}") from None
+    entry = published().get(as_split(split))
+    if entry is not None and (refusal := entry.refusal(wanted)):
+        raise RequestError(refusal)
     try:
         return JobRequest(
             split=as_split(split),

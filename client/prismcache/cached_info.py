@@ -8,7 +8,8 @@ from pathlib import Path
 from prismcache.disk import stamp_of
 from prismcache.errors import PrismError
 from prismcache.layout import Manifest, cache_state, manifest_path, parse_crop_file_name
-from prismcache.schema import CropFile, CropInfo, Split
+from prismcache.numbers import SPLIT_NAME
+from prismcache.schema import ArrayInfo, CropFile, CropInfo, Split
 from prismcache.verified import VerifiedFiles
 
 
@@ -18,7 +19,7 @@ def described(info: CropInfo) -> CropInfo:
     The shape of raw is then the one in the file, which the bucket's may exceed. Nothing is added where h5py is not
     installed or the file cannot be read.
     """
-    if info.labels_shape is not None or not info.files:
+    if info.raw_shape is not None or not info.files:
         return info
     fullest = max(info.files, key=lambda file: len(file.channels))
     with suppress(ImportError, PrismError, OSError, KeyError):
@@ -28,12 +29,28 @@ def described(info: CropInfo) -> CropInfo:
             channels = int(crop.file.attrs["num_channels"])
             found = {
                 "raw_shape": (channels, *crop.raw_shape),
-                "labels_shape": crop.shape,
+                "labels_shape": crop.shape if crop.has_labels else None,
+                "has_labels": crop.has_labels,
+                "expansion": crop.entry.expansion,
+                "arrays": tuple(
+                    ArrayInfo(
+                        name=name,
+                        shape=crop.array(name).shape,
+                        dtype=crop.array(name).dtype.name,
+                        offset=crop.array_offset(name),
+                    )
+                    for name in crop.arrays
+                ),
                 "offset": crop.offset,
                 "voxel_size": crop.voxel_size,
             }
             return info.model_copy(update=found)
     return info
+
+
+def splits_below(folder: Path) -> list[Split]:
+    """Return the splits that have a folder below a mount or among the downloads."""
+    return [Split(path.name) for path in sorted(folder.glob("*")) if SPLIT_NAME.fullmatch(path.name) and path.is_dir()]
 
 
 def files_on_mount(mount: Path, split: Split) -> list[CropFile]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from prismcache.catalog import load_splits
 from prismcache.errors import ConfigError
+from prismcache.splits import Splits
 
 ENV_PREFIX = "PRISMCACHE_"
 
@@ -32,6 +35,8 @@ class Settings(BaseModel):
         The folder for files of a service that the mount does not show, and for notes on files that were found right.
     decoded
         The folder for decoded voxels that `prismcache.torch` maps into memory (``cache="mmap"``); on a local disk.
+    catalog
+        A lab's own catalog file (TOML), which adds splits to the published ones; see docs/catalogs.md.
     s3_endpoint_url, s3_bucket, s3_prefix, s3_region
         The place of the published crops; without an endpoint, AWS itself.
     s3_anonymous
@@ -64,6 +69,7 @@ class Settings(BaseModel):
         Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "downloads")
     ]
     decoded: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "decoded")]
+    catalog: Path | None = None
     s3_endpoint_url: str | None = None
     s3_bucket: str = "e11bio-prism"
     s3_prefix: str = "ls/models/training_data"
@@ -83,10 +89,22 @@ class Settings(BaseModel):
         """This machine's mount of the service's root: `root` if it was given, else None."""
         return self.root if "root" in self.model_fields_set else None
 
-    @field_validator("root", "downloads", "decoded", mode="after")
+    @cached_property
+    def splits(self) -> Splits:
+        """The splits of the catalog, read at the first use.
+
+        Raises
+        ------
+        ConfigError
+            If `catalog` cannot be read or used; see `prismcache.splits.load_splits`.
+        """
+        return load_splits(self.catalog)
+
+    @field_validator("root", "downloads", "decoded", "catalog", mode="after")
     @classmethod
-    def _absolute_folder(cls, folder: Path) -> Path:
-        return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose
+    def _absolute_folder(cls, folder: Path | None) -> Path | None:
+        # Not resolve(): a lab's mount point may be a link on purpose.
+        return folder and Path(os.path.abspath(folder.expanduser()))
 
     @field_validator("s3_prefix", mode="after")
     @classmethod

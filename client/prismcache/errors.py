@@ -8,7 +8,8 @@
     ├── RequestError                invalid_request       the request cannot be met as asked
     │   ├── UnknownSplitError       unknown_split
     │   ├── UnknownCropError        unknown_crop
-    │   └── UnknownChannelError     unknown_channel
+    │   ├── UnknownChannelError     unknown_channel
+    │   └── SplitConflictError      split_conflict        another catalog has given the name to other crops
     ├── SourceError                 source_error          the bucket, or what it holds
     │   ├── SourceUnreachableError  source_unreachable    no usable response by the deadline
     │   ├── SourceDeniedError       source_denied         401 or 403
@@ -102,7 +103,7 @@ class RequestError(PrismError):
 
 class UnknownSplitError(RequestError):
     code, title = "unknown_split", "No such split"
-    default_remedy = "Ask for 'instance' or 'semantic'."
+    default_remedy = "`prismcache ls` lists the crops of every split; a catalog file can add splits."
 
 
 class UnknownCropError(RequestError):
@@ -113,6 +114,11 @@ class UnknownCropError(RequestError):
 class UnknownChannelError(RequestError):
     code, title = "unknown_channel", "The crop lacks this channel"
     default_remedy = "Channels 0-9 exist in every crop; `prismcache ls` shows each crop's count."
+
+
+class SplitConflictError(RequestError):
+    code, status, title = "split_conflict", 409, "Another catalog has given the split's name to other crops"
+    default_remedy = "Rename the split in one of the two catalogs, or use another PRISMCACHE_ROOT."
 
 
 class SourceError(PrismError):

@@ -218,6 +218,11 @@ def manifest_path(
     return PurePosixPath(STATE_FOLDER, "manifests", split.value, name)
 
 
+def claim_path(split: Split) -> PurePosixPath:
+    """Return the path, below the root, of the entry of a lab's own split that the folder's files are made from."""
+    return PurePosixPath(STATE_FOLDER, "splits", f"{split.value}.json")
+
+
 def sources_path(
     split: Split,
     crop: int,
@@ -265,7 +270,8 @@ class SourceList(_Record):
 class Manifest(_Record):
     """The record beside a published file (JSON). A crop is cached only when both are there and agree.
 
-    `crop_sha256` is that of the crop's file that a product was made from; empty for crops.
+    `crop_sha256` is that of the crop's file that a product was made from; empty for crops. `definition` is that of the
+    split's entry in a lab's own catalog (`splits.SplitEntry.definition`); empty for the published splits.
     """
 
     format_version: int
@@ -288,6 +294,7 @@ class Manifest(_Record):
     context: Context = NO_CONTEXT
     product: Product = Product.CROP
     crop_sha256: str = ""
+    definition: str = ""
 
     def file_at(self, path: PurePath) -> CropFile:
         """Return the file that this manifest describes as clients know it, at `path`."""

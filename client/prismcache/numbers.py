@@ -1,4 +1,4 @@
-"""Read crops and channels as they are typed: ``0 5``, ``0-4``, ``0,3``, ``all``.
+"""Read crops and channels as they are typed: ``0 5``, ``0-4``, ``0,3``, ``all``; and what names splits can have.
 
 Imports no pydantic, unlike `prismcache.arguments`, since the command line reads these words as it starts.
 """
@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 
 ALL = "all"
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+"""A split's name is that of a folder, and a part of URLs."""
 _PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 
 

@@ -5,6 +5,8 @@ Requests refuse unknown fields; responses ignore them, so that an older client u
 
 from __future__ import annotations
 
+import math
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -21,7 +23,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from prismcache.html import table
-from prismcache.units import format_bytes
+from prismcache.numbers import SPLIT_NAME
+from prismcache.units import EXPANSION, format_bytes, format_voxel_size
 
 CropId = Annotated[StrictInt, Field(ge=0, le=999_999)]
 ChannelId = Annotated[StrictInt, Field(ge=0, le=9_999)]
@@ -42,17 +45,27 @@ _NumberList = BeforeValidator(_number_list)
 
 
 class Split(StrEnum):
-    """The two published sets of training crops."""
+    """A set of crops. The members are those that E11 Bio publishes.
+
+    ``Split("mito")`` is the split of that name in a lab's own catalog (`prismcache.splits`): any name of small letters,
+    digits and ``_`` is one, and whoever owns a catalog refuses names that it lacks. Compare with ``==``.
+    """
 
     INSTANCE = "instance"
     SEMANTIC = "semantic"
+    SYNAPSES = "synapses"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Split | None:
+        if not isinstance(value, str) or not SPLIT_NAME.fullmatch(value):
+            return None
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = value.upper(), str(value)
+        return member
 
 
 class Product(StrEnum):
-    """What a file holds: the crop itself, or what is derived from it.
-
-    ``fgbg`` and ``border_mask`` exist for semantic crops only.
-    """
+    """What a file holds: the crop itself, or what is derived from it; the catalog says which products a split has."""
 
     CROP = "crop"
     UNLABELLED = "unlabelled"
@@ -127,11 +140,9 @@ class JobRequest(_Request):
     product: Product = Product.CROP
 
     @model_validator(mode="after")
-    def _product_exists(self) -> Self:
+    def _product_is_whole(self) -> Self:
         if self.product is not Product.CROP and (self.channels is not None or self.context != NO_CONTEXT):
             raise ValueError(f"product {self.product.value!r} is made from the whole crop: leave out channels, context")
-        if self.product in {Product.FGBG, Product.BORDER_MASK} and self.split is not Split.SEMANTIC:
-            raise ValueError(f"product {self.product.value!r} exists for semantic crops only")
         return self
 
 
@@ -289,12 +300,28 @@ class ServiceStatus(_Response):
     usage: Usage
 
 
+class ArrayInfo(_Response):
+    """An array that rides along in a crop's file, (Z, Y, X): shape in voxels, dtype, and offset (nm) where known."""
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: str
+    offset: tuple[int, int, int] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the voxels."""
+        return math.prod(self.shape) * (int(re.sub(r"\D", "", self.dtype) or 8) // 8)  # "bool" has no digits
+
+
 class CropInfo(_Response):
     """A crop as published, and its cached files.
 
     `raw_shape` is (C, Z, Y, X), `labels_shape` (Z, Y, X), both in voxels, of the dtypes that files have; `offset` (of
     the labels) and `voxel_size` are in nm, Z,Y,X. `source_bytes` and `source_objects` are those of the whole crop in
-    the bucket. Fields are None where the source has not been read.
+    the bucket. Fields are None where the source has not been read; `labels_shape` is None, too, in a split without
+    labels, of which `offset` is raw's. `arrays` ride along in the crop's file. `expansion` says how many times larger
+    the imaged tissue is than in the brain, and `same_tissue` which other crops, such as "instance/2", show the same.
     """
 
     split: Split
@@ -308,6 +335,10 @@ class CropInfo(_Response):
     voxel_size: tuple[int, int, int] | None = None
     source_bytes: int | None = None
     source_objects: int | None = None
+    arrays: tuple[ArrayInfo, ...] = ()
+    has_labels: bool = True
+    expansion: float = EXPANSION
+    same_tissue: tuple[str, ...] = ()
     problem: Problem | None = None
     files: tuple[CropFile, ...] = ()
     pinned: bool = False
@@ -319,8 +350,10 @@ class CropInfo(_Response):
             "state": self.state.value,
             "raw, voxels (C, Z, Y, X)": self.raw_shape,
             "labels, voxels (Z, Y, X)": self.labels_shape,
-            "voxel size, nm (Z, Y, X)": self.voxel_size,
+            "arrays": ", ".join(f"{array.name} {array.shape} {array.dtype}" for array in self.arrays) or None,
+            "voxel size": self.voxel_size and format_voxel_size(self.voxel_size, self.expansion),
             "offset, nm (Z, Y, X)": self.offset,
+            "same tissue as": ", ".join(self.same_tissue) or None,
             "in the bucket": None if self.source_bytes is None else format_bytes(self.source_bytes),
             "files": ", ".join(file.path for file in self.files) or None,
             "problem": self.problem and self.problem.detail,

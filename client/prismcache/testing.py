@@ -92,7 +92,7 @@ class InMemoryService:
         token: str | None = None,
     ) -> None:
         if crops is None:
-            crops = {(split.value, crop): ... for split in Split for crop in range(3)}
+            crops = {(split.value, crop): ... for split in (Split.INSTANCE, Split.SEMANTIC) for crop in range(3)}
         self.url = f"http://prismcache-{next(_numbers)}.invalid"
         self.requests: list[str] = []
         self._crops = {(Split(split), crop): given for (split, crop), given in crops.items()}

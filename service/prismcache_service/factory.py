@@ -79,7 +79,11 @@ class Factory:
         self.settings = settings
         self.store = store
         self.cache = CropCache(
-            settings.root, shown_root, timedelta(days=settings.keep_quarantine_days), settings.downloads / ".verified"
+            settings.root,
+            shown_root,
+            timedelta(days=settings.keep_quarantine_days),
+            settings.downloads / ".verified",
+            settings.splits,
         )
         self.engine = engine or LocalEngine(settings)
         self.catalog = CatalogService(settings, self.cache.threads)

@@ -254,7 +254,7 @@ def test_the_refusals_did_no_harm(lab: Lab, client: PrismClient) -> None:
 
 @pytest.mark.parametrize("split", ["test", "Instance", ""])
 def test_unknown_split(client: PrismClient, split: str) -> None:
-    with pytest.raises(UnknownSplitError, match="'instance' and 'semantic'"):
+    with pytest.raises(UnknownSplitError, match="is no split; the splits are 'instance', 'semantic', 'synapses'"):
         client.ensure(split, 0, progress=False)
 
 

@@ -39,6 +39,7 @@ def file_plan(shape: Shape3 = (20, 70, 66), channels: int = 2) -> CropPlan:
 def noise(plan: CropPlan, seed: int = 0) -> tuple[Array, Array]:
     """Raw (C, Z, Y, X) uint8 and labels (Z, Y, X) uint32 that hardly deflate."""
     random = np.random.default_rng(seed)
+    assert plan.labels is not None
     shape = plan.labels.region.shape[1:]
     raw = random.integers(0, 256, (len(plan.channels), *shape), np.uint8)
     return raw, random.integers(0, 2**32, shape, np.uint32)
@@ -46,6 +47,7 @@ def noise(plan: CropPlan, seed: int = 0) -> tuple[Array, Array]:
 
 def write_crop_file(path: Path, plan: CropPlan, raw: Array, labels: Array, mode: int = 0o644) -> None:
     """Make a finished, checked file of `raw` and `labels` (as `noise` gives them)."""
+    assert plan.labels is not None
     table = np.arange(5, dtype=np.uint64) * np.uint64(2**60)
     with CropWriter(path, plan, ATTRIBUTES, mode) as writer:
         for name, chunks in _encoded(plan.raw, raw, raw_dataset):

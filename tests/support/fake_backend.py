@@ -146,7 +146,12 @@ class FakeBackend:
         return file.path
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        return [await self.describe(each, crop) for each in Split if split in (None, each) for crop in PUBLISHED]
+        return [
+            await self.describe(each, crop)
+            for each in (Split.INSTANCE, Split.SEMANTIC)
+            if split in (None, each)
+            for crop in PUBLISHED
+        ]
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
         if crop not in PUBLISHED:

@@ -67,7 +67,7 @@ from prismcache.schema import (
 Key: TypeAlias = tuple[Split, int]
 Handler: TypeAlias = Callable[["Lab", Request], Awaitable[BaseModel | Response]]
 
-PUBLISHED = {(split, crop): ... for split in Split for crop in range(3)}
+PUBLISHED = {(split, crop): ... for split in (Split.INSTANCE, Split.SEMANTIC) for crop in range(3)}
 POLL = 0.005
 ROUTES: list[tuple[str, str, Handler]] = []
 

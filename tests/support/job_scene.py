@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from prismcache.catalog import published
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropName
@@ -76,7 +77,7 @@ class Published(CatalogService):
     """A bucket with these instance crops and nothing else."""
 
     def __init__(self, crops: Collection[int] = (0, 1, 2)) -> None:
-        self._crops = crops
+        self._crops, self.splits = crops, published()
         self.recalled: Collection[int] = ()
         self.reads = 0
 

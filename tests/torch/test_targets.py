@@ -100,7 +100,7 @@ def test_an_augmentation_changes_targets_as_it_changes_raw(path) -> None:
     ("name", "error", "message"),
     [
         ("fgbg", CropNotCachedError, "prismcache ensure semantic 0 --product fgbg"),
-        ("facts", RequestError, "targets must be 'unlabelled', 'avg_barcodes', 'fgbg' or 'border_mask', not 'facts'"),
+        ("facts", RequestError, "targets must be names of products or arrays with voxels, not 'facts'"),
     ],
 )
 def test_a_target_that_is_not_there_is_a_typed_error(path, name, error, message) -> None:

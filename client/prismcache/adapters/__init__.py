@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, get_args
 
 from prismcache.crop import LabelValues
 from prismcache.errors import RequestError
-from prismcache.schema import Split
 
 if TYPE_CHECKING:
     import h5py
@@ -41,5 +40,5 @@ def labels_of(crop: Crop, label_values: LabelValues | None) -> h5py.Dataset | Or
     if label_values not in {None, *get_args(LabelValues)}:
         raise RequestError(f"label_values must be one of {get_args(LabelValues)} or None, not {label_values!r}")
     if label_values is None:
-        label_values = "original" if crop.split is Split.SEMANTIC else "consecutive"
+        label_values = "original" if crop.entry.classes else "consecutive"
     return crop.original_labels if label_values == "original" else crop.labels

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -15,17 +16,25 @@ from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 import typer
 from platformdirs import user_cache_path
 
+from prismcache.catalog import load_splits, published
 from prismcache.numbers import parse_channels, parse_crops
 
 P = ParamSpec("P")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
-SPLITS = ["instance", "semantic"]  # not from the schema: completion must be quicker than pydantic's import
+SPLITS = f"{', '.join(published())}, or a split of your lab's catalog"
 SETTINGS = "Settings (each also from the environment)"
 
 
 def _setting(flag: str, text: str) -> Any:
     variable = f"PRISMCACHE_{flag.removeprefix('--').replace('-', '_').upper()}"
     return typer.Option(flag, help=f"{text} [{variable}]", rich_help_panel=SETTINGS, show_default=False)
+
+
+def _split_names() -> list[str]:
+    catalog = os.environ.get("PRISMCACHE_CATALOG")
+    with suppress(Exception):  # a catalog that cannot be used; the command itself says why
+        return list(load_splits(Path(catalog).expanduser() if catalog else None))
+    return list(published())
 
 
 def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -42,13 +51,13 @@ def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
 def _is_no_number(split: str | None) -> str | None:
     """Refuse ``ensure 0``: a number where the split is expected."""
     if split is not None and split[:1].isdigit():
-        raise typer.BadParameter(f"{split} is no split; name instance or semantic before the crops")
+        raise typer.BadParameter(f"{split} is no split; name the split before the crops: {', '.join(published())}")
     return split
 
 
 def _split_argument(text: str) -> Any:
     return typer.Argument(
-        metavar="SPLIT", help=text, autocompletion=lambda: SPLITS, callback=_is_no_number, show_default=False
+        metavar="SPLIT", help=text, autocompletion=_split_names, callback=_is_no_number, show_default=False
     )
 
 
@@ -56,8 +65,8 @@ def _crops_argument(text: str) -> Any:
     return typer.Argument(metavar="CROPS", help=text, autocompletion=_crop_numbers, show_default=False)
 
 
-SplitArgument = Annotated[str, _split_argument("instance or semantic")]
-AnySplitArgument = Annotated[str | None, _split_argument("instance or semantic (default: both)")]
+SplitArgument = Annotated[str, _split_argument(SPLITS)]
+AnySplitArgument = Annotated[str | None, _split_argument(f"{SPLITS} (default: all)")]
 CropArgument = Annotated[
     int, typer.Argument(metavar="CROP", help="The crop's number", autocompletion=_crop_numbers, show_default=False)
 ]
@@ -72,6 +81,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 SETTINGS_OPTIONS: dict[str, Any] = {
     "root": Annotated[Path | None, _setting("--root", "Cache folder")],
     "url": Annotated[str | None, _setting("--url", "The lab's prismcache service; without it, work runs here")],
+    "catalog": Annotated[Path | None, _setting("--catalog", "A lab's own catalog file, which adds splits")],
     "s3_endpoint_url": Annotated[str | None, _setting("--s3-endpoint-url", "S3 endpoint; default: AWS")],
     "s3_bucket": Annotated[str | None, _setting("--s3-bucket", "Bucket of the crops")],
     "s3_prefix": Annotated[str | None, _setting("--s3-prefix", "Prefix of the crops in it")],

@@ -46,7 +46,11 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def print_catalog(infos: Iterable[CropInfo]) -> None:
     """Print a row for each crop: shapes, size in the bucket, cached files. Rows of published crops fit 80 columns."""
-    print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), map(_catalog_row, infos))
+    rows = list(infos)
+    print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), map(_catalog_row, rows))
+    groups = {(f"{info.split}/{info.crop}", *info.same_tissue) for info in rows if info.same_tissue}
+    for first, *others in sorted({tuple(sorted(group)) for group in groups}):
+        typer.echo(f"{first} and {', '.join(others)} show the same tissue: do not train on one and validate on another")
 
 
 def print_crop(info: CropInfo) -> None:
@@ -55,8 +59,10 @@ def print_crop(info: CropInfo) -> None:
         "crop": f"{info.split.value}/{info.crop}",
         "raw (C,Z,Y,X)": _shape(info.raw_shape),
         "labels (Z,Y,X)": _shape(info.labels_shape),
-        "voxel size": format_voxel_size(info.voxel_size) if info.voxel_size else "",
+        "arrays": ", ".join(f"{array.name} {_shape(array.shape)} {array.dtype}" for array in info.arrays),
+        "voxel size": format_voxel_size(info.voxel_size, info.expansion) if info.voxel_size else "",
         "offset, nm": _shape(info.offset),
+        "same tissue": ", ".join(info.same_tissue),
         "in the bucket": _source(info),
         "problem": info.problem.detail if info.problem else "",
     }

@@ -11,6 +11,7 @@ from prismcache.cli.errors import Command
 from prismcache.cli.options import (
     SERVICE_OPTIONS,
     SETTINGS_OPTIONS,
+    SPLITS,
     CropsArgument,
     JsonOption,
     SplitArgument,
@@ -59,7 +60,7 @@ def jobs(
     settings: dict[str, Any],
     *,
     state: Annotated[str | None, typer.Option(help="queued, running, done, failed or cancelled")] = None,
-    split: Annotated[str | None, typer.Option(help="instance or semantic")] = None,
+    split: Annotated[str | None, typer.Option(help=SPLITS)] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only those of your token")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first")] = 20,
     as_json: JsonOption = False,

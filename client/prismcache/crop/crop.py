@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prismcache.arguments import Numbers, as_channels
+from prismcache.catalog import published
 from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
 from prismcache.crop.facts import Facts, read_facts
 from prismcache.crop.provenance import CITATION, Provenance, manifest_of
@@ -25,6 +26,7 @@ from prismcache.errors import CropCorruptError, PrismError, RequestError, Unknow
 from prismcache.html import table
 from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, raw_dataset
 from prismcache.schema import Split
+from prismcache.splits import SplitEntry
 from prismcache.units import format_shape, format_voxel_size
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ class Crop:
 
     A `Crop` can be pickled and used after a fork: each process opens the file for itself. Other libraries of the same
     process may have the file open at the same time. Every access raises the errors below if the file cannot be read.
+
+    A crop of a split without labels (synapses) has further arrays instead, see `arrays`; `shape`, `offset` and boxes
+    are then those of raw.
 
     In a file with context, raw reaches beyond the labels, and `raw_shape` and `raw_offset` say how far. Boxes in voxels
     always count from the first voxel of the *labels*, so that one box means the same tissue in raw and labels;
@@ -112,12 +117,17 @@ class Crop:
                 "channels": ", ".join(map(str, self.channels)),
                 "labels": f"{format_shape(self.shape)} voxels",
             }
-            if self.raw_shape != self.shape:
+            if not self.has_labels:
                 shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
-            size = self.voxel_size_nm
+                del shown["labels"]
+            elif self.raw_shape != self.shape:
+                shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
+            if self.arrays:
+                shown["arrays"] = ", ".join(self.arrays)
+            size, expansion = self.voxel_size_nm, self.entry.expansion
         except PrismError as error:
             return {"error": str(error)}
-        return shown | {"voxel": "size unknown" if size is None else format_voxel_size(size)}
+        return shown | {"voxel": "size unknown" if size is None else format_voxel_size(size, expansion)}
 
     def close(self) -> None:
         """Close the file; the next access opens it again."""
@@ -129,15 +139,32 @@ class Crop:
     def file(self) -> h5py.File:
         """The open HDF5 file of this process. What is read through it raises h5py's own errors."""
         if self._opened is None or self._opened[0] != os.getpid():  # HDF5's handles do not survive a fork
-            from prismcache.crop.files import open_file
+            from prismcache.crop.files import open_crop
 
-            self._opened = (os.getpid(), open_file(self.path))
+            self._opened = (os.getpid(), open_crop(self.path))
         return self._opened[1]
 
     @property
     def split(self) -> Split:
-        """The split, "instance" or "semantic"."""
+        """The split, such as "instance"."""
         return Split(str(self._attribute("split")))
+
+    @property
+    def entry(self) -> SplitEntry:
+        """What the split is: the catalog's entry that the file was made for."""
+        from prismcache.crop.files import entry_of
+
+        return entry_of(self.file, self.path) or published().get(self.split) or SplitEntry(self.split.value)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the file has labels; that of a synapse crop has arrays instead."""
+        return LABELS in self.file
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of the further arrays in the file, such as "psd95_output"; see `array`."""
+        return tuple(name for name in self.entry.datasets if name in self.file)
 
     @property
     def crop_id(self) -> int:
@@ -154,6 +181,8 @@ class Crop:
     @property
     def shape(self) -> Shape3:
         """(Z, Y, X) of the labels, in voxels; without context also of every channel."""
+        if not self.has_labels:
+            return self.raw_shape
         z, y, x = self.labels.shape
         return z, y, x
 
@@ -172,7 +201,7 @@ class Crop:
     def voxel_size_nm(self) -> tuple[float, float, float] | None:
         """(Z, Y, X) in nm, exact where `voxel_size` is rounded; None if the source gave no voxel size."""
         with self._errors("attribute 'voxel_size_nm'"):
-            attributes = self._dataset(LABELS).attrs
+            attributes = self._dataset(self._placed).attrs
             if "voxel_size_nm" in attributes:
                 z, y, x = map(float, attributes["voxel_size_nm"])
                 return z, y, x
@@ -237,7 +266,18 @@ class Crop:
 
     @property
     def labels(self) -> h5py.Dataset:
-        """(Z, Y, X) uint32, consecutive ids, read where it is indexed."""
+        """(Z, Y, X) uint32, consecutive ids, read where it is indexed.
+
+        Raises
+        ------
+        RequestError
+            If the split has no labels.
+        """
+        if not self.has_labels:
+            raise RequestError(
+                f"{self.path} has no labels: crops of {self.split.value!r} have none",
+                remedy=f"They have the arrays {', '.join(self.arrays)}; see Crop.array.",
+            )
         return self._dataset(LABELS)
 
     @property
@@ -310,6 +350,31 @@ class Crop:
                 remedy="Name one of these, or `prismcache ensure` the crop with the channels that you need.",
             )
         return self._dataset(raw_dataset(number))
+
+    def array(self, name: str) -> h5py.Dataset:
+        """Return a further array by its name, (Z, Y, X) of its own dtype and extent, read where it is indexed.
+
+        `array_offset` and `array_start` say where it lies.
+
+        Raises
+        ------
+        RequestError
+            If the file has no such array; the message names those that it has.
+        """
+        if name not in self.arrays:
+            has = ", ".join(self.arrays) or "none"
+            raise RequestError(f"{self.path} has no array {name!r}; it has {has}")
+        return self._dataset(name)
+
+    def array_offset(self, name: str) -> Shape3:
+        """Return the world position of a further array's first voxel, (Z, Y, X) in nm."""
+        return self._numbers("offset", name)
+
+    def array_start(self, name: str) -> Shape3:
+        """Return the first voxel of a further array, (Z, Y, X), counted from the first voxel that boxes count from."""
+        places = zip(self.array_offset(name), self.offset, self.voxel_size, strict=True)
+        z, y, x = (round((own - first) / size) for own, first, size in places)
+        return z, y, x
 
     def read(
         self, box: Box | None = None, channels: Numbers | str | None = None, *, units: Units = "voxels"
@@ -391,6 +456,11 @@ class Crop:
                 return holder.attrs[name]
         raise RequestError(f"{self.path} does not say its {name!r}", remedy=_FOREIGN)
 
-    def _numbers(self, name: str, dataset: str = LABELS) -> Shape3:
-        z, y, x = (int(value) for value in self._attribute(name, dataset))
+    @property
+    def _placed(self) -> str:
+        """The dataset whose place is the crop's: labels, else raw."""
+        return LABELS if self.has_labels else raw_dataset(self.channels[0])
+
+    def _numbers(self, name: str, dataset: str | None = None) -> Shape3:
+        z, y, x = (int(value) for value in self._attribute(name, dataset or self._placed))
         return z, y, x

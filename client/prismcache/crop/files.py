@@ -24,8 +24,10 @@ from tenacity import (
     wait_exponential,
 )
 
+from prismcache.catalog import published
 from prismcache.errors import CropCorruptError, CropNotCachedError, MissingExtraError, StorageError
 from prismcache.layout import LABELS, LABELS_IDS
+from prismcache.splits import SplitEntry
 
 try:
     import h5py
@@ -203,6 +205,40 @@ def open_file(path: Path, needed: Sequence[str] = ("raw", LABELS), **options: An
             return file
     file.close()
     raise CropCorruptError(f"{path} is no crop: it lacks {' or '.join(map(repr, needed))}")
+
+
+def open_crop(path: Path) -> h5py.File:
+    """Open a crop's file, which has raw, and labels unless its split has none; errors as those of `open_file`."""
+    file = open_file(path, ("raw",))
+    try:
+        if LABELS in file:
+            return file
+        with read_errors(path, "attributes"):
+            name = str(file.attrs.get("split", ""))
+        entry = entry_of(file, path) or published().get(name)
+        if entry is not None and not entry.labels:
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    raise CropCorruptError(f"{path} is no crop: it lacks {LABELS!r}")
+
+
+def entry_of(file: h5py.File, path: Path) -> SplitEntry | None:
+    """Return the catalog's entry that a file of a lab's own split carries; None where it carries none.
+
+    Raises
+    ------
+    CropCorruptError
+        If it cannot be read.
+    """
+    with read_errors(path, "attribute 'catalog'"):
+        text = file.attrs.get("catalog")
+    try:
+        return None if text is None else SplitEntry.from_json(str(text))
+    except ValueError as error:
+        raise CropCorruptError(f"{path}: attribute 'catalog': {error}") from error
 
 
 def open_dataset(file: h5py.File, name: str, path: Path) -> CropDataset:

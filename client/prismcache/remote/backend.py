@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismcache.backend import ReceivedBytes
-from prismcache.cached_info import catalog_of, files_downloaded, files_on_mount
+from prismcache.cached_info import catalog_of, files_downloaded, files_on_mount, splits_below
 from prismcache.config import Settings
 from prismcache.errors import PrismError, ServiceBusyError, ServiceUnreachableError, UnknownJobError
 from prismcache.remote.api import ServiceApi
@@ -157,7 +157,8 @@ class RemoteBackend:
 
         def look() -> list[CropInfo]:
             files: list[CropFile] = []
-            for each in Split if split is None else (split,):
+            folder = self._resolver.mount or self._downloads
+            for each in splits_below(folder) if split is None else (split,):
                 if self._resolver.mount is not None:
                     files += files_on_mount(self._resolver.mount, each)
                 else:
@@ -211,7 +212,7 @@ class RemoteBackend:
     async def _unlease(self, split: Split, crops: Sequence[int]) -> None:
         """Release these crops at once, so that this client's own leases do not keep it from removing them."""
         for lease, wanted in self._leases.take_back(self._holder):
-            if lease.split is not split or wanted.isdisjoint(crops):
+            if lease.split != split or wanted.isdisjoint(crops):
                 self._leases.keep(self._settings, lease, self._holder)
                 continue
             with suppress(PrismError):

@@ -79,7 +79,7 @@ class Follower:
                 for path in paths:
                     name = parse_file_name(Path(path).name)
                     if name is not None and name.crop in self._slots:
-                        for product in plan.targets:
+                        for product in plan.products:
                             self._client.ensure(plan.split, name.crop, product=product, progress=False)
                         self._prepare(self._slots[name.crop], Path(path))
                         self._post(self._slots[name.crop], Arrival(path))

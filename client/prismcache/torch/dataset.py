@@ -33,13 +33,14 @@ except ImportError as error:
     ) from error
 
 from prismcache.arguments import Numbers
+from prismcache.catalog import load_splits
 from prismcache.client import PrismClient
 from prismcache.config import Settings
 from prismcache.crop.boxes import Slices3
 from prismcache.errors import RequestError
 from prismcache.progress.reporter import Progress
 from prismcache.schema import Split
-from prismcache.torch.crops import tissue_of
+from prismcache.splits import Splits
 from prismcache.torch.patch_reader import Here, Patch, PatchReader
 from prismcache.torch.patches import (
     Array,
@@ -68,7 +69,8 @@ _MAX_ATTEMPTS = 500  # as torch_em's
 class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy runs
     """Patches of cached crops: ``dataset[i]`` is ``(raw, labels, *targets)``, tensors.
 
-    Raw is (C, Z, Y, X), labels are (1, Z, Y, X), and so are targets, if any are asked for.
+    Raw is (C, Z, Y, X), labels are (1, Z, Y, X), and so are targets, if any are asked for. Crops of a split without
+    labels, such as synapses, give ``(raw, *targets)``; what is said of the labels' box below is then that of raw.
 
     With random patches, a sample is another patch each time that it is drawn. The patch depends only on the seed, the
     sample's number and how often the sample was drawn before. So with the same seed a `DataLoader` gives the same
@@ -84,7 +86,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
     source
         A `PrismClient`, which fetches the crops and which you close; or paths of crops' files; or a cache folder.
     split
-        "instance" or "semantic". Default: "instance" of a client or a folder; the split of the files.
+        "instance", "semantic", "synapses", or a split of a lab's own catalog. Default: "instance" of a client or a
+        folder; the split of the files.
     crops
         Crop numbers; None is every crop that a client knows, or all of the files.
     patch_shape
@@ -100,9 +103,10 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         "none" draws only patches whose whole context is in the file. "zeros" and "reflect" draw from everywhere, and
         fill what the file lacks with zeros or by mirroring raw at its border.
     targets
-        Products that follow labels as further tensors, in this order: "avg_barcodes" (C, Z, Y, X), with the channels of
-        raw; "unlabelled", and for semantic crops "fgbg" and "border_mask", (1, Z, Y, X). Each has the box of labels
-        and `dtype`. A client has them made; else their files lie beside the crops'.
+        What follows labels as further tensors, in this order. Products: "avg_barcodes" (C, Z, Y, X), with the channels
+        of raw; "unlabelled", and for semantic crops "fgbg" and "border_mask", (1, Z, Y, X). A client has them made;
+        else their files lie beside the crops'. Or arrays of the crops' files, such as "psd95_output" of synapses,
+        (1, Z, Y, X): patches are drawn where each of them has voxels. All have the box of the label patch and `dtype`.
     label_values
         "original" gives the source's ids, "consecutive" 1…n in each crop. Default: original for the semantic split,
         whose class ids are the same in every crop, else consecutive.
@@ -112,8 +116,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         get arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels (Z, Y, X)
         uint32, or uint64 if original; they may return tensors.
     sampler
-        ``sampler(raw, labels) -> bool`` returns whether to take a patch; called before the transforms. Only for random
-        patches.
+        ``sampler(raw, labels) -> bool`` returns whether to take a patch; called before the transforms, without labels
+        as ``sampler(raw, *targets)``. Only for random patches.
     n_samples
         Length of the dataset, shared evenly among the crops. Default: as many as cover all crops once.
     sampling
@@ -238,6 +242,11 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
             progress=progress,
         )
         self.split, self.crops, self.channels = self._set.split, self._set.crops, self._set.channels
+        if not self._set.entry.labels and any((label_values, label_transform, label_transform2)):
+            raise RequestError(
+                f"crops of {self.split.value!r} have no labels", remedy="Leave out label_values and label transforms."
+            )
+        self._catalog = settings.catalog
         self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
         slots = range(len(self.crops))
         self._grids = None
@@ -275,10 +284,13 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
     def overlaps(self, other: PrismDataset) -> bool:
         """Return whether a crop of this dataset shows the same tissue as a crop of another one.
 
-        Semantic crop 0 is the tissue of instance crop 2, so a training on one and a validation on the other leak.
+        Semantic crop 0 is the tissue of instance crop 2, so a training on one and a validation on the other leak. Which
+        crops show the same tissue, the catalog knows.
         """
-        ours, theirs = ({tissue_of(each.split, crop) for crop in each.crops} for each in (self, other))
-        return not ours.isdisjoint(theirs)
+        splits = Splits([*load_splits(self._catalog).values(), self._set.entry, other._set.entry])
+        ours, theirs = ({f"{each.split}/{crop}" for crop in each.crops} for each in (self, other))
+        same = {name for each in self.crops for name in splits.same_tissue(self.split, each)}
+        return not (ours | same).isdisjoint(theirs)
 
     @property
     def ready_crops(self) -> list[int]:
@@ -312,7 +324,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         if self._prefetch:
             self._read_ahead(here, [*upcoming, *range((upcoming or [number])[-1] + 1, len(self))][: self._prefetch])
         if self._raw_out is not None and self._labels_out is not None:
-            return patch.raw, patch.labels, *patch.targets
+            return (patch.raw, *([] if patch.labels is None else [patch.labels]), *patch.targets)
         with seeded((self.seed, number, visit, 1)):
             return self._transformed(self._accepted(patch))
 
@@ -320,7 +332,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         if self.sampler is None:
             return patch
         for _ in range(_MAX_ATTEMPTS):
-            if self.sampler(self._shown(patch.raw), patch.labels[0]):
+            beside = [each[0] for each in (patch.targets if patch.labels is None else [patch.labels])]
+            if self.sampler(self._shown(patch.raw), *beside):
                 return patch
             patch = self._random_patch(patch.slot, patch.random)
         raise RequestError(
@@ -334,17 +347,18 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         if self._raw_out is None:
             raw = self._shown(raw)
             raw = raw if self.raw_transform is None else self.raw_transform(raw)
-        if self._labels_out is None:
+        if self._labels_out is None and labels is not None:
             labels = labels[0]
-            dtype = labels.dtype
             labels = labels if self.label_transform is None else self.label_transform(labels)
-            if self.transform is not None:
-                shown = [each[0] if len(each) == 1 and not self._with_channels else each for each in targets]
-                raw, labels, *targets = self.transform(raw, labels, *shown)
-            if self.label_transform2 is not None:
-                labels = self.label_transform2(as_spatial(labels, dtype))
-        further = [as_tensor(each, self.dtype, "a target") for each in targets]
-        return as_tensor(raw, self.dtype, "raw"), as_tensor(labels, self.label_dtype, "labels"), *further
+        if self.transform is not None:
+            shown = [each[0] if len(each) == 1 and not self._with_channels else each for each in targets]
+            raw, *targets = self.transform(raw, *([] if labels is None else [labels]), *shown)
+            labels = None if labels is None else targets.pop(0)
+        if self.label_transform2 is not None:
+            labels = self.label_transform2(as_spatial(labels, patch.labels.dtype))
+        tensors = [] if labels is None else [as_tensor(labels, self.label_dtype, "labels")]
+        tensors += [as_tensor(each, self.dtype, "a target") for each in targets]
+        return as_tensor(raw, self.dtype, "raw"), *tensors
 
     def _shown(self, raw: Array) -> Array:
         return raw if self._with_channels else raw[0]

@@ -55,6 +55,8 @@ class Layout:
         Voxels (Z, Y, X) of raw beyond the labels: before their first voxel, and after their last one.
     files
         The file of each dataset that does not lie in the crop's file: those of products.
+    boxes
+        The box of each further array, in voxels counted from the labels' first one.
     """
 
     shape: Shape3
@@ -62,9 +64,12 @@ class Layout:
     before: Shape3 = (0, 0, 0)
     after: Shape3 = (0, 0, 0)
     files: Mapping[str, Path] = field(default_factory=dict)
+    boxes: Mapping[str, Slices3] = field(default_factory=dict)
 
     def box(self, name: str) -> Slices3:
         """Return the decoded box of a dataset, in voxels counted from the labels' first one."""
+        if name in self.boxes:
+            return self.boxes[name]
         if name.startswith("raw/"):
             return grown(self.shape, self.before, self.after)
         return grown(self.shape, (0, 0, 0), (0, 0, 0))

@@ -91,6 +91,8 @@ class CropReader:
         How many threads inflate one box.
     before
         Voxels (Z, Y, X) of raw before the labels' first one, in a file with context.
+    starts
+        The first voxel (Z, Y, X) of each further array, counted from the labels' first one.
 
     Raises
     ------
@@ -98,9 +100,17 @@ class CropReader:
         As `prismcache.Crop`, if the file cannot be opened.
     """
 
-    def __init__(self, path: Path, names: Iterable[str], threads: int = 1, before: Shape3 = (0, 0, 0)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        names: Iterable[str],
+        threads: int = 1,
+        before: Shape3 = (0, 0, 0),
+        starts: Mapping[str, Shape3] | None = None,
+    ) -> None:
         self.path = path
         self._before = before
+        self._starts = starts or {}
         self._threads = threads
         self._h5py: tuple[int, h5py.File] | None = None
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -150,6 +160,9 @@ class CropReader:
         """
         if name.startswith("raw/"):
             z, y, x = (slice(part.start + b, part.stop + b) for part, b in zip(box, self._before, strict=True))
+            box = z, y, x
+        elif name in self._starts:
+            z, y, x = (slice(part.start - s, part.stop - s) for part, s in zip(box, self._starts[name], strict=True))
             box = z, y, x
         table = self._tables[name]
         if table is None:

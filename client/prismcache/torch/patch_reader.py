@@ -10,7 +10,8 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from prismcache.crop.boxes import Shape3, Slices3
-from prismcache.layout import LABELS, product_datasets, raw_dataset
+from prismcache.layout import LABELS, raw_dataset
+from prismcache.torch.crop_facts import target_datasets
 from prismcache.torch.patches import Array, Context, clipped
 from prismcache.torch.tensors import Buffers
 from prismcache.torch.training_set import TrainingSet, available_cores
@@ -49,7 +50,9 @@ class PatchReader:
         self._tables: dict[int, Array | None] = {}
 
     def read(self, slot: int, box: Slices3) -> tuple[Any, Any, tuple[Any, ...]]:
-        """Return raw (C, Z, Y, X), labels (1, Z, Y, X) and the products of a patch, (C, Z, Y, X) or (1, Z, Y, X).
+        """Return raw (C, Z, Y, X), labels (1, Z, Y, X) and the targets of a patch, (C, Z, Y, X) or (1, Z, Y, X).
+
+        Labels are None in a split without labels.
 
         Parameters
         ----------
@@ -76,19 +79,22 @@ class PatchReader:
                 part = np.empty([each.stop - each.start for each in inside], np.uint8)
                 reader.read(raw_dataset(channel), inside, part)
                 target[...] = np.pad(part, missing, mode)
-        native = np.uint64 if self._crops.original else np.uint32
-        labels, voxels = self._memory(self._labels_shape, self._labels_out, native)
-        reader.read(LABELS, box, voxels[0], self._table(slot, voxels.dtype))
+        facts, labels = self._crops.facts(slot), None
+        if facts.entry.labels:
+            native = np.uint64 if self._crops.original else np.uint32
+            labels, voxels = self._memory(self._labels_shape, self._labels_out, native)
+            reader.read(LABELS, box, voxels[0], self._table(slot, voxels.dtype))
         targets = []
-        for product in self._crops.targets:
-            names = product_datasets(product, self._crops.channels)
-            target, voxels = self._memory((len(names), *self._labels_shape[1:]), self._targets_out, np.uint8)
+        for each in self._crops.targets:
+            names = target_datasets(each, self._crops.channels)
+            own = np.dtype(facts.arrays[each].dtype if each in facts.arrays else np.uint8)
+            target, voxels = self._memory((len(names), *self._labels_shape[1:]), self._targets_out, own)
             for name, part in zip(names, voxels, strict=True):
                 reader.read(name, box, part)
             targets.append(target)
         return raw, labels, tuple(targets)
 
-    def _memory(self, shape: tuple[int, ...], out: np.dtype[Any] | None, native: type[np.generic]) -> tuple[Any, Array]:
+    def _memory(self, shape: tuple[int, ...], out: np.dtype[Any] | None, native: Any) -> tuple[Any, Array]:
         """Return the memory of a patch, a tensor if no callable will change it, and the array that fills it."""
         if out is not None:
             return self._buffers.tensor(shape, out)
@@ -113,9 +119,9 @@ class Patch:
     random
         Draws further patches of the same sample.
     raw, labels
-        (C, Z, Y, X) and (1, Z, Y, X).
+        (C, Z, Y, X) and (1, Z, Y, X); labels are None in a split without labels.
     targets
-        Of each product (C, Z, Y, X) or (1, Z, Y, X).
+        Of each product or further array (C, Z, Y, X) or (1, Z, Y, X).
     """
 
     slot: int

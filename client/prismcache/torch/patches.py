@@ -159,19 +159,19 @@ def parse_wanted(wanted: Channels | str) -> Channels:
         ) from None
 
 
-def parse_targets(targets: Sequence[str]) -> tuple[Product, ...]:
-    """Return the products whose voxels a caller asks for, in order.
+def parse_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the products and further arrays whose voxels a caller asks for, in order.
 
     Raises
     ------
     RequestError
-        If a name is not that of a product with voxels.
+        If a name is that of what has no voxels of its own. Which names a split has is known later.
     """
-    known = [product.value for product in Product if product not in {Product.CROP, Product.FACTS}]
     names = [targets] if isinstance(targets, str) else list(targets)
     for name in names:
-        check_option("targets", name, known)
-    return tuple(map(Product, names))
+        if name in {Product.CROP, Product.FACTS}:
+            raise RequestError(f"targets must be names of products or arrays with voxels, not {name!r}")
+    return tuple(map(str, names))
 
 
 def choose_channels(wanted: Channels, available: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

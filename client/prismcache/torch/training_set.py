@@ -14,17 +14,16 @@ from prismcache.arguments import Numbers
 from prismcache.client import PrismClient
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError, error_from_problem
-from prismcache.layout import LABELS, product_datasets, raw_dataset
+from prismcache.layout import LABELS, raw_dataset
 from prismcache.progress.reporter import Progress
-from prismcache.schema import Product, Split
+from prismcache.schema import Split
+from prismcache.splits import SplitEntry
 from prismcache.torch.arrivals import Follower
+from prismcache.torch.crop_facts import CropFacts, crop_name
 from prismcache.torch.crops import (
     ClientCrops,
-    CropFacts,
     Reader,
     cached_crops,
-    crop_name,
-    decoded_layout,
     describe,
     ensure_crops,
     facts_of_files,
@@ -57,7 +56,7 @@ class Demands:
     context
         How far raw patches reach beyond label patches.
     targets
-        The products whose voxels are read beside raw and labels.
+        The products and further arrays whose voxels are read beside raw and labels.
     """
 
     patch_shape: Shape3
@@ -66,11 +65,11 @@ class Demands:
     exact_to: int | None
     label_dtype: str
     context: Context = field(default_factory=Context)
-    targets: tuple[Product, ...] = ()
+    targets: tuple[str, ...] = ()
 
-    def original(self, split: Split) -> bool:
+    def original(self, entry: SplitEntry) -> bool:
         """Whether labels are the source's ids."""
-        return split is Split.SEMANTIC if self.label_values is None else self.label_values == "original"
+        return entry.classes if self.label_values is None else self.label_values == "original"
 
     def check(self, facts: CropFacts, channels: Sequence[int]) -> None:
         """Check that a crop meets the requirements.
@@ -80,12 +79,14 @@ class Demands:
         RequestError
             If a patch does not fit into the crop, a channel is missing, or a label is too large for the tensors.
         """
-        check_fits(self.patch_shape, {facts.name: self.context.drawable(facts.shape, facts.before, facts.after)})
+        for target in self.targets:
+            facts.check_target(target, channels)
+        check_fits(self.patch_shape, {facts.name: facts.drawable(self.context, self.targets)})
         if lacking := set(channels) - set(facts.channels):
             raise UnknownChannelError(f"{facts.path} lacks the channels {sorted(lacking)}")
-        for product in self.targets:
-            facts.check_product(product, channels)
-        table = facts.table(original=self.original(facts.split))
+        if not facts.entry.labels:
+            return
+        table = facts.table(original=self.original(facts.entry))
         if self.exact_to is not None and facts.ids is not None:
             largest = len(facts.ids) - 1 if table is None else int(table.max())
             check_labels_fit(largest, self.exact_to, facts.name, self.label_dtype)
@@ -145,7 +146,7 @@ class TrainingSet:
         self._client: PrismClient | None = None
         self._plan: ClientCrops | None = None
         self._facts: dict[int, CropFacts] = {}
-        self._awaited: dict[int, Shape3] = {}
+        self._awaited: dict[int, CropFacts] = {}
         if isinstance(source, PrismClient):
             self._take_from_client(source, split, crops, start, progress)
         else:
@@ -194,9 +195,8 @@ class TrainingSet:
         for path, crop in zip(ensure_crops(client, plan, now, progress), now, strict=True):
             self._facts[self.crops.index(crop)] = CropFacts.of(path)
         for crop in later:
-            shape = described[crop].labels_shape
-            if shape is not None:
-                self._awaited[self.crops.index(crop)] = shape
+            facts = CropFacts.expected(described[crop], self._demands.context.voxels)
+            self._awaited[self.crops.index(crop)] = facts
         self._client, self._plan = client, plan
 
     def _set_up(self) -> None:
@@ -205,13 +205,7 @@ class TrainingSet:
         self._readers: dict[int, Reader] = {}
         self._board = Board(len(self.crops)) if self._awaited else None
         self._memory: dict[int, SharedMemory] = {}
-        context = self._demands.context.voxels
-        layouts = {slot: self._layout(facts) for slot, facts in self._facts.items()}
-        files = {name: Path() for each in self.targets for name in product_datasets(each, self.channels)}
-        layouts |= {
-            slot: decoded_layout(shape, self.channels, context, context, files=files)
-            for slot, shape in self._awaited.items()
-        }
+        layouts = {slot: self._layout(facts) for slot, facts in (self._facts | self._awaited).items()}
         if self._cache.mode == "ram":
             check_memory(sum(layout.size for layout in layouts.values()), self._cache.limit)
             self._memory = {slot: SharedMemory(layout) for slot, layout in layouts.items()}
@@ -250,25 +244,27 @@ class TrainingSet:
             self._set_up()
 
     @property
-    def targets(self) -> tuple[Product, ...]:
-        """The products whose voxels are read beside raw and labels."""
+    def targets(self) -> tuple[str, ...]:
+        """The products and further arrays whose voxels are read beside raw and labels."""
         return self._demands.targets
 
     @property
     def original(self) -> bool:
         """Whether labels are the source's ids."""
-        return self._demands.original(self.split)
+        return self._demands.original(self.entry)
+
+    @property
+    def entry(self) -> SplitEntry:
+        """What the split is."""
+        return next(iter((self._facts or self._awaited).values())).entry
 
     def shape(self, slot: int) -> Shape3:
         """Return (Z, Y, X) of a crop's labels, in voxels."""
-        return self._facts[slot].shape if slot in self._facts else self._awaited[slot]
+        return (self._facts.get(slot) or self._awaited[slot]).shape
 
     def drawable(self, slot: int) -> Slices3:
         """Return the box of a crop's labels from which patches are drawn; of an awaited crop that is not known yet."""
-        facts, context = self._facts.get(slot), self._demands.context
-        if facts is None:
-            return context.drawable(self._awaited[slot], context.voxels, context.voxels)
-        return context.drawable(facts.shape, facts.before, facts.after)
+        return (self._facts.get(slot) or self._awaited[slot]).drawable(self._demands.context, self.targets)
 
     def around(self, slot: int) -> Slices3:
         """Return the box of raw that a ready crop has, in voxels counted from the labels' first one."""
@@ -328,8 +324,9 @@ class TrainingSet:
 
     def _file(self, facts: CropFacts, threads: int | None = None) -> CropReader | FilesReader:
         threads = available_cores() if threads is None else threads
-        names = [LABELS, *map(raw_dataset, self.channels)]
-        reader = CropReader(facts.path, names, threads, facts.before)
+        starts = {name: facts.arrays[name].start for name in self.targets if name in facts.arrays}
+        names = [*([LABELS] if facts.entry.labels else []), *map(raw_dataset, self.channels), *starts]
+        reader = CropReader(facts.path, names, threads, facts.before, starts)
         if not self.targets:
             return reader
         files = self._layout(facts).files

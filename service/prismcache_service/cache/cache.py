@@ -37,6 +37,7 @@ from prismcache.disk import (
 from prismcache.errors import CropCorruptError, StorageError
 from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_file_name
 from prismcache.schema import NO_CONTEXT, CropFile, Product, Split
+from prismcache.splits import Splits
 from prismcache.verified import VerifiedFiles
 from prismcache_service.cache.files import compare
 from prismcache_service.cache.making_lock import MakingLocks
@@ -82,7 +83,7 @@ class CropCache(Places):
 
     Parameters
     ----------
-    root, shown_root
+    root, shown_root, splits
         As for `Places`.
     keep_quarantine
         How long what was set aside is kept, if nobody needs the room before.
@@ -96,8 +97,9 @@ class CropCache(Places):
         shown_root: Path | None = None,
         keep_quarantine: timedelta = KEEP_QUARANTINE,
         readings: Path | None = None,
+        splits: Splits | None = None,
     ) -> None:
-        super().__init__(root, shown_root)
+        super().__init__(root, shown_root, splits)
         self.threads = DiskThreads()
         self.locks = MakingLocks(self.locks_folder, self.threads, root)
         self.quarantine = Quarantine(self.quarantine_folder)
@@ -134,6 +136,8 @@ class CropCache(Places):
         ------
         StorageError
             If a manifest or a file cannot be read now.
+        UnknownSplitError, SplitConflictError
+            If the catalog has no such split, or a file was made for another catalog's.
         """
         doubtful, wrong = [], {}
         own = [replace(wanted, channels=None)]  # the file with all channels, and the one with exactly those wanted
@@ -164,7 +168,15 @@ class CropCache(Places):
                     yield name
 
     def _is_outdated(self, manifest: Manifest) -> bool:
-        """Return whether a product was made from another file of the crop than the cached one."""
+        """Return whether a product was made from another file of the crop than the cached one.
+
+        Raises
+        ------
+        UnknownSplitError, SplitConflictError
+            If the catalog has no such split, or the file was made for another catalog's.
+        """
+        if manifest.definition != self.splits.entry(manifest.split).definition:
+            raise self.conflict(manifest.split, f"crop {manifest.crop} was made from {manifest.source}")
         if manifest.product is Product.CROP:
             return False
         crop = self.manifest(CropName(manifest.split, manifest.crop))
@@ -182,9 +194,11 @@ class CropCache(Places):
         for name in self.names(split):
             manifest = self.manifest(name)
             with contextlib.suppress(CropCorruptError):
-                if manifest is not None and self._is_known_right(name, manifest):
+                if manifest is None or manifest.definition != self.splits[name.split].definition:
+                    continue
+                if self._is_known_right(name, manifest):
                     right.append(self.describe(name, manifest))
-                elif manifest is not None:
+                else:
                     doubtful.append(name)
         return right, doubtful
 
@@ -301,7 +315,7 @@ class CropCache(Places):
 
     def strays(self, split: Split | None = None) -> Iterator[CropName]:
         """Yield files named like crops that have no readable manifest, and that nobody is making."""
-        for each in Split if split is None else (split,):
+        for each in self.these(split):
             for path in sorted((self.root / each.value).glob("crop_*")):
                 parsed = parse_file_name(path.name)
                 if parsed is None:

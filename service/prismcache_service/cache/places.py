@@ -12,17 +12,22 @@ from dataclasses import astuple, dataclass
 from pathlib import Path, PurePath
 from typing import Self
 
-from prismcache.disk import disk_errors, share_with_group, temporary_beside
+from prismcache.catalog import published
+from prismcache.disk import disk_errors, share_with_group, temporary_beside, write_atomically
+from prismcache.errors import SplitConflictError
 from prismcache.layout import (
     STATE_FOLDER,
     Manifest,
+    claim_path,
     crop_file_name,
     crop_path,
     manifest_path,
     parse_manifest_name,
     sources_path,
 )
+from prismcache.numbers import SPLIT_NAME
 from prismcache.schema import NO_CONTEXT, Context, CropFile, JobRequest, Product, Split
+from prismcache.splits import SplitEntry, Splits
 from prismcache_service.cache.files import patiently
 
 FILE_MODE = 0o664
@@ -52,7 +57,7 @@ class CropName:
 
     @property
     def folder(self) -> str:
-        """The crop's folder below the source's prefix."""
+        """The crop's name in messages, which is its folder in the bucket's published splits."""
         return f"{self.split.value}/crop_{self.crop}.zarr"
 
     @property
@@ -76,13 +81,26 @@ class Places:
         The folder, absolute.
     shown_root
         What clients call the folder, where that differs.
+    splits
+        The catalog's splits; default: the published ones.
     """
 
-    def __init__(self, root: Path, shown_root: Path | None = None) -> None:
+    def __init__(self, root: Path, shown_root: Path | None = None, splits: Splits | None = None) -> None:
+        self.splits = published() if splits is None else splits
         self.root = root
         self.shown_root = shown_root or root
         self.locks_folder = root / STATE_FOLDER / "leases"
         self.quarantine_folder = root / STATE_FOLDER / "quarantine"
+
+    def these(self, split: Split | None) -> list[Split]:
+        """Return the split if the catalog has it, or all of the catalog's.
+
+        Raises
+        ------
+        UnknownSplitError
+            If the catalog has no such split.
+        """
+        return [Split(name) for name in self.splits] if split is None else [Split(self.splits.entry(split).name)]
 
     def shown(self, file: CropFile) -> CropFile:
         """Return a file with the path that clients know it by."""
@@ -125,7 +143,7 @@ class Places:
 
     def names(self, split: Split | None = None, crop: int | None = None) -> Iterator[CropName]:
         """Yield every file that has a manifest, by split, crop and channels."""
-        for each in Split if split is None else (split,):
+        for each in self.these(split):
             found = []
             for path in self.manifest_path(CropName(each, 0)).parent.glob("crop_*.json"):
                 parsed = parse_manifest_name(path.name)
@@ -156,7 +174,10 @@ class Places:
         ------
         StorageUnwritableError
             If a folder cannot be created.
+        UnknownSplitError, SplitConflictError
+            If the catalog has no such split, or another catalog has given the name to other crops.
         """
+        entry = self.splits.entry(split)
         manifests = self.root / STATE_FOLDER / "manifests" / split.value
         made: list[Path] = []
         for folder in (self.root / split.value, manifests, self.locks_folder, self.quarantine_folder):
@@ -176,6 +197,27 @@ class Places:
                     with contextlib.suppress(OSError):  # somebody uses it already
                         path.rmdir()
                 raise
+        if entry.definition:
+            self._claim(split, entry)
+
+    def _claim(self, split: Split, entry: SplitEntry) -> None:
+        """Note that the folder's files are made from this entry, so that nobody mixes others with them."""
+        place = self.root / claim_path(split)
+        with disk_errors(place, "PRISMCACHE_ROOT"):
+            place.parent.mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
+            share_with_group(place.parent, self.root)
+            if not place.exists():
+                write_atomically(place, entry.to_json().encode(), durable=True, like=self.root)
+            try:
+                claimed = SplitEntry.from_json(place.read_text())
+            except ValueError:
+                raise self.conflict(split, f"{place} cannot be read") from None
+        if claimed.definition != entry.definition:
+            raise self.conflict(split, f"its files are made from {claimed.raw!r} in {claimed.crop_folder(0)}")
+
+    def conflict(self, split: Split, reason: str) -> SplitConflictError:
+        """Return the error that another catalog has given a split's name to other crops."""
+        return SplitConflictError(f"{self.shown_root / split.value} is that of another catalog: {reason}")
 
     def check_writable(self) -> None:
         """Create the folders and a file.
@@ -185,15 +227,15 @@ class Places:
         StorageError
             If that fails.
         """
-        for split in Split:
-            self.prepare(split)
+        for split in self.splits:
+            self.prepare(Split(split))
         probe = temporary_beside(self.locks_folder / "probe", uuid.uuid4().hex)
         with disk_errors(probe, "PRISMCACHE_ROOT"):
             probe.write_bytes(b"")
             probe.unlink(missing_ok=True)  # a sweep may have been quicker
 
     def working_folders(self) -> list[Path]:
-        """Return the folders in which temporary files are made."""
+        """Return the folders in which temporary files are made, also those of other catalogs' splits."""
         state = self.root / STATE_FOLDER
-        places = [self.root / split.value for split in Split] + [state / "manifests" / split.value for split in Split]
-        return [*places, self.locks_folder, state]
+        manifests = sorted(folder for folder in (state / "manifests").glob("*") if SPLIT_NAME.fullmatch(folder.name))
+        return [*(self.root / folder.name for folder in manifests), *manifests, self.locks_folder, state]

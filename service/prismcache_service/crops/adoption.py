@@ -70,7 +70,10 @@ async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unprov
     digest = await cache.threads.read(sha256_of, path)
     proof = await _prove(path)
     folder = CropName(proof.split, proof.crop).folder
-    objects, endpoint = await _listing(catalog, folder, on_unproven)
+    entry = cache.splits.entry(proof.split)
+    if entry.definition or entry.arrays:
+        raise RequestError(f"{path} is of split {entry.name!r}; only instance and semantic crops can be taken over")
+    objects, endpoint = await _listing(catalog, proof, on_unproven)
     if objects is not None and fingerprint(objects) != proof.source_fingerprint:
         raise CropCorruptError(
             f"{path} was made from another version of {folder} than the bucket has",
@@ -138,12 +141,12 @@ async def _has_all_channels(path: Path, proof: Proof, catalog: CatalogService) -
 
 
 async def _listing(
-    catalog: CatalogService, folder: str, on_unproven: Callable[[str], None]
+    catalog: CatalogService, proof: Proof, on_unproven: Callable[[str], None]
 ) -> tuple[list[SourceObject] | None, str]:
     try:
-        return await catalog.objects(folder)
+        return await catalog.objects(proof.split, proof.crop)
     except SourceError as error:
-        on_unproven(f"{folder} was not compared with the bucket: {error}")
+        on_unproven(f"{CropName(proof.split, proof.crop).folder} was not compared with the bucket: {error}")
         return None, ""
 
 

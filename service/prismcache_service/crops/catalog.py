@@ -7,6 +7,7 @@ import contextlib
 import logging
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from prismcache.config import Settings
 from prismcache.errors import PrismError, SourceUnreachableError, StorageError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
 from prismcache.schema import CropInfo, Product, Split
+from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName, DiskThreads, SingleFlight
 from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.extras import require_service_extra
@@ -37,17 +39,19 @@ class _Remembered(BaseModel):
 
 
 class CatalogService:
-    """The published crops of both splits.
+    """The published crops of all splits.
 
     Parameters
     ----------
     settings
-        The bucket, and the cache folder that stores the catalog.
+        The bucket, the catalog's splits, and the cache folder that stores what was read.
     threads
         The cache folder's threads.
 
     Attributes
     ----------
+    splits
+        The catalog's splits.
     failure
         Why the bucket could not be read when it was last tried; None if it could.
     """
@@ -58,7 +62,9 @@ class CatalogService:
         self._responded_at = float("-inf")
         self._reading = SingleFlight()
         self._source_thread = SourceThread(settings)
-        self._source = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
+        self.splits = settings.splits
+        place = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
+        self._source = f"{place} {self.splits.digest}"
         self._fresh: tuple[datetime, float] | None = None  # when the catalog was read, and until when it counts
         self.failure: PrismError | None = None
 
@@ -116,19 +122,11 @@ class CatalogService:
         """
         for refresh in (False, True):
             for info in await self.crops(refresh=refresh):
-                if (info.split, info.crop) != (name.split, name.crop) or not (info.labels_shape and info.raw_shape):
-                    continue
-                channels, *extent = info.raw_shape
-                if name.channels is not None:
-                    channels = len(name.channels)
-                elif name.product not in {Product.CROP, Product.AVG_BARCODES}:
-                    channels = 1  # one array, or less
-                reach = extent if name.context == "all" else [2 * by for by in name.context]
-                shape = [min(n, m + by) for n, m, by in zip(extent, info.labels_shape, reach, strict=True)]
-                return file_bytes_bound(shape, channels)
+                if (info.split, info.crop) == (name.split, name.crop) and info.raw_shape is not None:
+                    return _bytes_bound(info, info.raw_shape, name)
         return 0
 
-    async def objects(self, folder: str) -> tuple[list[SourceObject], str]:
+    async def objects(self, split: Split, crop: int) -> tuple[list[SourceObject], str]:
         """Return the objects of a crop's folder, by key, and the name of the server that listed them.
 
         Raises
@@ -136,15 +134,17 @@ class CatalogService:
         SourceError
             If the bucket cannot be read.
         """
+        entry = self.splits.entry(split)
+        folder = entry.crop_folder(crop)
 
         async def listing(source: Source) -> tuple[list[SourceObject], str]:
             found = await source.list_objects(folder)
             return [found[key] for key in sorted(found)], source.endpoint
 
-        return await self._source_thread.ask(listing)
+        return await self._source_thread.ask(listing, entry)
 
     async def check(self) -> None:
-        """List the split's folders in the source, at most every half minute.
+        """List the folders of the first split in the source, at most every half minute.
 
         Raises
         ------
@@ -152,7 +152,8 @@ class CatalogService:
             If the source does not respond.
         """
         if monotonic() - self._responded_at > _CHECK_S:
-            await self._source_thread.ask(lambda source: source.list_folders(Split.INSTANCE.value))
+            first = next(iter(self.splits.values()))
+            await self._source_thread.ask(lambda source: source.list_folders(first.folder), first)
             self._responded_at = monotonic()
 
     async def prepare(self) -> None:
@@ -198,5 +199,24 @@ class CatalogService:
         require_service_extra()
         # Imported here: the bucket is read once a day, a warm `ensure` runs many times.
         published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
-        crops: tuple[CropInfo, ...] = await self._source_thread.ask(published.read_published)
-        return crops
+        places: dict[tuple[tuple[str, object], ...], list[SplitEntry]] = {}
+        for entry in self.splits.values():
+            places.setdefault(tuple(sorted(entry.place.items())), []).append(entry)
+        found: list[CropInfo] = []
+        for entries in places.values():
+            read = partial(published.read_published, entries=entries)
+            found += await self._source_thread.ask(read, entries[0])
+        return tuple(sorted(found, key=lambda info: (info.split, info.crop)))
+
+
+def _bytes_bound(info: CropInfo, raw_shape: tuple[int, int, int, int], name: CropName) -> int:
+    """Return an upper bound of the bytes of a crop's file."""
+    channels, *extent = raw_shape
+    if name.channels is not None:
+        channels = len(name.channels)
+    elif name.product not in {Product.CROP, Product.AVG_BARCODES}:
+        channels = 1  # one array, or less
+    reach = extent if name.context == "all" else [2 * by for by in name.context]
+    shape = [min(n, m + by) for n, m, by in zip(extent, info.labels_shape or extent, reach, strict=True)]
+    beside = sum(array.nbytes for array in info.arrays)
+    return file_bytes_bound(shape, channels) + (beside * 101 // 100 if name.product is Product.CROP else 0)

@@ -111,7 +111,7 @@ class EnsureService:
                 return found
             raise
         async with locks.held(name.lock, token):
-            return await self._look_or_make(CropTask(name, token, strict), report)
+            return await self._look_or_make(CropTask(name, token, strict, self._cache.splits.entry(name.split)), report)
 
     async def _look_or_make(self, task: CropTask, report: Report) -> Outcome:
         await self._cache.threads.read(self._cache.sweep)  # which may read a whole file that was all but published

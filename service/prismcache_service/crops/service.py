@@ -115,12 +115,19 @@ class CropService:
         known = {(info.split, info.crop): info for info in published if split in {None, info.split}}
         for key in cached.keys() - known.keys():
             known[key] = CropInfo(split=key[0], crop=key[1])
+        splits = self._cache.splits
         extras, making = await self._extras(), self._making()
 
         def with_files(key: CropKey) -> CropInfo:
             files = tuple(cached.get(key, ()))
             state = cache_state(files, is_making=key in making)
-            return known[key].model_copy(update={"state": state, "files": files, **extras.of(key)})
+            entry = splits[key[0]]
+            of_split = {
+                "has_labels": bool(entry.labels),
+                "expansion": entry.expansion,
+                "same_tissue": splits.same_tissue(*key),
+            }
+            return known[key].model_copy(update={"state": state, "files": files, **of_split, **extras.of(key)})
 
         return [with_files(key) for key in sorted(known)]
 
@@ -259,7 +266,14 @@ class CropService:
         return info.model_copy(update={"pinned": False})
 
     async def lease(self, request: LeaseRequest, owner: str = "") -> Lease:
-        """Return a new retention lease, which keeps crops from eviction as long as it is renewed."""
+        """Return a new retention lease, which keeps crops from eviction as long as it is renewed.
+
+        Raises
+        ------
+        UnknownSplitError
+            If the catalog has no such split.
+        """
+        self._cache.splits.entry(request.split)
         record = LeaseRecord(
             uuid.uuid4().hex, owner, request.split, tuple(dict.fromkeys(request.crops)), self._expiry()
         )

@@ -14,36 +14,39 @@ from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
+from prismcache.catalog import published
 from prismcache.config import Settings
+from prismcache.splits import SplitEntry
 from prismcache_service.extras import require_service_extra
 
 if TYPE_CHECKING:
     from prismcache_service.pipeline.bucket.source import Source
+    from prismcache_service.pipeline.bucket.sources import Sources
 
 T = TypeVar("T")
 
 
 class SourceThread:
-    """One source, opened by the first `ask` and kept until `aclose`; a later `ask` opens another.
+    """The splits' sources, each opened by the first `ask` and kept until `aclose`; a later `ask` opens others.
 
     Parameters
     ----------
     settings
-        The bucket.
+        The bucket of the splits that name none.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._source: Source | None = None
+        self._sources: Sources | None = None
         self._opened = AsyncExitStack()
         self._opening = asyncio.Lock()  # of the thread's loop
 
-    async def ask(self, question: Callable[[Source], Awaitable[T]]) -> T:
-        """Return what `question` returns; cancelling this cancels it.
+    async def ask(self, question: Callable[[Source], Awaitable[T]], entry: SplitEntry | None = None) -> T:
+        """Return what `question` returns of the source of a split, or of the published ones.
 
-        The thread is a daemon, so that no exit waits for a bucket.
+        Cancelling this cancels it. The thread is a daemon, so that no exit waits for a bucket.
 
         Raises
         ------
@@ -57,20 +60,18 @@ class SourceThread:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="prismcache-source", daemon=True)
             self._thread.start()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._ask(question), self._loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._ask(question, entry), self._loop))
 
-    async def _ask(self, question: Callable[[Source], Awaitable[T]]) -> T:
+    async def _ask(self, question: Callable[[Source], Awaitable[T]], entry: SplitEntry | None) -> T:
         async with self._opening:
-            source = self._source = self._source or await self._open()
-        return await question(source)
+            sources = self._sources = self._sources or await self._open()
+        return await question(await sources.of(entry or published()["instance"]))
 
-    async def _open(self) -> Source:
-        s3 = import_module("prismcache_service.pipeline.bucket.s3")
-        async with AsyncExitStack() as opened:  # if the last step fails, nothing of the others is kept
-            executor = opened.enter_context(ThreadPoolExecutor(1))
-            source: Source = await opened.enter_async_context(s3.open_s3(self._settings, executor))
-            self._opened = opened.pop_all()
-        return source
+    async def _open(self) -> Sources:
+        module = import_module("prismcache_service.pipeline.bucket.sources")
+        executor = self._opened.enter_context(ThreadPoolExecutor(1))
+        sources: Sources = await self._opened.enter_async_context(module.Sources(self._settings, executor))
+        return sources
 
     async def aclose(self) -> None:
         """Cancel all questions, close the source and end the thread."""
@@ -87,5 +88,5 @@ class SourceThread:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-        self._source = None
+        self._sources = None
         await self._opened.aclose()

@@ -13,6 +13,7 @@ from typing import ClassVar, TypeAlias
 from pydantic import BaseModel
 
 from prismcache.schema import CropFile, Problem, Progress
+from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline.progress import Report
 
@@ -32,11 +33,15 @@ class News(BaseModel):
 
 @dataclass(frozen=True)
 class CropTask:
-    """Engine to worker: make this file; the names of its temporary files hold `token`, the making lock's token."""
+    """Engine to worker: make this file; the names of its temporary files hold `token`, the making lock's token.
+
+    `entry` says what the split is; None is the published one, of which every worker knows.
+    """
 
     name: CropName
     token: str
     strict: bool = False
+    entry: SplitEntry | None = None
 
 
 class Engine(ABC):

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from time import monotonic
 
-from prismcache.errors import PrismError, UnknownCropError
-from prismcache.schema import CropInfo, CropProgress, JobRequest, Split, State
+from prismcache.errors import PrismError, RequestError, UnknownCropError
+from prismcache.schema import NO_CONTEXT, CropInfo, CropProgress, JobRequest, Split, State
 from prismcache_service.crops import CatalogService
 
 _REFRESH_S = 60.0  # the bucket is asked for an unknown crop at most this often
@@ -27,6 +27,19 @@ class PublishedCrops:
         self._catalog = catalog
         self._refreshed_at = float("-inf")  # monotonic, in s
 
+    def checked(self, request: JobRequest) -> JobRequest:
+        """Return a request that the catalog allows, without context where files have all of raw: without labels.
+
+        Raises
+        ------
+        UnknownSplitError, RequestError
+            If the catalog has no such split, or the split no such product.
+        """
+        entry = self._catalog.splits.entry(request.split)
+        if refusal := entry.refusal(request.product):
+            raise RequestError(refusal)
+        return request if entry.labels else request.model_copy(update={"context": NO_CONTEXT})
+
     async def crops_of(self, request: JobRequest) -> list[int]:
         """Return the crops that a request names, each once; all published crops of the split if it names none.
 
@@ -39,7 +52,7 @@ class PublishedCrops:
         """
         if request.crops is not None:
             return list(dict.fromkeys(request.crops))
-        crops = [info.crop for info in await self._catalog.crops() if info.split is request.split]
+        crops = [info.crop for info in await self._catalog.crops() if info.split == request.split]
         if not crops:
             raise UnknownCropError(f"no crop of split {request.split.value!r} is published")
         return crops
@@ -71,4 +84,4 @@ class PublishedCrops:
 
 
 def _of_split(catalog: Sequence[CropInfo], split: Split) -> set[int]:
-    return {info.crop for info in catalog if info.split is split}
+    return {info.crop for info in catalog if info.split == split}

@@ -115,13 +115,14 @@ class JobService:
         ------
         UnknownCropError
             If all crops are requested and none is published.
-        RequestError
-            If the request has too many crops.
+        UnknownSplitError, RequestError
+            If the catalog has no such split or product, or the request has too many crops.
         ServiceBusyError
             If there are too many unfinished jobs.
         SourceError
             If all crops are requested, and the bucket that would list them cannot be read.
         """
+        request = self._published.checked(request)
         crops = await self._published.crops_of(request)
         if len(crops) > self._limits.crops:
             raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")

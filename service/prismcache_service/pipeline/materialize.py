@@ -15,11 +15,13 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from prismcache.catalog import published
 from prismcache.config import Settings
 from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
 from prismcache.layout import FORMAT_VERSION, SourceObject
 from prismcache.schema import Progress
+from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
 from prismcache_service.pipeline.codec import RECIPE
@@ -46,13 +48,27 @@ class MadeCrop:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class CropPlace:
+    """Where a crop lies: the source of its split, the split's entry in the catalog, and the crop's folder."""
+
+    source: Source
+    entry: SplitEntry
+    folder: str
+
+    @property
+    def url(self) -> str:
+        """The folder with its bucket."""
+        return f"{self.source.url}/{self.folder}"
+
+
 class Materializer:
     """Make crops, one at a time.
 
     Parameters
     ----------
     source
-        The bucket.
+        The bucket of the published splits.
     settings
         Memory limit, threads and concurrency.
     executor
@@ -80,7 +96,16 @@ class Materializer:
         """Start to give back the memory that a crop left; the next crop waits for that before it takes any."""
         self._tidying = asyncio.create_task(asyncio.to_thread(give_memory_back))
 
-    async def make(self, name: CropName, target: Path, report: Report, *, strict: bool = False) -> MadeCrop:
+    async def make(
+        self,
+        name: CropName,
+        target: Path,
+        report: Report,
+        *,
+        strict: bool = False,
+        entry: SplitEntry | None = None,
+        source: Source | None = None,
+    ) -> MadeCrop:
         """Make the file `target`.
 
         A crop that changes in the bucket while it is fetched is begun again, once: versions are never mixed.
@@ -95,53 +120,47 @@ class Materializer:
             Called with the progress, on the event loop.
         strict
             Refuse a crop with absent chunks.
+        entry, source
+            What the split is and where it lies; default: the published one.
 
         Raises
         ------
         PrismError
             See `prismcache.errors`; the file may then exist in part.
         """
+        entry = entry or published().entry(name.split)
+        place = CropPlace(source or self._source, entry, entry.crop_folder(name.crop))
 
         async def attempt(objects: Mapping[str, SourceObject]) -> MadeCrop:
-            crop = await read_crop(self._source, name.folder, objects)
+            crop = await read_crop(place.source, place.folder, objects, entry)
             plan = plan_crop(crop, name.channels, strict=strict, context=name.context)
-            return await self._make(name, crop, plan, target, report)
+            return await self._make(name, place, crop, plan, target, report)
 
         try:
-            objects = await self._listing(name)
+            objects = await _listing(name, place)
             try:
                 return await attempt(objects)
             except (SourceCorruptError, SourceChangedError):
-                again = await self._listing(name)
+                again = await _listing(name, place)
                 if fingerprint(again.values()) == fingerprint(objects.values()):
                     raise
             await asyncio.to_thread(target.unlink, missing_ok=True)
             try:
                 return await attempt(again)
             except SourceCorruptError as error:
-                raise SourceChangedError(f"{name.folder} changed while it was fetched, twice: {error}") from error
+                raise SourceChangedError(f"{place.folder} changed while it was fetched, twice: {error}") from error
         except SourceError as error:
-            if name.folder in str(error):
+            if place.folder in str(error):
                 raise
             # The code that raised this knew an object or a value, but not the crop.
-            raise type(error)(f"{name.folder}: {error}", remedy=error.remedy) from error
+            raise type(error)(f"{place.folder}: {error}", remedy=error.remedy) from error
 
-    async def _listing(self, name: CropName) -> dict[str, SourceObject]:
-        objects = await self._source.list_objects(name.folder)
-        if not objects:
-            folders = await self._source.list_folders(name.split.value)
-            known = sorted(n for n in map(crop_of_folder, folders) if n is not None)
-            has = f"it has {', '.join(map(str, known))}" if known else "it has no crop of this split"
-            raise UnknownCropError(
-                f"crop {name.crop} of split {name.split.value!r} is not in {self._source.url} ({has})"
-            )
-        return objects
-
-    async def _make(self, name: CropName, crop: CropSource, plan: CropPlan, target: Path, report: Report) -> MadeCrop:
+    async def _make(
+        self, name: CropName, place: CropPlace, crop: CropSource, plan: CropPlan, target: Path, report: Report
+    ) -> MadeCrop:
         _check_space(plan, target.parent)
         if self._tidying is not None:
             await self._tidying
-        source = f"{self._source.url}/{name.folder}"
         source_fingerprint = fingerprint(crop.objects.values())
         attributes = {
             "crop_id": name.crop,
@@ -149,22 +168,24 @@ class Materializer:
             "num_channels": len(plan.channels),
             "format_version": FORMAT_VERSION,
             "prismcache_version": version("prismcache"),
-            "source": source,
+            "source": place.url,
             "source_fingerprint": source_fingerprint,
             "missing_chunks": plan.missing_chunks,
         }
+        if place.entry.definition:  # so that a reader without the lab's catalog knows what the file is
+            attributes["catalog"] = place.entry.to_json()
         with ExitStack() as files:
             spool = files.enter_context(Spool(target))
             open_writer = partial(CropWriter, target, plan, attributes, self._mode)
-            writer = files.enter_context(await self._stream(name, plan, spool, open_writer, report))
+            writer = files.enter_context(await self._stream(place, plan, spool, open_writer, report))
             sha256, size = await self._finish(spool, writer, target)
         return MadeCrop(
             channels=plan.channels,
             complete=plan.complete,
             sha256=sha256,
             size=size,
-            source=source,
-            endpoint=self._source.endpoint,
+            source=place.url,
+            endpoint=place.source.endpoint,
             source_fingerprint=source_fingerprint,
             source_objects=tuple(crop.objects[key] for key in sorted(crop.objects)),
             missing_chunks=plan.missing_chunks,
@@ -173,7 +194,7 @@ class Materializer:
         )
 
     async def _stream(
-        self, name: CropName, plan: CropPlan, spool: Spool, open_writer: Callable[[], CropWriter], report: Report
+        self, place: CropPlace, plan: CropPlan, spool: Spool, open_writer: Callable[[], CropWriter], report: Report
     ) -> CropWriter:
         """Share out the memory and fetch, decode, deflate and write all chunks; return the writer, still open."""
         budget = plan_budget(
@@ -186,7 +207,7 @@ class Materializer:
         self.moved = Moved()
         try:
             return await stream_crop(
-                partial(self._source.read, name.folder),
+                partial(place.source.read, place.folder),
                 plan,
                 budget,
                 open_writer=open_writer,
@@ -214,6 +235,16 @@ class Materializer:
         await asyncio.wait((syncing, hashing))  # neither is left behind with a closed descriptor
         syncing.result()
         return hashing.result(), os.fstat(fd).st_size
+
+
+async def _listing(name: CropName, place: CropPlace) -> dict[str, SourceObject]:
+    objects = await place.source.list_objects(place.folder)
+    if not objects:
+        folders = await place.source.list_folders(place.entry.folder)
+        known = sorted(n for n in map(crop_of_folder, folders) if n is not None)
+        has = f"it has {', '.join(map(str, known))}" if known else "it has no crop of this split"
+        raise UnknownCropError(f"crop {name.crop} of split {name.split.value!r} is not in {place.source.url} ({has})")
+    return objects
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

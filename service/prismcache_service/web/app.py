@@ -51,7 +51,8 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     Raises
     ------
     ConfigError
-        If the tokens file cannot be used, or the service would be open to other machines without tokens.
+        If the tokens file or the catalog file cannot be used, or the service would be open to other machines without
+        tokens.
     """
     tokens = TokenBook(tokens_path(config))
     require_safe_address(config, tokens)
@@ -83,7 +84,7 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
         app.include_router(module.router)
     app.include_router(dashboard.router)
     app.include_router(neuroglancer.router)
-    app.state.query_names = _complete_document(app)
+    app.state.query_names = _complete_document(app, list(config.splits))
     problems.install(app)
     _add_middleware(app, config)
     return app
@@ -98,12 +99,13 @@ _TAGS = [
 ]
 
 
-def _complete_document(app: FastAPI) -> dict[str, set[str]]:
+def _complete_document(app: FastAPI, splits: list[str]) -> dict[str, set[str]]:
     """Complete the OpenAPI document for generators of clients; return the query parameters of each operation."""
     document = app.openapi()  # kept by the app, so that what is added stays
     event = JobEvent.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     event.pop("$defs")  # all of them are there
     document["components"]["schemas"]["JobEvent"] = event
+    document["components"]["schemas"]["Split"]["enum"] = splits
     operations = [operation for methods in document["paths"].values() for operation in methods.values()]
     for item in (item for each in operations for item in each.get("parameters", [])):
         # What pydantic calls a number's bounds where a validator runs before them.

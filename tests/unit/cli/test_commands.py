@@ -141,7 +141,7 @@ def test_exit_codes_of_errors(run, backend, error, code):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["ensure", "train", "0"], "the splits are 'instance' and 'semantic'"),
+        (["ensure", "Train", "0"], "the splits are 'instance', 'semantic', 'synapses'"),
         (["ensure", "instance"], "Missing argument"),
         (["ensure", "instance", "x"], "names no crops"),
         (["ensure", "instance", "0", "all"], "names every crop"),
@@ -150,13 +150,13 @@ def test_exit_codes_of_errors(run, backend, error, code):
         (["ensure", "instance", "0", "--workers", "0"], "setting 'workers' is unusable"),
         (["ensure", "instance", "0", "--memory-limit", "lots"], "it is no size; write 400MB or 1GiB"),
         (["ensure", "instance", "0", "--nonsense"], "No such option"),
-        (["ls", "train"], "the splits are"),
+        (["ls", "Train"], "the splits are"),
         (["info", "instance", "x"], "Invalid value"),
         (
             ["verify", "instance", "4-0"],
             "write 0-4\n  remedy: `prismcache verify --help` shows the arguments and examples.\n",
         ),
-        (["ensure", "0"], "0 is no split; name instance or semantic before the crops"),
+        (["ensure", "0"], "0 is no split; name the split before the crops"),
         (["ensure", "instance", "-1"], "there is no crop -1; crops are numbered from 0"),
         (["info", "instance", "-12"], "there is no crop -12"),
         (["nonsense"], "No such command"),
@@ -313,7 +313,7 @@ def test_further_failures_are_between_error_and_remedy(run, backend):
         (["info", "instance", "99", "--json"], "unknown_crop", 1),
         (["ensure", "instance", "--json"], "invalid_request", 2),
         (["--nonsense", "ls", "--json"], "invalid_request", 2),
-        (["ls", "train", "--json"], "unknown_split", 2),
+        (["ls", "Train", "--json"], "unknown_split", 2),
     ],
 )
 def test_with_json_an_error_is_one_json_document_on_stdout(run, words, code, exit_code):
@@ -355,8 +355,8 @@ def test_version_and_help(run):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("prismcache ensure ", ["instance", "semantic"]),
-        ("prismcache ensure s", ["semantic"]),
+        ("prismcache ensure ", ["instance", "semantic", "synapses"]),
+        ("prismcache ensure s", ["semantic", "synapses"]),
         ("prismcache ensure instance ", ["0", "1", "12", "all"]),
         ("prismcache ensure instance 0 1", ["1", "12"]),
         ("prismcache info semantic ", ["7", "all"]),

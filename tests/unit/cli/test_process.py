@@ -70,12 +70,12 @@ def test_a_full_disk_behind_stdout_is_no_traceback(words):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-@pytest.mark.parametrize("words", ["ensure instance 0", "ls", "ensure none 0"])
+@pytest.mark.parametrize("words", ["ensure instance 0", "ls", "ensure None 0"])
 def test_a_command_without_stdout_or_stderr_ends_as_ever(closed, words):
     program = [sys.executable, "-c", PROGRAM.format(script="[]"), *words.split()]
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *program]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20, env=environment())
-    assert done.returncode == (2 if "none" in words else 0)
+    assert done.returncode == (2 if "None" in words else 0)
     assert "Traceback" not in done.stdout + done.stderr
 
 

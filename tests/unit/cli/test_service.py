@@ -78,7 +78,7 @@ def test_jobs_goes_on_over_pages_up_to_the_limit(service, run):
     assert run("jobs", "--limit", "0").exit_code == 2
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--state", "lost"), ("--split", "both")])
+@pytest.mark.parametrize(("flag", "value"), [("--state", "lost"), ("--split", "Both")])
 def test_jobs_of_a_kind_that_does_not_exist(service, run, flag, value):
     result = run("jobs", flag, value)
     assert result.exit_code == 2
@@ -157,7 +157,7 @@ def test_evict_of_what_is_in_use_is_refused(service, run):
 @pytest.mark.parametrize("command", ["pin", "unpin", "evict"])
 def test_crops_that_make_no_sense(service, run, command):
     assert run(command, "instance", "5-1").exit_code == 2
-    assert run(command, "both", "0").exit_code == 2
+    assert run(command, "Both", "0").exit_code == 2
 
 
 def test_clear_quarantine(service, run):

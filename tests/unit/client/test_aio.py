@@ -57,7 +57,7 @@ async def test_no_crops_are_no_work():
 async def test_arguments_are_checked_before_anything_is_sent():
     backend = FakeBackend()
     for args, kind in (
-        (("train",), UnknownSplitError),
+        (("Train",), UnknownSplitError),
         (("instance", -1), UnknownCropError),
         (("instance", True), RequestError),
     ):

@@ -61,7 +61,7 @@ def test_nothing_starts_before_it_is_needed():
     before = our_threads()
     client = PrismClient(backend=FakeBackend())
     assert client.ensure("instance", [], progress=False) == []
-    for wrong, kind in (("train", UnknownSplitError), (3, UnknownSplitError)):
+    for wrong, kind in (("Train", UnknownSplitError), (3, UnknownSplitError)):
         with pytest.raises(kind):
             client.ensure(wrong, 0)
     with pytest.raises(RequestError):

@@ -17,6 +17,7 @@ SETTINGS = [
     ("root", "/data/prism", Path("/data/prism"), Path("/mnt/x"), Path("/mnt/x")),
     ("downloads", "/data/files", Path("/data/files"), Path("/mnt/y"), Path("/mnt/y")),
     ("decoded", "/data/decoded", Path("/data/decoded"), Path("/mnt/z"), Path("/mnt/z")),
+    ("catalog", "/lab/splits.toml", Path("/lab/splits.toml"), Path("/mnt/lab.toml"), Path("/mnt/lab.toml")),
     ("s3_endpoint_url", "http://127.0.0.1:9000", "http://127.0.0.1:9000", "https://s3", "https://s3"),
     ("s3_bucket", "mirror", "mirror", "other", "other"),
     ("s3_prefix", "a/b", "a/b", "c", "c"),

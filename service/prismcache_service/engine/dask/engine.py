@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import CancelledError as DaskCancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from distributed import Client, KilledWorker
@@ -127,7 +127,7 @@ class DaskEngine(Engine):
         """Submit the crop once; return None if another service stopped the task that both services shared."""
         # Begins with the making lock's token, so that sweeps keep the temporary files until the lock is released.
         token = f"{task.token}.{uuid4().hex}"
-        work = CropTask(task.name, token, task.strict)
+        work = replace(task, token=token)
         order = DaskOrder(key=run.key, work=work, settings=settings_json(self._settings), silence=self._silence)
         future = client.submit(
             make_crop,

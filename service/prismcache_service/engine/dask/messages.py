@@ -75,8 +75,8 @@ def task_key(task: CropTask, settings: Settings) -> str:
 
     Dask forgets an ended task when its future is released, so a later task with this key runs again.
     """
-    lock = task.name.lock
-    return f"prismcache-{lock}-{_digest(lock, task.strict, RECIPE, versions(), _place(settings))}"
+    lock, definition = task.name.lock, "" if task.entry is None else task.entry.definition
+    return f"prismcache-{lock}-{_digest(lock, task.strict, RECIPE, versions(), _place(settings), definition)}"
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from prismcache.config import ENV_PREFIX, Settings
 from prismcache.errors import PrismError, WorkerError
+from prismcache.splits import Splits
 from prismcache_service.cache import CropCache
 from prismcache_service.engine import News, Outcome
 from prismcache_service.engine.dask.messages import (
@@ -154,7 +155,8 @@ class CropMaker(WorkerPlugin):
         task = replace(order.work, token=f"{order.work.token}.{uuid4().hex}")
         try:
             # If a worker was lost after it published, the file is there, but its outcome was not sent.
-            found = (await CropCache(settings.root).find(task.name)).file
+            splits = None if task.entry is None else Splits([task.entry])
+            found = (await CropCache(settings.root, splits=splits).find(task.name)).file
             if found is not None and not (task.strict and found.missing_chunks):
                 return found
             wanted = order.settings, order.silence

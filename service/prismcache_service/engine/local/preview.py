@@ -44,7 +44,8 @@ def draw(path: str, channel: int) -> bytes:
         step = -(-max(y, x) // EDGE)
         box = z // 2, slice(None, None, step), slice(None, None, step)
         try:
-            raw, labels = crop.channel(channel)[box], crop.labels[box]
+            raw = crop.channel(channel)[box]
+            labels = crop.labels[box] if crop.has_labels else np.zeros(raw.shape, np.uint32)
         except OSError as error:
             raise CropCorruptError(f"{path} cannot be read: {error}") from error
     picture = io.BytesIO()

@@ -27,14 +27,16 @@ from typing import Any, BinaryIO
 import h5py
 from pydantic import TypeAdapter
 
+from prismcache.catalog import published
 from prismcache.config import Settings
 from prismcache.disk import storage_error
 from prismcache.errors import CropNotCachedError, PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile, Problem, Product, Progress
+from prismcache.splits import SplitEntry, Splits
 from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine import CropTask, News
-from prismcache_service.pipeline.bucket.s3 import open_s3
+from prismcache_service.pipeline.bucket.sources import Sources
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
 from prismcache_service.pipeline.progress import Report
 
@@ -92,10 +94,10 @@ class _Reporter:
 class Worker:
     """Makes and publishes crops for one engine."""
 
-    def __init__(self, settings: Settings, outbox: Outbox, materializer: Materializer) -> None:
+    def __init__(self, settings: Settings, outbox: Outbox, materializer: Materializer, sources: Sources) -> None:
         self._cache = CropCache(settings.root)
         self._outbox = outbox
-        self._materializer = materializer
+        self._materializer, self._sources = materializer, sources
 
     async def work(self, task: CropTask) -> None:
         """Make the file and send the outcome."""
@@ -115,13 +117,18 @@ class Worker:
 
     async def _make(self, task: CropTask) -> CropFile:
         name = task.name
+        entry = task.entry or published().entry(name.split)
+        self._cache.splits = Splits([entry])
         temporary = self._cache.temporary(name, task.token)
         report = _Reporter(self._outbox)
         try:
             if name.product is Product.CROP:
-                made = await self._materializer.make(name, temporary, report, strict=task.strict)
+                source = await self._sources.of(entry)
+                made = await self._materializer.make(
+                    name, temporary, report, strict=task.strict, entry=entry, source=source
+                )
                 name = replace(name, channels=None if made.complete else made.channels)
-                manifest = _manifest(name, made)
+                manifest = _manifest(name, made, entry)
                 objects = made.source_objects
             else:
                 manifest, objects = await self._derive(name, temporary, report), ()
@@ -183,7 +190,7 @@ def _maker() -> dict[str, Any]:
     }
 
 
-def _manifest(name: CropName, made: MadeCrop) -> Manifest:
+def _manifest(name: CropName, made: MadeCrop, entry: SplitEntry) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         split=name.split,
@@ -200,6 +207,7 @@ def _manifest(name: CropName, made: MadeCrop) -> Manifest:
         notes=made.notes,
         recipe=made.recipe,
         context=name.context,
+        definition=entry.definition,
         **_maker(),
     )
 
@@ -223,9 +231,9 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
     threading.Thread(target=read_lines, daemon=True).start()
     alive = asyncio.create_task(show_life())
     with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "decode") as executor:
-        async with open_s3(settings, executor) as source:
-            materializer = Materializer(source, settings, executor, FILE_MODE)
-            worker = Worker(settings, outbox, materializer)
+        async with Sources(settings, executor) as sources:
+            materializer = Materializer(await sources.of(published()["instance"]), settings, executor, FILE_MODE)
+            worker = Worker(settings, outbox, materializer, sources)
             try:
                 while line := await lines.get():
                     await worker.work(orders.validate_json(line))

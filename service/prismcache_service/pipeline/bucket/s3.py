@@ -192,7 +192,7 @@ class S3Source(Source):
             _log.warning(text)
 
     def _key(self, folder: str, name: str) -> str:
-        return "/".join(part for part in (self._settings.s3_prefix, folder) if part) + f"/{name}"
+        return "".join(f"{part}/" for part in (self._settings.s3_prefix, folder) if part) + name
 
     async def _pages(self, prefix: str, delimiter: str) -> AsyncIterator[dict[str, Any]]:
         what = f"listing of s3://{self._settings.s3_bucket}/{prefix}"

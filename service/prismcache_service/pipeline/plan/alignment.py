@@ -7,7 +7,7 @@ rounds any number, wraps around at a negative one and cuts short past the end, t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prismcache.errors import InvalidSourceError, MisalignedError
 from prismcache_service.pipeline.plan.metadata import ArraySource
@@ -75,9 +75,7 @@ def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
     whole_place, whole_size = _triple(map(round, place)), _triple(map(round, size))
     if min(whole_size) < 1:
         raise InvalidSourceError(f"{where}: resolution {size} is less than half a nm, which files cannot hold")
-    if all(
-        abs(a - b) <= _WHOLE_NM_TOLERANCE for a, b in zip((*place, *size), (*whole_place, *whole_size), strict=True)
-    ):
+    if _is_whole((*place, *size)):
         return Alignment(shift, stop, whole_place, whole_size)
     note = (
         f"voxel size {size} and offset {place} nm are rounded to {whole_size} and {whole_place} in `voxel_size` and "
@@ -86,28 +84,57 @@ def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
     return Alignment(shift, stop, whole_place, whole_size, place, size, notes=(note,))
 
 
+def align_whole(where: str, raw: ArraySource) -> Alignment:
+    """Return the box of all of raw, for a crop without labels; errors as those of `align`."""
+    return align(where, raw, replace(raw, shape=raw.shape[1:]))
+
+
+def align_beside(where: str, raw: ArraySource, array: ArraySource) -> Alignment:
+    """Return the box of raw that a further array covers, which may reach beyond raw, and its place in the world.
+
+    Raises
+    ------
+    MisalignedError
+        As `align`, except that the array may leave raw.
+    """
+    if raw.resolution and array.resolution and raw.resolution != array.resolution:
+        raise MisalignedError(f"{where}: raw has resolution {raw.resolution}, {array.name!r} has {array.resolution}")
+    size = raw.resolution or array.resolution
+    start = _shift(where, raw, array, size)
+    stop = _triple(s + n for s, n in zip(start, array.shape, strict=True))
+    place = array.offset or raw.offset or (0.0, 0.0, 0.0)
+    if size is None:
+        return Alignment(start, stop, start, (1, 1, 1), array.offset or raw.offset, None, has_voxel_size=False)
+    whole = Alignment(start, stop, _triple(map(round, place)), _triple(map(round, size)))
+    return whole if _is_whole((*place, *size)) else replace(whole, offset_nm=place, voxel_size_nm=size)
+
+
+def _is_whole(values: Iterable[float]) -> bool:
+    return all(abs(value - round(value)) <= _WHOLE_NM_TOLERANCE for value in values)
+
+
 def _shift(where: str, raw: ArraySource, labels: ArraySource, size: Vector | None) -> Triple:
-    """Return the labels' first voxel in raw."""
+    """Return the first voxel of labels, or of another array, in raw."""
     if raw.offset is None or labels.offset is None:
         if raw.shape[1:] != labels.shape:
             missing = " and ".join(a.name for a in (raw, labels) if a.offset is None)
             raise MisalignedError(
-                f"{where}: the offset of {missing} is missing, and raw {raw.shape[1:]} and labels {labels.shape} "
-                "differ in shape, so that their places cannot be told"
+                f"{where}: the offset of {missing} is missing, and raw {raw.shape[1:]} and {labels.name} "
+                f"{labels.shape} differ in shape, so that their places cannot be told"
             )
         return 0, 0, 0
     if raw.offset == labels.offset:
         return 0, 0, 0
     if size is None:
         raise MisalignedError(
-            f"{where}: raw is at offset {raw.offset}, labels at {labels.offset}, and neither has a resolution, so that "
-            "the shift in voxels is unknown"
+            f"{where}: raw is at offset {raw.offset}, {labels.name} at {labels.offset}, and neither has a resolution, "
+            "so that the shift in voxels is unknown"
         )
     exact = [(b - a) / r for a, b, r in zip(raw.offset, labels.offset, size, strict=True)]
     whole = _triple(map(round, exact))
     if any(abs(s - w) > _WHOLE_VOXEL_TOLERANCE for s, w in zip(exact, whole, strict=True)):
         raise MisalignedError(
-            f"{where}: labels at offset {labels.offset} are shifted by {tuple(exact)} voxels against raw at "
+            f"{where}: {labels.name} at offset {labels.offset} are shifted by {tuple(exact)} voxels against raw at "
             f"{raw.offset} (resolution {size}), which is not whole"
         )
     return whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prismcache.errors import MemoryLimitError
+from prismcache.layout import LABELS
 from prismcache_service.pipeline.plan.plan import CropPlan
 
 _SPARE_BLOCKS = 3  # blocks beyond the needed ones, so that filling goes on while full ones are deflated
@@ -42,12 +43,12 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     MemoryLimitError
         If the least that the crop needs does not fit; says how much would.
     """
-    arrays = (plan.labels, plan.raw)
+    arrays = plan.in_order
     block_bytes = max(a.block_bytes for a in arrays)
     needed_blocks = max(a.open_blocks for a in arrays)
     slot_bytes = max([item.size for item in plan.fetched()], default=0) or 1
     # Of one thread: a decoded chunk, and the temporaries of relabelling, which are of its size.
-    decode_bytes = max(plan.raw.source.inner_bytes, 4 * plan.labels.source.inner_bytes)
+    decode_bytes = max(a.source.inner_bytes * (4 if a.name == LABELS else 1) for a in arrays)
     fixed = used + _SLACK_BYTES + threads * decode_bytes + plan.raw.block_bytes
     least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_bytes
     if least > limit:

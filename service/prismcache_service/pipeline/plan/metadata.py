@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ import zarr
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
+from prismcache.catalog import published
 from prismcache.errors import InvalidSourceError
 from prismcache.layout import SourceObject
+from prismcache.splits import SplitEntry
 from prismcache_service.pipeline.bucket.source import Source
 from prismcache_service.pipeline.codec import ChunkCodec, codec_of
 from prismcache_service.pipeline.plan.conventions import read_place
@@ -34,7 +36,7 @@ _MAX_CHANNELS = 10_000  # as many as a request can name
 class ArraySource:
     """One array of a crop.
 
-    `shape` is (C,Z,Y,X) of raw and (Z,Y,X) of labels, in voxels. `chunks` is the shape of what one object holds (of a
+    `shape` is (C,Z,Y,X) of raw and (Z,Y,X) of others, in voxels. `chunks` is the shape of what one object holds (of a
     shard, where the array is sharded), with all axes as stored. `offset` and `resolution` are as published (nm; Z,Y,X),
     None where the attributes do not say. `has_fill` is false for ``fill_value: null``, zarr v2's "undefined".
     """
@@ -43,7 +45,7 @@ class ArraySource:
     shape: Shape
     chunks: Shape
     dtype: np.dtype[Any]
-    fill_value: int
+    fill_value: float
     separator: str
     key_prefix: str
     offset: tuple[float, float, float] | None
@@ -69,16 +71,31 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class CropSource:
-    """A crop as it was listed: its folder, its objects by key, its two arrays."""
+    """A crop as it was listed: its folder, its objects by key, and its arrays.
+
+    `labels` is None in a split without labels. `arrays` are those that ride along, by the names of their datasets;
+    `absent` names those that the catalog lists and this crop lacks.
+    """
 
     folder: str
     objects: Mapping[str, SourceObject]
     raw: ArraySource
-    labels: ArraySource
+    labels: ArraySource | None
+    arrays: Mapping[str, ArraySource] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
-async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObject]) -> CropSource:
+async def read_crop(
+    source: Source, folder: str, objects: Mapping[str, SourceObject], entry: SplitEntry | None = None
+) -> CropSource:
     """Read the metadata of a listed crop.
+
+    Parameters
+    ----------
+    source, folder, objects
+        Where the crop lies, and its listing.
+    entry
+        Names the arrays, and gives voxel size and offset where attributes have none; default: raw and labels.
 
     Raises
     ------
@@ -87,7 +104,10 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
     SourceCorruptError
         If a listed metadata object cannot be read.
     """
-    keys = [f"{name}/{scale}{key}" for name in ("raw", "labels") for scale in ("", "s0/") for key in _DOCUMENTS]
+    entry = entry or published()["instance"]
+    arrays = dict(zip(entry.datasets, entry.arrays, strict=True))
+    names = [name for name in (entry.raw, entry.labels, *entry.arrays) if name]
+    keys = [f"{name}/{scale}{key}" for name in names for scale in ("", "s0/") for key in _DOCUMENTS]
     items = [objects[key] for key in keys if key in objects]
     for item in items:
         if item.size > _MAX_METADATA_BYTES:
@@ -99,21 +119,32 @@ async def read_crop(source: Source, folder: str, objects: Mapping[str, SourceObj
         if isinstance(document, BaseException):
             raise document
         documents[item.key] = document
-    raw = _array(folder, "raw", 4, documents)
-    labels = _array(folder, "labels", 3, documents)
-    return CropSource(folder, objects, raw, labels)
+
+    def found(name: str, ndim: int, *, is_any: bool = False) -> ArraySource:
+        array = _array(folder, name, ndim, documents, is_any=is_any)
+        return replace(array, offset=array.offset or entry.offset, resolution=array.resolution or entry.resolution)
+
+    there = {own for own, name in arrays.items() if any(key.startswith(f"{name}/") for key in documents)}
+    return CropSource(
+        folder,
+        objects,
+        found(entry.raw, 4),
+        found(entry.labels, 3) if entry.labels else None,
+        {own: found(name, 3, is_any=True) for own, name in arrays.items() if own in there},
+        tuple(name for own, name in arrays.items() if own not in there),
+    )
 
 
-def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes]) -> ArraySource:
+def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes], *, is_any: bool = False) -> ArraySource:
     own = {key: documents[f"{name}/{key}"] for key in _DOCUMENTS if f"{name}/{key}" in documents}
     largest = {key: documents[f"{name}/s0/{key}"] for key in _DOCUMENTS if f"{name}/s0/{key}" in documents}
     if ".zarray" not in own and largest.keys() & {"zarr.json", ".zarray"}:  # a group of scales, as OME-NGFF has them
         where = f"{folder}: array '{name}/s0'"
-        return parse_array(where, f"{name}/s0", ndim, largest, _group_attributes(where, own))
+        return parse_array(where, f"{name}/s0", ndim, largest, _group_attributes(where, own), is_any=is_any)
     where = f"{folder}: array {name!r}"
     if not own.keys() & {"zarr.json", ".zarray"}:
         raise InvalidSourceError(f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)")
-    return parse_array(where, name, ndim, own)
+    return parse_array(where, name, ndim, own, is_any=is_any)
 
 
 def _group_attributes(where: str, documents: Mapping[str, bytes]) -> dict[str, Any]:
@@ -130,11 +161,17 @@ def _group_attributes(where: str, documents: Mapping[str, bytes]) -> dict[str, A
 
 
 def parse_array(
-    where: str, name: str, ndim: int, documents: Mapping[str, bytes], inherited: Mapping[str, Any] | None = None
+    where: str,
+    name: str,
+    ndim: int,
+    documents: Mapping[str, bytes],
+    inherited: Mapping[str, Any] | None = None,
+    *,
+    is_any: bool = False,
 ) -> ArraySource:
     """Return an array's metadata documents as an `ArraySource`; `where` begins every message.
 
-    `inherited` are attributes of the group around it, for what its own do not say.
+    `inherited` are attributes of the group around it, for what its own do not say. `is_any` allows every number type.
 
     Raises
     ------
@@ -148,7 +185,8 @@ def parse_array(
         array = zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
         attributes = {**(inherited or {}), **array.attrs}
         shape, chunks = _checked_shape(where, array, ndim)
-        dtype = _checked_dtype(where, ndim, np.dtype(array.dtype))
+        dtype = np.dtype(array.dtype)
+        _check_dtype(where, ndim, dtype, is_any=is_any)
     except InvalidSourceError:
         raise
     except Exception as error:  # zarr raises many kinds on metadata that is no metadata
@@ -161,7 +199,7 @@ def parse_array(
         shape=shape,
         chunks=chunks,
         dtype=dtype,
-        fill_value=_checked_fill(where, array.fill_value, dtype),
+        fill_value=_any_fill(array.fill_value) if is_any else _checked_fill(where, array.fill_value, dtype),
         separator=separator,
         key_prefix=f"c{separator}" if sample.startswith("c") else "",
         offset=place.offset,
@@ -199,12 +237,16 @@ def _checked_shape(where: str, array: Any, ndim: int) -> tuple[Shape, Shape]:
     return shape[-3:] if has_single_axis else shape, chunks
 
 
-def _checked_dtype(where: str, ndim: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _check_dtype(where: str, ndim: int, dtype: np.dtype[Any], *, is_any: bool) -> None:
     if ndim == 4 and dtype != np.uint8:
         raise InvalidSourceError(f"{where} has dtype {dtype}, not uint8")
-    if dtype.kind not in "iu":
-        raise InvalidSourceError(f"{where} has dtype {dtype}, not an integer type of 8 to 64 bits")
-    return dtype
+    if dtype.kind not in ("biuf" if is_any else "iu"):
+        wanted = "a number type" if is_any else "an integer type of 8 to 64 bits"
+        raise InvalidSourceError(f"{where} has dtype {dtype}, not {wanted}")
+
+
+def _any_fill(value: Any) -> float:
+    return 0 if value is None else value.item()
 
 
 def _checked_fill(where: str, value: Any, dtype: np.dtype[Any]) -> int:

@@ -11,11 +11,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from prismcache.errors import InvalidSourceError, MissingChunksError, UnknownChannelError
-from prismcache.layout import SourceObject, file_bytes_bound
+from prismcache.layout import LABELS, SourceObject, file_bytes_bound, raw_dataset
 from prismcache.schema import NO_CONTEXT, Context
-from prismcache_service.pipeline.plan.alignment import Alignment, align
+from prismcache_service.pipeline.plan.alignment import Alignment, align, align_beside, align_whole
 from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, Shape
 
 # (Z, Y, X) of an HDF5 chunk: 64 KiB of raw fit a core's cache, and a training patch of (32, 256, 256) reads 2.3 times
@@ -68,8 +71,9 @@ class Visit:
 class ArrayPlan:
     """The blocks of one array, in the array's own voxels, and the visits that fill them, both in canonical order.
 
-    `region` is what the file holds of the array; `chunk` the HDF5 chunk's (Z, Y, X); `columns` counts the blocks of
-    each column, which no visit leaves; `open_blocks` says how many blocks one visit can need at the same time.
+    `name` is that of the dataset, empty for raw, which has one for each channel; `dtype` is the file's. `region` is
+    what the file holds of the array; `chunk` the HDF5 chunk's (Z, Y, X); `columns` counts the blocks of each column,
+    which no visit leaves; `open_blocks` says how many blocks one visit can need at the same time.
     """
 
     source: ArraySource
@@ -79,30 +83,81 @@ class ArrayPlan:
     visits: tuple[Visit, ...]
     columns: tuple[int, ...]
     open_blocks: int
-    itemsize: int
+    dtype: np.dtype[Any]
+    name: str = ""
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
 
     @property
     def block_bytes(self) -> int:
         return max(math.prod(block.shape) for block in self.blocks) * self.itemsize
+
+    def dataset(self, channel: int) -> str:
+        """Return the name of the dataset that holds a channel; arrays other than raw have one dataset."""
+        return self.name or raw_dataset(channel)
+
+    @property
+    def absent(self) -> list[str]:
+        """The keys of the chunks that are not listed, each once.
+
+        Chunks of an array that holds 0 there are not counted, except those of raw: zarr leaves such chunks out by
+        default. Where all of an array's are absent they are: its metadata may name other keys than the bucket has.
+        """
+        is_background = self.name and self.source.has_fill and self.source.fill_value == 0
+        if is_background and any(visit.item for visit in self.visits):
+            return []
+        return [visit.key for visit in self.visits if visit.item is None and not visit.again]
+
+
+@dataclass(frozen=True)
+class PlacedArray:
+    """A dataset of the file: what fills it, and the place of its first voxel, in nm and exact nm (Z,Y,X).
+
+    `offset_nm` is None where `offset` is exact.
+    """
+
+    name: str
+    array: ArrayPlan
+    offset: Shape
+    offset_nm: Sequence[float] | None
 
 
 @dataclass(frozen=True)
 class CropPlan:
     """Everything that is decided before the first chunk is fetched.
 
-    `channels` are those of the file, ascending; `complete` says that they are all the crop has.
+    `channels` are those of the file, ascending; `complete` says that they are all the crop has. `labels` is None in a
+    crop without labels. `arrays` ride along, each with its place; `without` names those that the crop lacks.
     """
 
     channels: tuple[int, ...]
     complete: bool
     alignment: Alignment
-    labels: ArrayPlan
+    labels: ArrayPlan | None
     raw: ArrayPlan
+    arrays: tuple[tuple[ArrayPlan, Alignment], ...] = ()
+    without: tuple[str, ...] = ()
+
+    @property
+    def in_order(self) -> tuple[ArrayPlan, ...]:
+        """All arrays, in the order in which they are fetched."""
+        labels = () if self.labels is None else (self.labels,)
+        return (*labels, self.raw, *(array for array, _ in self.arrays))
 
     def fetched(self) -> list[SourceObject]:
         """The objects to fetch, in order, each once."""
-        visits = itertools.chain(self.labels.visits, self.raw.visits)
+        visits = itertools.chain.from_iterable(array.visits for array in self.in_order)
         return [v.item for v in visits if v.item is not None and not v.again]
+
+    def datasets(self) -> list[PlacedArray]:
+        """Return the file's datasets, except the table of ids."""
+        place = self.alignment
+        found = [PlacedArray(raw_dataset(c), self.raw, self.raw_offset, self.raw_offset_nm) for c in self.channels]
+        if self.labels is not None:
+            found.append(PlacedArray(LABELS, self.labels, place.offset, place.offset_nm))
+        return found + [PlacedArray(array.name, array, at.offset, at.offset_nm) for array, at in self.arrays]
 
     @property
     def blocks_before_labels(self) -> int:
@@ -114,15 +169,8 @@ class CropPlan:
         return sum(self.raw.columns[: -(-len(self.raw.columns) // 2)])
 
     def absent(self) -> list[str]:
-        """Return the keys of the chunks that are not listed, labels first, each once.
-
-        Labels whose fill value is 0 are background there. zarr leaves such chunks out by default, so that they are not
-        counted; unless all are absent, as they are where the metadata name other keys than the bucket has.
-        """
-        labels = self.labels
-        background = labels.source.has_fill and labels.source.fill_value == 0 and any(v.item for v in labels.visits)
-        visits = itertools.chain(() if background else labels.visits, self.raw.visits)
-        return [v.key for v in visits if v.item is None and not v.again]
+        """Return the keys of the chunks that are not listed, labels first, each once; see `ArrayPlan.absent`."""
+        return [key for array in self.in_order for key in array.absent]
 
     @property
     def missing_chunks(self) -> int:
@@ -135,12 +183,14 @@ class CropPlan:
         unverified = (
             f"unverified: {without} objects have no ETag in the bucket's listing; only their lengths were checked"
         )
-        return (*self.alignment.notes, *([unverified] if without else []))
+        lacking = f"the crop lacks {', '.join(self.without)}, which the catalog lists"
+        return (*self.alignment.notes, *([lacking] if self.without else []), *([unverified] if without else []))
 
     @property
     def file_bytes_bound(self) -> int:
         """More bytes than the file can take."""
-        return file_bytes_bound(self.raw.region.shape[1:], len(self.channels))
+        beside = sum(math.prod(array.region.shape) * array.itemsize for array, _ in self.arrays)
+        return file_bytes_bound(self.raw.region.shape[1:], len(self.channels)) + beside * 101 // 100
 
     @property
     def raw_offset(self) -> Shape:
@@ -174,7 +224,8 @@ def plan_crop(
     strict
         Refuse absent chunks.
     context
-        Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``. Where the source has fewer,
+        Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``; a crop without labels has all
+        of raw anyhow. Where the source has fewer,
         raw ends where the source ends; nothing is padded.
 
     Raises
@@ -186,7 +237,10 @@ def plan_crop(
     MissingChunksError
         If a needed chunk is not listed, and `strict` or raw's fill value is null.
     """
-    alignment = align(crop.folder, crop.raw, crop.labels)
+    labels_source = crop.labels
+    alignment = align_whole(crop.folder, crop.raw)
+    if labels_source is not None:
+        alignment = align(crop.folder, crop.raw, labels_source)
     wanted = _wanted_channels(crop, channels)
     extent = crop.raw.shape[1:]
     reach = extent if context == "all" else context
@@ -199,12 +253,20 @@ def plan_crop(
             f"{crop.folder}: {len(wanted)} channels of {raw_region.shape[1:]} voxels would be {count} chunks {CHUNK} "
             f"of the file, more than {_MAX_FILE_CHUNKS}"
         )
-    raw = _plan_array(crop.raw, crop.objects, raw_region, wanted, 1, _WINDOW_BYTES)
-    labels_region = Box((0, 0, 0, 0), (1, *crop.labels.shape))
-    # Raw and labels share buffers: a labels block that is larger than raw's costs memory for nothing.
+    raw = _plan_array(crop.raw, crop.objects, raw_region, wanted, np.dtype(np.uint8), _WINDOW_BYTES)
+    # All arrays share buffers: a block that is larger than raw's costs memory for nothing.
     block_bytes = max(raw.block_bytes, _WINDOW_BYTES // 6)
-    labels = _plan_array(crop.labels, crop.objects, labels_region, (0,), 4, block_bytes)
-    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw)
+
+    def beside(name: str, source: ArraySource, dtype: np.dtype[Any]) -> ArrayPlan:
+        region = Box((0, 0, 0, 0), (1, *source.shape))
+        return _plan_array(source, crop.objects, region, (0,), dtype, block_bytes, name=name)
+
+    labels = None if labels_source is None else beside(LABELS, labels_source, np.dtype(np.uint32))
+    arrays = tuple(
+        (beside(name, source, _dtype_in_file(source)), align_beside(crop.folder, crop.raw, source))
+        for name, source in crop.arrays.items()
+    )
+    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw, arrays, crop.absent)
     if strict and (absent := plan.absent()):
         raise MissingChunksError(f"{crop.folder}: {len(absent)} chunks are absent, the first is {absent[0]}")
     undefined = [] if crop.raw.has_fill else [v.key for v in raw.visits if v.item is None]
@@ -214,6 +276,11 @@ def plan_crop(
             remedy="Write the chunk, or a fill_value, into the source.",
         )
     return plan
+
+
+def _dtype_in_file(source: ArraySource) -> np.dtype[Any]:
+    """Return the source's dtype in this machine's byte order; bool, for which HDF5 has no type, is uint8."""
+    return np.dtype(np.uint8) if source.dtype.kind == "b" else source.dtype.newbyteorder("=")
 
 
 def _wanted_channels(crop: CropSource, channels: Sequence[int] | None) -> tuple[int, ...]:
@@ -230,15 +297,17 @@ def _plan_array(
     objects: Mapping[str, SourceObject],
     region: Box,
     channels: tuple[int, ...],
-    itemsize: int,
+    dtype: np.dtype[Any],
     block_bytes: int,
+    *,
+    name: str = "",
 ) -> ArrayPlan:
     chunks = source.chunks if len(source.chunks) == 4 else (1, *source.chunks)
     z, y, x = map(min, CHUNK, region.shape[1:])
     chunk = z, y, x
     spans = 1 + -(-min(chunks[1], region.shape[1]) // chunk[0])  # block rows that one source chunk can meet
     block_bytes = min(block_bytes, _WINDOW_BYTES // (spans + 1))
-    bands = _bands(region, channels, chunks[0], chunk, block_bytes // itemsize)
+    bands = _bands(region, channels, chunks[0], chunk, block_bytes // dtype.itemsize)
     blocks: list[Box] = []
     visits: list[Visit] = []
     columns: list[int] = []
@@ -259,7 +328,7 @@ def _plan_array(
         blocks.extend(rows)
         columns.append(len(rows))
     width = max(len(v.blocks) for v in visits)
-    return ArrayPlan(source, region, chunk, tuple(blocks), tuple(visits), tuple(columns), width, itemsize)
+    return ArrayPlan(source, region, chunk, tuple(blocks), tuple(visits), tuple(columns), width, dtype, name)
 
 
 def _bands(

@@ -21,7 +21,7 @@ from prismcache.crop import Crop
 from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import RequestError, StorageError
 from prismcache.layout import FORMAT_VERSION, raw_dataset
-from prismcache.schema import Product, Progress, Split
+from prismcache.schema import Product, Progress
 from prismcache_service.pipeline.codec import encode_row
 from prismcache_service.pipeline.products.arrays import (
     BRIGHT,
@@ -109,11 +109,8 @@ def make_product(
 
 
 def _make(crop: Crop, crop_sha256: str, product: Product, target: Path, mode: int, report: Report) -> None:
-    if product in {Product.FGBG, Product.BORDER_MASK} and crop.split != Split.SEMANTIC:
-        raise RequestError(
-            f"crop {crop.crop_id} of split {str(crop.split)!r} has no product {product.value!r}",
-            remedy="Only semantic crops have classes that tell bright voxels from dark ones.",
-        )
+    if refusal := crop.entry.refusal(product):
+        raise RequestError(f"crop {crop.split}/{crop.crop_id}: {refusal}")
     about = {
         "crop_id": crop.crop_id,
         "split": str(crop.split),
@@ -186,7 +183,7 @@ def _facts(crop: Crop, count: Count) -> dict[str, Any]:
         wide = labels.astype(np.intp)  # what bincount would else make of it for each channel
         for index, raw in enumerate(_raw(crop, z, len(labels))):
             collector.add_raw(index, raw, wide)
-    return collector.facts(offset=crop.offset, voxel_size=crop.voxel_size, semantic=crop.split == Split.SEMANTIC)
+    return collector.facts(offset=crop.offset, voxel_size=crop.voxel_size, semantic=crop.entry.classes)
 
 
 def _counter(total: int, report: Report) -> Count:

@@ -43,10 +43,9 @@ class Block:
 
     def open(self, buffer: memoryview) -> None:
         """Give the block the buffer that its voxels are decoded into."""
-        dtype = np.dtype(np.uint32 if self.array.itemsize == 4 else np.uint8)
         count = int(np.prod(self.box.shape))
         self._buffer = buffer
-        self.voxels = np.frombuffer(buffer, dtype, count).reshape(self.box.shape)
+        self.voxels = np.frombuffer(buffer, self.array.dtype, count).reshape(self.box.shape)
         self.opened.set()
 
     def close(self) -> memoryview:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from prismcache.layout import LABELS, raw_dataset
 from prismcache_service.pipeline.codec import EncodedChunk, encode_row
 from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.write.blocks import Block, Share
@@ -100,7 +99,7 @@ def _encode_share(block: Block, share: Share) -> Rows:
     for channel, row in share:
         y = row * block.array.chunk[1]
         _, z0, y0, _ = (a - b for a, b in zip(block.box.start, block.array.region.start, strict=True))
-        name = LABELS if block.array.itemsize == 4 else raw_dataset(block.box.start[0] + channel)
+        name = block.array.dataset(block.box.start[0] + channel)
         voxels = block.voxels[channel, :, y : y + block.array.chunk[1]]
         rows.append((name, encode_row(voxels, (z0, y0 + y, 0), block.array.chunk)))
     return rows

@@ -24,12 +24,12 @@ _AT_A_TIME = 4  # objects of labels that are scanned or numbered: enough to keep
 
 
 class RawStage:
-    """Decode raw into its blocks.
+    """Decode raw, or an array that rides along, into its blocks.
 
     Parameters
     ----------
     array, blocks
-        The plan of raw and its blocks.
+        The plan of the array and its blocks.
     slots
         Those of the fetch stage; one is released for each object that is decoded.
     threads

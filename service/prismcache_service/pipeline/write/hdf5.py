@@ -21,7 +21,7 @@ import numpy as np
 
 from prismcache.disk import storage_error
 from prismcache.errors import StorageError
-from prismcache.layout import AXIS_NAMES, LABELS, LABELS_IDS, UNITS, VOXEL_UNITS, raw_dataset
+from prismcache.layout import AXIS_NAMES, LABELS_IDS, UNITS, VOXEL_UNITS
 from prismcache_service.pipeline.codec import EncodedChunk
 from prismcache_service.pipeline.plan import CropPlan
 from prismcache_service.pipeline.system import call_if_there
@@ -244,19 +244,17 @@ class CropWriter(SafeFile):
     def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
         super().__init__(path, attributes, mode)
         place = plan.alignment
-        of_raw, of_labels = (plan.raw_offset, plan.raw_offset_nm), (place.offset, place.offset_nm)
-        arrays = [(raw_dataset(channel), plan.raw, np.uint8, *of_raw) for channel in plan.channels]
         try:
-            for name, array, dtype, offset, offset_nm in [*arrays, (LABELS, plan.labels, np.uint32, *of_labels)]:
+            for dataset in plan.datasets():
                 self.create(
-                    name,
-                    array.region.shape[1:],
-                    dtype,
-                    chunk=array.chunk,
-                    offset=offset,
+                    dataset.name,
+                    dataset.array.region.shape[1:],
+                    dataset.array.dtype,
+                    chunk=dataset.array.chunk,
+                    offset=dataset.offset,
                     resolution=place.resolution,
                     has_voxel_size=place.has_voxel_size,
-                    exact_nm={"offset_nm": offset_nm, "voxel_size_nm": place.voxel_size_nm},
+                    exact_nm={"offset_nm": dataset.offset_nm, "voxel_size_nm": place.voxel_size_nm},
                 )
             self._sink.raise_error()
         except BaseException:

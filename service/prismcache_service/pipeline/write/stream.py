@@ -14,11 +14,10 @@ block holds what it needs, or is the next to get it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from prismcache_service.pipeline.plan import Budget, CropPlan
+from prismcache_service.pipeline.plan import Budget, CropPlan, Visit
 from prismcache_service.pipeline.progress import Moved
 from prismcache_service.pipeline.write.blocks import SHARES, blocks_of, buffer_pool, open_blocks
 from prismcache_service.pipeline.write.deflate import DeflateStage, write_shares
@@ -66,19 +65,24 @@ async def stream_crop(
     """
     slots = asyncio.Semaphore(budget.slots)
     buffers = buffer_pool(budget.blocks, budget.block_bytes)
-    labels_blocks, raw_blocks = blocks_of(plan.labels), blocks_of(plan.raw)
-    before = plan.blocks_before_labels
+    raw_blocks, before = blocks_of(plan.raw), plan.blocks_before_labels
+    labels_blocks = [] if plan.labels is None else blocks_of(plan.labels)
+    beside = [(array, blocks_of(array)) for array, _ in plan.arrays]
     in_order = (*raw_blocks[:before], *labels_blocks, *raw_blocks[before:])
+    in_order += tuple(block for _, blocks in beside for block in blocks)
 
-    fetched_labels: FetchedQueue = asyncio.Queue(budget.slots)
-    fetched_raw: FetchedQueue = asyncio.Queue(budget.slots)
-    visits = itertools.chain(
-        ((visit, fetched_labels) for visit in plan.labels.visits if not visit.again),
-        ((visit, fetched_raw) for visit in plan.raw.visits),
-    )
     fetch = FetchStage(read, slots, on_fetched, moved)
-    raw = RawStage(plan.raw, raw_blocks, slots, threads, spool)
-    labels = LabelsStage(plan.labels, labels_blocks, slots, threads, spool)
+    visits: list[tuple[Visit, FetchedQueue]] = []
+    labels: LabelsStage | None = None
+    fetched_labels: FetchedQueue = asyncio.Queue(budget.slots)
+    if plan.labels is not None:
+        labels = LabelsStage(plan.labels, labels_blocks, slots, threads, spool)
+        visits += [(visit, fetched_labels) for visit in plan.labels.visits if not visit.again]
+    filling: list[tuple[RawStage, FetchedQueue]] = []
+    for array, blocks in ((plan.raw, raw_blocks), *beside):
+        fetched: FetchedQueue = asyncio.Queue(budget.slots)
+        visits += [(visit, fetched) for visit in array.visits]
+        filling.append((RawStage(array, blocks, slots, threads, spool), fetched))
     deflate = DeflateStage(threads.decode, SHARES * budget.deflated_blocks, moved)
     shares = sum(len(block.shares()) for block in in_order)
 
@@ -87,16 +91,19 @@ async def stream_crop(
         async with asyncio.TaskGroup() as group:
             group.create_task(open_blocks(in_order, buffers))
             group.create_task(fetch.run(visits))
-            group.create_task(raw.run(fetched_raw))
+            for stage, fetched in filling:
+                group.create_task(stage.run(fetched))
             group.create_task(deflate.run(in_order))
-            scan = group.create_task(labels.scan(fetched_labels))
+            scan = None if labels is None else group.create_task(labels.scan(fetched_labels))
             writer = await asyncio.wrap_future(opening)
             group.create_task(
                 write_shares(deflate, shares, writer, buffers=buffers, hdf5_thread=threads.hdf5, moved=moved)
             )
-            table = await scan
-            await labels.fill(table)
-        await run_in(threads.hdf5, writer.write_ids, table)
+            table = None if scan is None else await scan
+            if labels is not None and table is not None:
+                await labels.fill(table)
+        if table is not None:
+            await run_in(threads.hdf5, writer.write_ids, table)
     except BaseException:
         threads.hdf5.submit(_close, opening)
         raise

@@ -115,13 +115,19 @@ def parse_channels(text: str | None) -> tuple[int, ...] | None:
 
 
 async def _refuse_unknown_query(request: Request) -> None:
-    """Refuse query parameters that the route does not have: a misspelt one must not silently mean the default."""
+    """Refuse query parameters that the route does not have, and splits that the catalog does not have.
+
+    A misspelt parameter must not silently mean the default.
+    """
     operation_id = getattr(request.scope["route"], "operation_id", None)
     known = request.app.state.query_names.get(operation_id)
     unknown = sorted(set(request.query_params) - known) if known is not None else []
     if unknown:
         name = unknown[0][:100].encode("ascii", "backslashreplace").decode()
         raise RequestError(f"query field {name!r} is unknown; there are {', '.join(sorted(known)) or 'none'}")
+    split = request.path_params.get("split", request.query_params.get("split"))
+    if split is not None:
+        request.app.state.factory.settings.splits.entry(split)
 
 
 async def _channels(

@@ -1,0 +1,212 @@
+"""Synapse crops, and splits of a lab's own catalog: bucket, service or embedded pipeline, client, voxels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from prismcache import Crop, PrismClient, RequestError, SplitConflictError, UnknownSplitError
+from prismcache.cli.app import app
+from prismcache.config import Settings
+from tests.support import own_splits
+from tests.support.cache_root import Lab, tiny_spec
+from tests.support.crops import BUCKET
+from tests.support.labs import running_lab
+from tests.support.service import Service, service_config
+
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
+SYNAPSES = own_splits.synapse_arrays()
+MITO = own_splits.lab_arrays()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("own")
+    with running_lab(folder, [tiny_spec(0), tiny_spec(2), tiny_spec(0, "semantic")], bucket_changes=True) as lab:
+        own_splits.write_synapses(lab.bucket_dir, SYNAPSES)
+        own_splits.write_lab_crop(lab.bucket_dir, MITO)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("catalog") / "lab.toml"
+    path.write_text(own_splits.LAB_CATALOG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def service(lab: Lab, catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    config = service_config(lab.settings(catalog=catalog), tmp_path_factory.mktemp("state"))
+    with Service(config) as running:
+        yield running
+
+
+@pytest.fixture(params=["service", "embedded"])
+def client(request: pytest.FixtureRequest, lab: Lab, catalog: Path, tmp_path: Path) -> Iterator[PrismClient]:
+    """A client of the service, which has no catalog of its own, or an embedded one in a folder of its own."""
+    if request.param == "service":
+        url = request.getfixturevalue("service").url
+        settings = Settings.load({}, url=url, root=lab.root, downloads=tmp_path / "downloads")
+    else:
+        settings = lab.settings(catalog=catalog, root=tmp_path / "root")
+    with PrismClient(settings=settings) as client:
+        yield client
+
+
+def test_a_synapse_crop_has_raw_and_the_other_arrays_as_published(client: PrismClient) -> None:
+    (path,) = client.ensure("synapses", 0, progress=False)
+    raw, _ = SYNAPSES["ls_2channels_globalnorm"]
+    with h5py.File(path) as file:
+        assert set(file) == {"raw", *SYNAPSES} - {"ls_2channels_globalnorm"}
+        assert (file.attrs["split"], file.attrs["num_channels"]) == ("synapses", 2)
+        for channel, expected in enumerate(raw):
+            np.testing.assert_array_equal(file[f"raw/ch_{channel:02d}"][()], expected)
+        for name in file.keys() - {"raw"}:
+            voxels, start = SYNAPSES[name]
+            assert file[name].dtype == voxels.dtype
+            np.testing.assert_array_equal(file[name][()], voxels)
+            assert list(file[name].attrs["offset"]) == own_splits.world(start)
+    with Crop(path) as crop:
+        assert (crop.shape, crop.offset, crop.has_labels) == (raw.shape[1:], own_splits.RAW_OFFSET, False)
+        assert crop.arrays == ("psd95_output", "psd95_mask", "psd95_weights", "psd95_underseg")
+        assert crop.array_start("psd95_underseg") == (8, 12, 14)
+        np.testing.assert_array_equal(crop.read(channels=1)[0], raw[1])
+        with pytest.raises(RequestError, match="has no labels"):
+            _ = crop.labels
+    assert client.ensure("synapses", 0, context="all", progress=False) == [path]  # which has all of raw already
+    assert [result.verdict.value for result in client.verify("synapses")] == ["ok"]
+
+
+def test_a_synapse_crop_is_described_with_its_arrays(client: PrismClient) -> None:
+    info = client.describe("synapses", 0)
+    assert (info.raw_shape, info.labels_shape, info.has_labels) == ((2, 32, 70, 66), None, False)
+    assert [(each.name, each.dtype) for each in info.arrays][:2] == [
+        ("psd95_output", "uint64"),
+        ("psd95_mask", "uint8"),
+    ]
+    assert info.arrays[3].offset == tuple(own_splits.world((8, 12, 14)))
+    with pytest.raises(RequestError, match="split 'synapses' has no product 'unlabelled'"):
+        client.ensure("synapses", 0, product="unlabelled", progress=False)
+
+
+def test_a_channel_of_a_synapse_crop_comes_with_the_arrays(client: PrismClient) -> None:
+    (path,) = client.ensure("synapses", 0, channels=1, progress=False)
+    with Crop(path) as crop:
+        assert 1 in crop.channels
+        np.testing.assert_array_equal(crop.array("psd95_weights")[()], SYNAPSES["psd95_weights"][0])
+
+
+def test_a_labs_own_split_comes_from_its_own_bucket(client: PrismClient) -> None:
+    (path,) = client.ensure("mito", 0, progress=False)
+    with Crop(path) as crop:
+        np.testing.assert_array_equal(crop.raw[...], MITO["image"])
+        np.testing.assert_array_equal(crop.original_labels[...], MITO["mito"].astype(np.uint64))
+        np.testing.assert_array_equal(crop.array("mask")[()], MITO["mask"].astype(np.uint8))
+        assert (crop.offset, crop.voxel_size) == ((800, 336, 168), (400, 168, 168))
+        assert crop.entry.expansion == 4
+        assert "≈ 100 × 42 × 42 nm in tissue" in repr(crop)
+        assert crop.provenance.source == "s3://lab-data/training/mito/crop_0.zarr"
+    (unlabelled,) = client.ensure("mito", 0, product="unlabelled", progress=False)
+    with h5py.File(unlabelled) as file:
+        np.testing.assert_array_equal(file["unlabelled"][()], MITO["mito"] > 0)
+    (facts,) = client.ensure("mito", 0, product="facts", progress=False)
+    assert json.loads(Path(facts).read_text())["classes"].keys() == {"0", "3", "7", str(2**40)}
+    with pytest.raises(RequestError, match="split 'mito' has no product 'avg_barcodes'"):
+        client.ensure("mito", 0, product="avg_barcodes", progress=False)
+
+
+def test_the_catalog_lists_all_splits_and_what_shows_the_same_tissue(client: PrismClient) -> None:
+    found = {f"{info.split}/{info.crop}": info for info in client.catalog()}
+    assert list(found) == ["instance/0", "instance/2", "mito/0", "semantic/0", "synapses/0"]
+    tissues = {name: info.same_tissue for name, info in found.items() if info.same_tissue}
+    assert tissues == {
+        "instance/0": ("mito/0",), "mito/0": ("instance/0",),
+        "instance/2": ("semantic/0",), "semantic/0": ("instance/2",),
+    }  # fmt: skip
+    assert (found["mito/0"].expansion, found["semantic/0"].expansion) == (4, 5)
+
+
+def test_a_split_that_the_catalog_lacks_is_refused_with_those_it_has(client: PrismClient) -> None:
+    for ask in (client.ensure, client.describe, client.verify, client.remove):
+        with pytest.raises(UnknownSplitError, match=r"'nuclei' is no split; the splits are .*'synapses', 'mito'"):
+            ask("nuclei", 0)
+
+
+def test_the_openapi_document_names_the_catalogs_splits(service: Service) -> None:
+    with service.client() as http:
+        document = http.get("/openapi.json").json()
+        assert document["components"]["schemas"]["Split"]["enum"] == ["instance", "semantic", "synapses", "mito"]
+        for url in ("/v1/crops/nuclei/0", "/v1/crops/nuclei/0/preview.png?channel=0", "/v1/jobs?split=nuclei"):
+            assert http.get(url).json()["code"] == "unknown_split"
+        leased = http.post("/v1/leases", json={"split": "nuclei", "crops": [0]})
+        assert leased.json()["code"] == "unknown_split"
+
+
+def test_a_preview_of_a_crop_without_labels_is_raw_alone(service: Service, lab: Lab) -> None:
+    with PrismClient(settings=Settings.load({}, url=service.url, root=lab.root)) as client, service.client() as http:
+        client.ensure("synapses", 0, progress=False)
+        response = http.get("/v1/crops/synapses/0/preview.png?channel=1")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+
+
+def test_the_command_line_shows_splits_arrays_and_tissue(
+    lab: Lab, catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRISMCACHE_CATALOG", str(catalog))
+    monkeypatch.setenv("PRISMCACHE_S3_ENDPOINT_URL", lab.proxy.endpoint)
+    monkeypatch.setenv("PRISMCACHE_ROOT", str(tmp_path))
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    listed = run("ls")
+    assert "synapses/0" in listed
+    assert "instance/2 and semantic/0 show the same tissue" in listed
+    shown = run("info", "mito", "0")
+    assert "400 × 168 × 168 nm expanded, ≈ 100 × 42 × 42 nm in tissue" in shown
+    assert "same tissue     instance/0" in shown
+    assert "psd95_underseg (10, 20, 20) uint16" in run("info", "synapses", "0")
+
+
+def test_an_array_that_a_crop_lacks_is_a_note_not_a_failure(lab: Lab, tmp_path: Path) -> None:
+    kept = {name: array for name, array in SYNAPSES.items() if name != "psd95_weights"}
+    own_splits.write_synapses(lab.bucket_dir, kept, crop=1)
+    try:
+        with (
+            PrismClient(settings=lab.settings(root=tmp_path)) as client,
+            pytest.warns(UserWarning, match="lacks volumes/psd95_weights"),
+        ):
+            (file,) = client.ensure_files("synapses", 1, progress=False)
+        assert "psd95_weights" not in Crop(file.path).arrays
+    finally:
+        shutil.rmtree(lab.bucket_dir / BUCKET / "ls/models/training_data/synapses/excitatory/crop_1.zarr")
+
+
+def test_two_catalogs_that_give_one_name_to_other_crops_do_not_mix_files(
+    lab: Lab, catalog: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(own_splits.LAB_CATALOG.replace('folder = "mito"', 'folder = "mito-2026"'))
+    own_splits.write_lab_crop(lab.bucket_dir, own_splits.lab_arrays(1), crop=1, folder="mito-2026")
+    root = tmp_path / "root"
+    with PrismClient(settings=lab.settings(catalog=catalog, root=root)) as ours:
+        ours.ensure("mito", 0, progress=False)
+    with PrismClient(settings=lab.settings(catalog=other, root=root)) as theirs:
+        for crop in (0, 1):
+            with pytest.raises(SplitConflictError, match="is that of another catalog") as caught:
+                theirs.ensure("mito", crop, progress=False)
+            assert "Rename the split" in caught.value.remedy
+        assert [info.files for info in theirs.catalog("mito")] == [()]
+        assert theirs.ensure("instance", 0, progress=False)
+    assert sorted(path.name for path in (root / "mito").glob("*.h5")) == ["crop_0.h5"]
