@@ -332,7 +332,7 @@ class Files:
 
     def remove(self, split: Split, crops: Sequence[int] | None) -> list[CropFile]:
         """Delete the cached files of these crops (None: of all); return the files."""
-        keys = [key for key in self.files if key[0] is split and (crops is None or key[1].crop in crops)]
+        keys = [key for key in self.files if key[0] == split and (crops is None or key[1].crop in crops)]
         for _, name in keys:
             (self.root / crop_path(split, *name)).unlink(missing_ok=True)
             (self.root / manifest_path(split, *name)).unlink(missing_ok=True)

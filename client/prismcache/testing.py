@@ -210,7 +210,7 @@ class Lab(Files):
                 names.add(name)
                 return job
         split = request.split
-        crops = [crop for each, crop in self.published if each is split] if request.crops is None else request.crops
+        crops = [crop for each, crop in self.published if each == split] if request.crops is None else request.crops
         progress = []
         for crop in crops:
             file = self.good(split, file_name_of(request, crop)) if (split, crop) in self.published else None

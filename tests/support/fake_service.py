@@ -133,7 +133,7 @@ class Lab(testing.Lab):
         return self.files[split, wanted]
 
     def _leases_of(self, split: Split, crop: int) -> list[Lease]:
-        return [lease for lease in self.leases.values() if lease.split is split and crop in lease.crops]
+        return [lease for lease in self.leases.values() if lease.split == split and crop in lease.crops]
 
     def _change(self, job_id: str, progress: CropProgress) -> Job:
         job = super()._change(job_id, progress)
