@@ -153,11 +153,15 @@ def write_crop(
     """
     import h5py
 
+    from prismcache.crop.seal import seal_of
+
     path = root / crop_path(split, crop, channels, context)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w", locking=False) as file:
         _fill(file, split, crop, arrays, arrays.channels if channels is None else channels, context)
+    with temporary.open("ab") as stream:
+        stream.write(seal_of(temporary))
     temporary.replace(path)
     return _publish(root, split, FileName(crop, channels, context), arrays)
 

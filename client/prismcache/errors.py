@@ -18,7 +18,7 @@
     │   ├── InvalidSourceError      invalid_source        metadata or values that are no PRISM crop
     │   │   └── MisalignedError     misaligned            raw cannot be cut to the labels' voxels
     │   └── MissingChunksError      missing_chunks        absent chunks, refused by ``strict``
-    ├── StorageError                storage_error         the cache folder
+    ├── StorageError                storage_error         the cache folder, or one that the message names
     │   ├── NoSpaceError            no_space
     │   └── StorageUnwritableError  storage_unwritable
     │   └── QuotaExceededError      quota_exceeded        larger than the cache may ever be
@@ -163,16 +163,16 @@ class MissingChunksError(SourceError):
 
 
 class StorageError(PrismError):
-    code, status, title = "storage_error", 503, "The cache folder failed"
+    code, status, title = "storage_error", 503, "A folder or the job store failed"
 
 
 class NoSpaceError(StorageError):
-    code, status, title = "no_space", 507, "The cache folder is full"
+    code, status, title = "no_space", 507, "No space is left"
     default_remedy = "Free space (`prismcache rm`), or point PRISMCACHE_ROOT at a larger disk."
 
 
 class StorageUnwritableError(StorageError):
-    code, title = "storage_unwritable", "The cache folder cannot be written"
+    code, title = "storage_unwritable", "A folder cannot be written"
     default_remedy = "Point PRISMCACHE_ROOT at a folder you may write, or have its permissions changed."
 
 

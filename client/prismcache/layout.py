@@ -19,6 +19,8 @@ on 3-D datasets    integers ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,
                    ``units`` are "voxel", ``offset`` is 0 and ``voxel_size`` 1
 =================  ==================================================================================
 
+After HDF5's last byte follows a checksum of all that is no chunk: see `prismcache.crop.seal`.
+
 Paths, attributes, ``raw/ch_NN`` and ``labels`` are those of torch_em's ``e11bio`` loader, so that it reads our files.
 """
 

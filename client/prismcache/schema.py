@@ -171,7 +171,8 @@ class Progress(_Response):
     """Chunk objects and bytes fetched and verified so far, of those needed; for a product, then the voxels computed.
 
     Totals of objects and bytes are 0 until the crop's listing and metadata have been read, and stay 0 for a product of
-    a cached crop; `voxels_total` is 0 until a worker has begun to make a product from the crop.
+    a cached crop; `voxels_total` is 0 until a worker has begun to make a product from the crop. `waiting_for` is what
+    must come first, such as room in the cache folder, and who holds that; empty while nothing is waited for.
     """
 
     objects_done: int = 0
@@ -180,6 +181,7 @@ class Progress(_Response):
     bytes_total: int = 0
     voxels_done: int = 0
     voxels_total: int = 0
+    waiting_for: str = ""
 
 
 class CropProgress(Progress):
@@ -288,7 +290,7 @@ class Usage(_Response):
 
 
 class ServiceStatus(_Response):
-    """The state of a service."""
+    """The state of a service; `waiting` has a line for each crop that waits for more than its turn."""
 
     version: str
     engine: str
@@ -298,6 +300,7 @@ class ServiceStatus(_Response):
     crops_queued: int
     crops_running: int
     usage: Usage
+    waiting: tuple[str, ...] = ()
 
 
 class ArrayInfo(_Response):

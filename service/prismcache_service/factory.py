@@ -7,14 +7,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from prismcache.config import Settings
 from prismcache.errors import MissingExtraError, PrismError
-from prismcache.schema import ServiceStatus, Split, State
+from prismcache.schema import Progress, ServiceStatus, Split, State
 from prismcache_service.cache import CropCache, CropName, SingleFlight, check_shown_root
 from prismcache_service.config import ServiceConfig
 from prismcache_service.crops import (
@@ -33,6 +33,8 @@ from prismcache_service.crops import (
 from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import History, JobLimits, JobService, Observer
+from prismcache_service.kept import steady_now
+from prismcache_service.pipeline.progress import Report
 from prismcache_service.store import JobStore, open_store
 
 _log = logging.getLogger(__name__)
@@ -143,6 +145,7 @@ class Factory:
             crops_queued=queued,
             crops_running=running,
             usage=await self.crops.usage(),
+            waiting=self.jobs.waiting(),
         )
 
     async def readiness(self) -> dict[str, str]:
@@ -162,14 +165,14 @@ class Factory:
         return (await self.crops.usage()).used_bytes
 
     async def _protected(self) -> Collection[tuple[Split, int]]:
-        leases = await self.store.leases(datetime.now(UTC))
+        leases = await self.store.leases(steady_now())
         leased = {(lease.split, crop) for lease in leases for crop in lease.crops}
         return self.jobs.protected() | leased | await self.store.pins()
 
     @asynccontextmanager
-    async def _room(self, name: CropName) -> AsyncIterator[None]:
+    async def _room(self, name: CropName, report: Report) -> AsyncIterator[None]:
         size = await self.catalog.file_bytes_bound(name)
-        async with self.space.reserved(size):
+        async with self.space.reserved(size, lambda reason: report(Progress(waiting_for=reason))):
             yield
 
 
@@ -221,6 +224,7 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
                 _log.info("clients get paths below %s for the cache folder %s", config.advertised_root, config.root)
             await _sweep(factory)
             await asyncio.wait(housekeeping, timeout=_PREPARING_S)
+            await factory.crops.start()
             await factory.jobs.start()
             housekeeping += [
                 asyncio.create_task(factory.last_used.flush_for_ever()),

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from prismcache.schema import Split
 
 CropKey = tuple[Split, int]
 
+_BOOT = datetime.now(UTC) - timedelta(seconds=time.monotonic())
+
+
+def steady_now() -> datetime:
+    """Return the time that retention leases live by: the clock's when this process began, and what has passed since.
+
+    So a clock that is set neither ends a lease nor prolongs one.
+    """
+    return _BOOT + timedelta(seconds=time.monotonic())
+
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """A retention lease on crops of one split, valid until `expires_at`."""
+    """A retention lease on crops of one split, valid until `steady_now` is `expires_at`."""
 
     id: str
     owner: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,14 +148,18 @@ def test_full_for_now_waits_and_goes_on_when_a_lease_is_released(lab: Lab, tmp_p
     with serving(lab, tmp_path) as (_, desk):
         leases = [desk.lease(crop) for crop in STORED]
         job = desk.submit(0)
-        eventually(lambda: desk.job(job.id).state is State.RUNNING, "the crop has its turn")
-        time.sleep(1.5)  # longer than the service takes between two looks for room
+        eventually(lambda: bool(desk.job(job.id).crops[0].waiting_for), "the job says what it waits for")
         waiting = desk.job(job.id)
         assert (waiting.state, waiting.crops[0].objects_total) == (State.RUNNING, 0)
+        assert waiting.crops[0].waiting_for.startswith("room for 4 MB: 6 MB are used, 0 MB promised")
+        assert "leased or wanted by jobs: instance/100, instance/101, " in waiting.crops[0].waiting_for
+        assert desk.status().waiting == (f"instance/0 waits for {waiting.crops[0].waiting_for}",)
         assert stored(lab) == list(STORED)
         for lease in leases[:3]:
             desk.release(lease)
-        assert are_right(desk.ended(job.id))
+        ended = desk.ended(job.id)
+        assert are_right(ended)
+        assert ended.crops[0].waiting_for == ""
         assert stored(lab) == [103, 104, 105]
 
 

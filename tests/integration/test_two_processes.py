@@ -35,6 +35,7 @@ def test_one_crop_is_fetched_once(lab: Lab) -> None:
         lab.proxy.latency = 0
     assert [each.code for each in done] == [0, 0, 0], [each.stderr for each in done]
     assert [each.paths for each in done] == [[str(lab.cached(ONE))]] * 3
+    assert sum("instance/0: 0%, waits for process " in each.stderr for each in done) == 2
     assert set(lab.fetched(ONE).values()) == {1}
     assert_crop_file_equals_oracle(lab.cached(ONE), lab.source(ONE))
     assert unfinished(lab.root) == quarantined(lab.root) == []

@@ -16,7 +16,6 @@ from prismcache.config import Settings
 
 DEADLINE = 30.0
 CRASH_HOOK = Path(__file__).parent / "crash_hook"
-SLOW_HOOK = Path(__file__).parent / "slow_hook"
 
 _WORKER = "prismcache_service.engine"
 

@@ -171,7 +171,7 @@ def print_status(status: ServiceStatus) -> None:
         "disk": f"{format_bytes(usage.free_bytes)} free of {format_bytes(usage.total_bytes)}, "
         f"of which {format_bytes(usage.min_free_bytes)} stay free",
     }
-    for name, value in lines.items():
+    for name, value in [*lines.items(), *(("waiting", line) for line in status.waiting)]:
         typer.echo(f"{name:<12}{value}")
 
 

@@ -6,6 +6,7 @@ starts another in a forked process.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -126,25 +127,31 @@ class LoopThread:
     def dismiss(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run `function` for its effect; without waiting in the loop's own thread, where waiting would hang.
 
-        The garbage collector may call this from any thread. Nothing is done in a forked process, which has no such
-        thread, nor after the thread has ended.
+        The garbage collector may call this from any thread, also from one that holds what the loop needs to go on; so
+        the wait has an end. Nothing is done in a forked process, which has no such thread, nor after the thread has
+        ended.
         """
-        if os.getpid() != self.pid or not self._thread.is_alive():
+        if not self.is_running:
             return
         if threading.current_thread() is self._thread:
             threading.Thread(target=self.run, args=(function,), daemon=True).start()
         else:
-            self.run(function)
+            wait([self._portal.start_task_soon(function)], GRACE)
 
-    def stop(self, last: Callable[[], Awaitable[object]], *, quietly: bool = False) -> None:
-        """Run `last` on the loop, then end the thread; a thread that hangs is left running after `GRACE`."""
-        if os.getpid() != self.pid or not self._thread.is_alive():
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs, in this process."""
+        return os.getpid() == self.pid and self._thread.is_alive()
+
+    def stop(self, last: Callable[[], Awaitable[object]], *, quietly: bool = False, grace: float | None = None) -> None:
+        """Run `last` on the loop, then end the thread; one that hangs is left running after `grace` s (`GRACE`)."""
+        if not self.is_running:
             return
         self._last = last
         self._is_quiet = quietly
         self._signal_stop()  # unlike a call through the portal, this returns even if the loop is stuck
         if threading.current_thread() is not self._thread:
-            self._thread.join(GRACE)
+            self._thread.join(GRACE if grace is None else grace)
         if self._failure is not None:
             raise self._failure
 
@@ -185,19 +192,32 @@ class Running(NamedTuple):
     loop: LoopThread
     client: AsyncPrismClient
 
-    def drop(self) -> None:
+    def drop(self, grace: float | None = None) -> None:
         """Close the client of a `PrismClient` that was collected, or never closed before the interpreter ended.
 
-        Nobody waits for the outcome. While the interpreter ends, parts of it are gone already; so no error is shown.
+        While the interpreter ends, parts of it are gone already; so no error is shown.
         """
         try:
-            self.loop.stop(self.client.drop, quietly=True)
+            self.loop.stop(self.client.drop, quietly=True, grace=grace)
         except Exception as error:  # noqa: BLE001 - see above
             _log.debug("a client that was dropped: %r", error)
 
 
+_started: list[Running] = []
+"""What the interpreter's end waits for."""
+
+
+@atexit.register
+def _end_all() -> None:
+    while _started:
+        _started.pop().drop()
+
+
 class LoopOwner:
     """Starts at most one `Running` for all threads of a process; stops it on `close`, when collected, or at exit.
+
+    The garbage collector runs in any thread, also in one that holds a lock without which the loop cannot end (of
+    logging, of a thread pool). So the end of a collected one is begun, and waited for when the interpreter ends.
 
     Parameters
     ----------
@@ -214,7 +234,7 @@ class LoopOwner:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._running: Running | None = None
-        self._at_exit: weakref.finalize[Any, Any] | None = None
+        self._when_collected: weakref.finalize[Any, Any] | None = None
 
     def running(self) -> Running:
         """Return the thread and its client; start them if they do not run.
@@ -230,14 +250,16 @@ class LoopOwner:
             if self._running is None:
                 client = AsyncPrismClient(settings=self.settings, backend=self._backend)
                 self._running = Running(LoopThread(), client)
-                self._at_exit = weakref.finalize(self, self._running.drop)
+                _started[:] = [*(running for running in _started if running.loop.is_running), self._running]
+                self._when_collected = weakref.finalize(self, self._running.drop, grace=0)
+                self._when_collected.atexit = False
             return self._running
 
     def close(self) -> None:
         """Close the client and end the thread, if they run."""
         running, self._running = self._running, None
-        if running is not None and self._at_exit is not None:
-            self._at_exit.detach()
+        if running is not None and self._when_collected is not None:
+            self._when_collected.detach()
             running.loop.stop(running.client.aclose)
 
     def _forget_parent(self) -> None:
@@ -247,6 +269,6 @@ class LoopOwner:
                 "a client whose given backend was used before a fork cannot be used after it",
                 remedy="Make the client in the process that uses it, or give it settings instead of a backend.",
             )
-        if self._at_exit is not None:
-            self._at_exit.detach()
+        if self._when_collected is not None:
+            self._when_collected.detach()
         self._start_afresh()

@@ -32,6 +32,8 @@ from prismcache.splits import SplitEntry
 try:
     import h5py
     import numpy as np
+
+    from prismcache.crop.seal import is_intact
 except ImportError as error:
     raise MissingExtraError(
         "reading crops needs h5py, which is not installed", remedy='pip install "prismcache[torch]"'
@@ -95,6 +97,16 @@ class SteadyFile:
     def pread(self, size: int, offset: int) -> bytes:
         """Return up to `size` bytes from `offset` (bytes from the start); for any number of threads, not on Windows."""
         return self._retried(lambda: os.pread(self._file.fileno(), size, offset))
+
+    @property
+    def size(self) -> int:
+        """Length of the file in bytes, when it was opened."""
+        return self._stamp[0]
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset`; moves the place of the next `readinto`."""
+        self.seek(offset)
+        return self.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the place of the next `readinto`, as io's files do."""
@@ -196,10 +208,13 @@ def open_file(path: Path, needed: Sequence[str] = ("raw", LABELS), **options: An
     Raises
     ------
     CropNotCachedError, StorageError, CropCorruptError
-        As `read_errors` raises them, and `CropCorruptError` if the file lacks one of `needed`.
+        As `read_errors` raises them, and `CropCorruptError` if the file does not match its seal, or lacks one of
+        `needed`.
     """
     with read_errors(path):
         steady = SteadyFile(path)
+        if not is_intact(steady.size, steady.read_at):  # before HDF5, which may crash on damage, or not notice it
+            raise CropCorruptError(f"{path} is damaged: its HDF5 structures do not match their checksum")
         file = h5py.File(steady, "r", **options)  # h5py keeps `steady`, which closes its file when nothing refers to it
         if all(name in file for name in needed):
             return file

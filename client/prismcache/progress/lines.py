@@ -16,13 +16,14 @@ HEARTBEAT_SECONDS = 60.0
 
 
 class LineReporter:
-    """Writes a line when a crop starts, when a crop ends, and for each further tenth (at most one in ten seconds)."""
+    """Writes a line when a crop starts, waits or ends, and for each further tenth (at most one in ten seconds)."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         self._stream = stream
         self._crops = CropClock(clock)
         self._clock = clock
         self._last: dict[Stage, tuple[float, float]] = {}
+        self._waiting: set[Stage] = set()
 
     def update(self, job: Job) -> None:
         """Write a line for each crop that started, ended, or came a tenth further."""
@@ -42,6 +43,9 @@ class LineReporter:
         """Do nothing: every line was written at once."""
 
     def _is_due(self, crop: CropProgress) -> bool:
+        if crop.waiting_for and stage_of(crop) not in self._waiting:
+            self._waiting.add(stage_of(crop))
+            return True
         written_at, share = self._last[stage_of(crop)]
         silence, gain = self._clock() - written_at, abs(share_done(crop) - share)  # less: a product has begun
         due = silence >= LINE_SECONDS and (gain >= LINE_SHARE or silence >= HEARTBEAT_SECONDS)

@@ -129,7 +129,8 @@ class SignOfLife:
     def update(self, job: Job) -> None:
         """Show the snapshot."""
         self._job = job
-        if any(c.objects_total or c.bytes_total or c.voxels_total or c.state.is_final for c in job.crops):
+        signs = ("objects_total", "bytes_total", "voxels_total", "waiting_for")
+        if any(crop.state.is_final or any(getattr(crop, sign) for sign in signs) for crop in job.crops):
             self._timer.cancel()
         self.reporter.update(job)
 

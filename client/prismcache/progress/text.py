@@ -76,6 +76,8 @@ def amount(crop: CropProgress) -> str:
         return f"{crop.voxels_done / 1e6:.1f} of {crop.voxels_total / 1e6:.1f} million voxels computed"
     if isinstance(crop, CropDownload):
         return f"{format_bytes(crop.bytes_done)} of {format_bytes(crop.bytes_total)} downloaded"
+    if crop.waiting_for:
+        return f"waits for {crop.waiting_for}"
     if not crop.objects_total:
         return "reading the listing"
     done, total = format_bytes(crop.bytes_done), format_bytes(crop.bytes_total)

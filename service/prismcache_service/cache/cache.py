@@ -284,9 +284,11 @@ class CropCache(Places):
             manifest = manifest.model_copy(update={"stamp": stamp_of(target.stat())})
             try:
                 self._write(place, manifest, f"{token}.stamped")
-                pending.unlink()
             except OSError:  # a disk that is full just now: the pending one lacks the stamp alone, and takes no room
                 pending.replace(place)
+            else:
+                with contextlib.suppress(OSError):  # the next sweep deletes it
+                    pending.unlink()
         except OSError as error:
             self.discard(token)
             raise storage_error(error, target) from error

@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prismcache.disk import share_with_group, storage_error, write_atomically
+from prismcache.disk import disk_errors, share_with_group, storage_error, temporary_beside, write_atomically
 from prismcache.errors import PrismError
 from prismcache_service.cache.threads import DiskThreads
 
@@ -30,6 +30,7 @@ RENEW_S = LIFE_S / 6
 POLL_S = 0.1
 _FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of <linux/proc_ns.h>: a process in no container
 _RELEASE_S = 2.0  # a service has 5 s in all to shut down
+_held: set[str] = set()  # tokens of the locks of this process
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,35 @@ class Holder:
     started: str
     renewals: int
 
+    @property
+    def process(self) -> str:
+        """The process, as a person would look for it."""
+        return f"process {self.pid} on {self.machine.partition('/')[0]}"
+
     def is_gone(self) -> bool:
         """Return whether the process is known to have ended; False where that cannot be known."""
         if self.machine == _machine():
-            return _process_start(self.pid) != self.started
+            # This process knows its own locks: one that it does not hold is one whose file could not be deleted.
+            is_forgotten = self.pid == os.getpid() and self.token not in _held
+            return is_forgotten or _process_start(self.pid) != self.started
         then, now = self.machine.split("/"), _machine().split("/")
         # Started again since. Containers are left out: those of two machines may have the same host name.
         return then[::2] == now[::2] == [now[0], _FIRST_NAMESPACE] and then[1] != now[1]
 
 
 class Watch:
-    """Decides from repeated looks at one lock whether it is abandoned."""
+    """Decides from repeated looks at one lock whether it is abandoned; `holder` is the one seen last."""
 
     def __init__(self) -> None:
-        self._seen: Holder | None = None
+        self.holder: Holder | None = None
         self._since: float | None = None
 
     def is_abandoned(self, holder: Holder | None, now: float) -> bool:
         """Return whether the lock is abandoned; `holder` is what its file says at monotonic time `now` in s."""
         if holder is not None and holder.is_gone():
             return True
-        if self._since is None or holder != self._seen:
-            self._seen, self._since = holder, now
+        if self._since is None or holder != self.holder:
+            self.holder, self._since = holder, now
         return now - self._since > LIFE_S
 
 
@@ -87,8 +95,10 @@ class MakingLocks:
         self._folder = folder
         self._threads = threads or DiskThreads()
         self._like = like or folder
-        self._changing = threading.Lock()  # a renewal, in a thread, must not bring back what is being released
+        # A renewal must not bring back what is being released, nor two threads discard one lock after the other.
+        self._changing = threading.Lock()
         self._watches: dict[str, Watch] = {}
+        self._unwritten: set[str] = set()
 
     def try_acquire(self, name: str, token: str = "") -> str | None:
         """Return the token of a new lock, or None while somebody else holds it.
@@ -106,13 +116,17 @@ class MakingLocks:
             return None
         except OSError as error:
             raise storage_error(error, path) from error
+        _held.add(token)
         try:
             with file:
                 file.write(_this_process(token, 0))
             share_with_group(path, self._like)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                path.unlink()  # nobody could tell who holds an empty one
+            _held.discard(token)
+            try:
+                path.unlink()
+            except OSError:
+                self._unwritten.add(name)  # an empty file tells nobody else who holds it
             raise storage_error(error, path) from error
         return token
 
@@ -123,31 +137,43 @@ class MakingLocks:
                 write_atomically(self._path(name), _this_process(token, renewals).encode(), token, like=self._like)
 
     def release(self, name: str, token: str) -> None:
-        """Give the lock up if it is still this token's. Failing is harmless: a lock without renewals is abandoned."""
+        """Release the lock if this token still holds it.
+
+        Failing is harmless: this process takes the lock for abandoned at once, others when it is not renewed.
+        """
         with self._changing, contextlib.suppress(OSError):
-            if self._is_held_by(name, token):
-                self._path(name).unlink()
+            try:
+                if self._is_held_by(name, token):
+                    self._path(name).unlink()
+            finally:
+                _held.discard(token)
 
     def holder(self, name: str) -> Holder | None:
         """Return who holds the lock; None if nobody does, or the file cannot be read (yet)."""
-        try:
-            return Holder(**json.loads(self._path(name).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
+        return _read(self._path(name))
 
     def discard(self, name: str, abandoned: Holder | None) -> None:
         """Delete a lock that was found abandoned, unless it has changed since.
+
+        Two processes may find one lock abandoned, and the slower must not delete the lock that the quicker made in its
+        place. So the file is renamed, looked at again, and put back if it is another one.
 
         Raises
         ------
         StorageError
             If the system refuses.
         """
-        if self.holder(name) == abandoned:
-            try:
-                self._path(name).unlink(missing_ok=True)
-            except OSError as error:
-                raise storage_error(error, self._path(name)) from error
+        path = self._path(name)
+        aside = temporary_beside(path, uuid.uuid4().hex)
+        with self._changing, disk_errors(path, "PRISMCACHE_ROOT"):
+            if self.holder(name) != abandoned:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside)
+                if _read(aside) != abandoned:
+                    with contextlib.suppress(OSError):  # no links here, or a third process was quicker
+                        os.link(aside, path)
+                aside.unlink()
 
     def sweep(self) -> set[str]:
         """Delete abandoned locks, and return the tokens of all others.
@@ -179,8 +205,10 @@ class MakingLocks:
         if await self._threads.run(self.try_acquire, name, token, undo=lambda: self.release(name, token)):
             return token
         holder = await self._threads.run(self.holder, name)
-        if watch.is_abandoned(holder, time.monotonic()):
+        is_ours = holder is None and name in self._unwritten
+        if is_ours or watch.is_abandoned(holder, time.monotonic()):
             await self._threads.run(self.discard, name, holder)
+            self._unwritten.discard(name)
         else:
             await asyncio.sleep(POLL_S)
         return None
@@ -213,6 +241,13 @@ class MakingLocks:
 
     def _path(self, name: str) -> Path:
         return self._folder / name
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _this_process(token: str, renewals: int) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -85,10 +85,10 @@ class DiskThreads:
         try:
             done, _ = await asyncio.wait({future}, timeout=seconds)
         except asyncio.CancelledError:
-            _abandon(pool, work, future, undo)
+            _abandon(work, future, undo)
             raise
         if not done:
-            _abandon(pool, work, future, undo)
+            _abandon(work, future, undo)
             raise StorageError(
                 f"the cache folder gave no response within {seconds:g} s",
                 remedy="See whether the disk or the network mount of PRISMCACHE_ROOT hangs.",
@@ -99,17 +99,11 @@ class DiskThreads:
             raise storage_error(error, error.filename or "the cache folder") from error
 
 
-def _abandon(
-    pool: ThreadPoolExecutor, work: Future[T], future: asyncio.Future[T], undo: Callable[[], object] | None
-) -> None:
+def _abandon(work: Future[T], future: asyncio.Future[T], undo: Callable[[], object] | None) -> None:
     if not work.cancel() and undo is not None:
-        work.add_done_callback(partial(_undo, pool, undo))
+        # In a thread of its own, as the pool may have been told to end.
+        work.add_done_callback(lambda _: threading.Thread(target=undo, daemon=True).start())
     future.cancel()
-
-
-def _undo(pool: ThreadPoolExecutor, undo: Callable[[], object], _: Future[Any]) -> None:
-    with suppress(RuntimeError):  # the threads were told to end
-        pool.submit(undo)
 
 
 class SingleFlight:

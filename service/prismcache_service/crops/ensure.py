@@ -13,9 +13,10 @@ from prismcache_service.cache import CropCache, CropName, Found, Watch
 from prismcache_service.engine import CropTask, Engine, Outcome
 from prismcache_service.pipeline.progress import Report
 
-Room = Callable[[CropName], AbstractAsyncContextManager[None]]
+Room = Callable[[CropName, Report], AbstractAsyncContextManager[None]]
 
 _log = logging.getLogger(__name__)
+_OF_A_PRODUCT = {"voxels_done", "voxels_total", "waiting_for"}  # its own figures; the others are its crop's
 
 
 class EnsureService:
@@ -42,7 +43,7 @@ class EnsureService:
     ) -> None:
         self._cache = cache
         self._engine = engine
-        self._room: Room = room or (lambda _: contextlib.nullcontext())
+        self._room: Room = room or (lambda _name, _report: contextlib.nullcontext())
         self._on_set_aside = on_set_aside
 
     async def find_all(self, request: JobRequest, crops: Sequence[int]) -> list[CropProgress]:
@@ -89,7 +90,7 @@ class EnsureService:
             report(progress)
 
         def report_product(progress: Progress) -> None:
-            report(progress.model_copy(update=fetched.model_dump(exclude={"voxels_done", "voxels_total"})))
+            report(progress.model_copy(update=fetched.model_dump(exclude=_OF_A_PRODUCT)))
 
         async def make_both() -> Outcome:
             crop = await self._ensure_file(CropName(name.split, name.crop), report_crop, strict=strict)
@@ -100,11 +101,13 @@ class EnsureService:
         return await make_both() if is_gone else outcome
 
     async def _ensure_file(self, name: CropName, report: Report, *, strict: bool) -> Outcome:
-        watch, locks = Watch(), self._cache.locks
+        watch, locks, told = Watch(), self._cache.locks, ""
         try:
             await self._cache.threads.run(self._cache.prepare, name.split)
             while (token := await locks.acquire(name.lock, watch)) is None:
-                pass
+                if watch.holder is not None and told != watch.holder.process:
+                    told = watch.holder.process
+                    report(Progress(waiting_for=f"{told}, which makes the same file"))
         except StorageUnwritableError:
             # A root that this process may only read: its files are still good, perhaps after being read again.
             if found := _file_of(await self._cache.find(name), strict=strict):
@@ -122,7 +125,7 @@ class EnsureService:
             if await self._cache.threads.run(self._cache.set_aside, name):
                 path = self._cache.shown_path(name)
                 self._on_set_aside(f"{path} was set aside, and is fetched again: it {reason.removeprefix(f'{path} ')}")
-        async with self._room(task.name):
+        async with self._room(task.name, report):
             outcome = await self._engine.run(task, report)
         return self._cache.shown(outcome) if isinstance(outcome, CropFile) else outcome
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -40,7 +40,7 @@ from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.space import SpaceService
-from prismcache_service.kept import CropKey, LeaseRecord, PinsAndLeases
+from prismcache_service.kept import CropKey, LeaseRecord, PinsAndLeases, steady_now
 
 T = TypeVar("T")
 
@@ -100,6 +100,12 @@ class CropService:
         self._lease_life = timedelta(seconds=terms.lease_seconds)
         self._patience = terms.patience
         self._verifying = SingleFlight()
+
+    async def start(self) -> None:
+        """Shorten retention leases that end later than a new one would: the clock was ahead when they were made."""
+        for record in await self._store.leases(steady_now()):
+            if record.expires_at > self._expiry():
+                await self._store.put_lease(replace(record, expires_at=self._expiry()))
 
     async def aclose(self) -> None:
         """Stop verifying."""
@@ -289,7 +295,7 @@ class CropService:
             If the owner has no such lease, or it has run out.
         """
         known = await self._store.lease(lease_id)
-        if known is None or known.owner != owner or known.expires_at <= datetime.now(UTC):
+        if known is None or known.owner != owner or known.expires_at <= steady_now():
             raise UnknownLeaseError(f"there is no lease {lease_id!r}, or it has run out")
         record = LeaseRecord(known.id, owner, known.split, known.crops, self._expiry())
         await self._store.put_lease(record)
@@ -307,13 +313,13 @@ class CropService:
         return await self._space.usage()
 
     def _expiry(self) -> datetime:
-        return datetime.now(UTC) + self._lease_life
+        return steady_now() + self._lease_life
 
     def _lease_of(self, record: LeaseRecord) -> Lease:
         return Lease(id=record.id, split=record.split, crops=record.crops, seconds=self._lease_life.total_seconds())
 
     async def _extras(self) -> _Extras:
-        leases = [(r.split, crop) for r in await self._store.leases(datetime.now(UTC)) for crop in r.crops]
+        leases = [(r.split, crop) for r in await self._store.leases(steady_now()) for crop in r.crops]
         return _Extras(await self._store.pins(), leases, dict(await self._last_used.all()))
 
     async def _cached(self, split: Split | None) -> dict[CropKey, list[CropFile]]:

@@ -21,6 +21,7 @@ from prismcache_service.cache import CropCache, CropName, SetAside
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
+_SHOWN = 5  # names of crops in a message
 _USAGE_S = 3.0  # that a status waits for the disk
 _NEVER = datetime.fromtimestamp(0, UTC)
 
@@ -56,6 +57,16 @@ class Room:
         for_disk = size + self.reserved + bounds.min_free_bytes - self.free
         for_quota = 0 if bounds.max_bytes is None else self.used + self.reserved + size - bounds.max_bytes
         return max(for_disk, for_quota)
+
+    def waited_for(self, size: int, kept: Sequence[StoredFile]) -> str:
+        """Return the room that a crop waits for, and who holds it: crops in the making, and files that must stay."""
+        names = sorted({f"{file.name.split}/{file.name.crop}" for file in kept})
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        held = f"; pinned, leased or wanted by jobs: {', '.join(names[:_SHOWN])}{more}" if names else ""
+        return (
+            f"room for {size / 1e6:.0f} MB: {self.used / 1e6:.0f} MB are used, {self.reserved / 1e6:.0f} MB promised, "
+            f"{self.free / 1e6:.0f} MB free on the disk{held}"
+        )
 
 
 def choose_victims(
@@ -152,8 +163,10 @@ class SpaceService:
         self._deciding = asyncio.Lock()
 
     @asynccontextmanager
-    async def reserved(self, size: int) -> AsyncIterator[None]:
+    async def reserved(self, size: int, on_wait: Callable[[str], None] = lambda _: None) -> AsyncIterator[None]:
         """Hold room for `size` bytes during the block, evicting and waiting as needed.
+
+        `on_wait` is called with what is waited for, and who holds it, whenever that has changed.
 
         Raises
         ------
@@ -162,48 +175,50 @@ class SpaceService:
         NoSpaceError
             If no room came free in time.
         """
-        await self._reserve(size)
+        await self._reserve(size, on_wait)
         try:
             yield
         finally:
             self._reserved -= size
 
-    async def _reserve(self, size: int) -> None:
+    async def _reserve(self, size: int, on_wait: Callable[[str], None]) -> None:
         bound = self._bounds.max_bytes
         if bound is not None and size > bound:
             raise QuotaExceededError(f"the crop may need {size / 1e6:.0f} MB, the cache is {bound / 1e6:.0f} MB in all")
+        told = ""
         try:
             async with asyncio.timeout(self._patience):
-                while True:  # room also comes from leases that run out and files that others delete: nobody tells
-                    if await self._try_reserve(size):
-                        return
+                # Room also comes from leases that run out and files that others delete, of which nobody tells.
+                while reason := await self._try_reserve(size):
+                    if reason != told:
+                        on_wait(reason)
+                        told = reason
                     await asyncio.sleep(_RETRY_S)
         except TimeoutError:
-            _, _, room = await self._look()
-            raise NoSpaceError(
-                f"{self._cache.shown_root} has no room for {size / 1e6:.0f} MB: {room.used / 1e6:.0f} MB are used, "
-                f"{room.reserved / 1e6:.0f} MB promised, {room.free / 1e6:.0f} MB free on the disk, the rest is in use"
-            ) from None
+            raise NoSpaceError(f"{self._cache.shown_root} has no {told or 'room'}") from None
 
-    async def _try_reserve(self, size: int) -> bool:
+    async def _try_reserve(self, size: int) -> str:
+        """Reserve room; return what is waited for, empty if the room is reserved."""
         async with self._deciding:
             files, aside, room = await self._look()
             lacking = room.lacking(size, self._bounds)
             if lacking > 0:
                 spare = int((self._bounds.max_bytes or 0) * (1 - self._bounds.low_water))
-                clearing = plan_clearing(aside, files, await self._protected(), lacking, spare)
+                protected = await self._protected()
+                clearing = plan_clearing(aside, files, protected, lacking, spare)
+                reason = room.waited_for(size, [f for f in files if (f.name.split, f.name.crop) in protected])
                 if clearing is None:
-                    return False
+                    return reason
                 gone = await self._cache.threads.run(self._cache.quarantine.delete, clearing.aside)
                 for entry in gone:
                     _log.info("deleted %s, %d bytes, from the quarantine to make room", entry.path.name, entry.size)
                 if len(gone) < len(clearing.aside):
-                    return False
+                    return reason
                 for victim in clearing.files:
                     await self._cache.threads.run(self._cache.remove, victim.name)
                     self._on_evicted(victim)
             self._reserved += size
-            return True
+            return ""
 
     async def usage(self) -> Usage:
         """Return how full the folder is.

@@ -91,7 +91,7 @@ class LiveJob:
 
     def ended(self, crop: int, outcome: Outcome | None) -> CropProgress:
         """Return the crop in its final state for `outcome` (None: cancelled); the job is not changed."""
-        known = self.crops[crop]
+        known = self.crops[crop].model_copy(update={"waiting_for": ""})
         if outcome is None:
             return known.model_copy(update={"state": State.CANCELLED})
         if isinstance(outcome, CropFile):

@@ -301,6 +301,16 @@ class JobService:
         """Return how many crops wait and how many are being made."""
         return self._flights.count()
 
+    def waiting(self) -> tuple[str, ...]:
+        """Return a line for each crop that waits for room or for another process."""
+        found = {
+            f"{job.request.split}/{crop.crop} waits for {crop.waiting_for}"
+            for job in self._live.values()
+            for crop in job.crops.values()
+            if crop.waiting_for
+        }
+        return tuple(sorted(found))
+
     def making(self) -> set[tuple[Split, int]]:
         """Return the crops that unfinished jobs still lack."""
         return {(job.request.split, crop) for job in self._live.values() for crop in job.open_crops()}

@@ -191,7 +191,7 @@ def _prepare_file(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise storage_error(error, path.parent) from error
+        raise storage_error(error, path.parent, "PRISMCACHE_STATE_FOLDER") from error
     refuse_network_file_system(path.parent)
     if path.exists() and not _is_sound(path):
         aside = _set_aside(path)
@@ -222,7 +222,7 @@ def _set_aside(path: Path) -> Path:
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
     except OSError as error:
-        raise storage_error(error, path) from error
+        raise storage_error(error, path, "PRISMCACHE_STATE_FOLDER") from error
     return aside
 
 

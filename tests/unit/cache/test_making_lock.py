@@ -180,6 +180,14 @@ def test_the_name_of_a_process_does_not_confuse_its_start(tmp_path: Path) -> Non
         process.kill()
 
 
+def test_a_lock_whose_release_failed_does_not_hold_up_the_process_that_held_it(locks: MakingLocks) -> None:
+    token = take(locks)
+    with patch.object(Path, "unlink", side_effect=OSError(errno.EIO, "broken")):
+        locks.release(NAME, token)
+    assert holder_of(locks).token == token
+    assert asyncio.run(get(locks, 2)) == holder_of(locks).token != token
+
+
 # Watching
 
 
@@ -270,6 +278,22 @@ def test_of_many_that_find_a_lock_abandoned_one_gets_it(locks: MakingLocks, othe
     with patch.object(making_lock, "POLL_S", 0.0):
         won = [token for token in asyncio.run(main()) if token is not None]
     assert won == [holder_of(locks).token]
+
+
+def test_the_slower_of_two_that_find_a_lock_abandoned_leaves_the_lock_of_the_quicker(
+    locks: MakingLocks, tmp_path: Path
+) -> None:
+    put(tmp_path, HOLDER)
+    quicker = dataclasses.replace(HOLDER, token="b" * 32)
+
+    def look(name: str) -> Holder | None:
+        put(tmp_path, quicker)  # just after the slower one has looked
+        return HOLDER
+
+    with patch.object(locks, "holder", look):
+        locks.discard(NAME, HOLDER)
+    assert holder_of(locks) == quicker
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 def test_a_held_lock_is_renewed_while_the_work_goes_on_and_released_after_it(locks: MakingLocks) -> None:

@@ -47,7 +47,7 @@ async def test_readings_that_fill_their_threads_hold_up_neither_operations_nor_r
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("ending", ["deadline", "cancel"])
+@pytest.mark.parametrize("ending", ["deadline", "cancel", "close"])
 async def test_what_nobody_waits_for_any_more_is_undone_once_it_ends(
     threads: DiskThreads, hanging, ending: str
 ) -> None:
@@ -59,10 +59,12 @@ async def test_what_nobody_waits_for_any_more_is_undone_once_it_ends(
 
     working = asyncio.create_task(threads.run(operation, seconds=0.5 if ending == "deadline" else 60, undo=undone.set))
     assert await asyncio.to_thread(begun.wait, 10)
-    if ending == "cancel":
+    if ending != "deadline":
         working.cancel()
     with pytest.raises((StorageError, asyncio.CancelledError)):
         await working
+    if ending == "close":
+        threads.close()
     assert not undone.is_set()
     hanging.set()
     assert await asyncio.to_thread(undone.wait, 10)

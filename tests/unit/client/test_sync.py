@@ -26,6 +26,7 @@ from prismcache import (
     UnknownSplitError,
 )
 from tests.support.fake_backend import FakeBackend, broken, crop_file, in_memory, job, ready, running
+from tests.support.processes import eventually
 
 CROP_0, CROP_5 = "/lab/prism/instance/crop_0.h5", "/lab/prism/instance/crop_5.h5"
 REPOSITORY = Path(__file__).parents[3]
@@ -81,8 +82,26 @@ def test_a_thread_lives_as_long_as_its_client(embedded):
     assert len(our_threads()) == before + 1
     del client
     gc.collect()
-    assert len(our_threads()) == before
+    eventually(lambda: len(our_threads()) == before, "the thread of a collected client ends")
     assert [backend.closed for backend in embedded] == [True, True]
+
+
+def test_collecting_a_client_waits_for_nothing_that_its_loop_needs(embedded, monkeypatch):
+    """The collector may run in a thread that holds a lock of logging or of a thread pool."""
+    needed = threading.Lock()
+
+    async def close(backend: FakeBackend) -> None:
+        with needed:
+            backend.closed = True
+
+    monkeypatch.setattr(FakeBackend, "aclose", close)
+    client = PrismClient("/lab/prism")
+    client.catalog()
+    with needed:
+        del client
+        gc.collect()
+        assert not embedded[0].closed
+    eventually(lambda: embedded[0].closed, "the backend is closed")
 
 
 def test_a_given_backend_is_not_closed():

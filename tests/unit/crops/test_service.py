@@ -20,12 +20,14 @@ from prismcache.errors import (
     UnknownLeaseError,
 )
 from prismcache.schema import CropFile, CropInfo, LeaseRequest, Progress, Split, Verdict
+from prismcache_service import kept as kept_module
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import service as crops_module
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService
+from prismcache_service.kept import steady_now
 from prismcache_service.store.base import MemoryJobStore
 from tests.support.cache_root import published, quarantined
 from tests.support.job_scene import Published
@@ -343,14 +345,10 @@ def test_a_lease_is_renewed_and_released_by_its_owner_alone(shelf: Shelf) -> Non
 
 
 def test_a_lease_that_is_not_renewed_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime):
+    class Clock:
         ahead = timedelta()
 
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:
-            return datetime.now(UTC) + cls.ahead
-
-    monkeypatch.setattr(crops_module, "datetime", Clock)
+    monkeypatch.setattr(crops_module, "steady_now", lambda: steady_now() + Clock.ahead)
 
     async def story() -> None:
         shelf = Shelf(tmp_path / "root", lease_seconds=60)
@@ -364,6 +362,32 @@ def test_a_lease_that_is_not_renewed_runs_out(tmp_path: Path, monkeypatch: pytes
         Clock.ahead = timedelta(seconds=111)
         with pytest.raises(UnknownLeaseError, match="run out"):
             await shelf.crops.renew(lease.id, "ada")
+        assert len(await shelf.crops.remove(INSTANCE, [1])) == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=3650), timedelta(days=-3650), timedelta(days=-1)], ids=str)
+def test_a_clock_that_is_set_neither_ends_a_lease_nor_prolongs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime.now(UTC) + jump
+
+    async def story() -> None:
+        shelf = Shelf(tmp_path / "root", lease_seconds=60)
+        shelf.put(1)
+        await shelf.crops.lease(LeaseRequest(split=INSTANCE, crops=(1,)), "ada")
+        for module in (crops_module, kept_module):
+            monkeypatch.setattr(module, "datetime", Clock)
+        with pytest.raises(CropInUseError):
+            await shelf.crops.remove(INSTANCE, [1])
+        restarted = steady_now() + jump  # a process that begins takes the clock as it is then
+        monkeypatch.setattr(crops_module, "steady_now", lambda: restarted)
+        await shelf.crops.start()
+        restarted += timedelta(seconds=61)
         assert len(await shelf.crops.remove(INSTANCE, [1])) == 1
 
     run(story)

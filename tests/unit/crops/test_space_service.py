@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -69,8 +69,8 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "root", Bounds(max_bytes=10_000))
 
 
-async def reserve(folder: Folder, size: int) -> None:
-    async with folder.space.reserved(size):
+async def reserve(folder: Folder, size: int, on_wait: Callable[[str], None] = str) -> None:
+    async with folder.space.reserved(size, on_wait):
         pass
 
 
@@ -114,10 +114,13 @@ async def test_what_does_not_fit_now_waits_until_something_may_go(folder: Folder
     folder.put(0, 8000)
     folder.protected = {(Split.INSTANCE, 0)}
 
-    waiting = asyncio.create_task(reserve(folder, 5000))
+    told: list[str] = []
+    waiting = asyncio.create_task(reserve(folder, 5000, told.append))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     assert folder.evicted == []
+    assert [text.partition(":")[0] for text in told] == ["room for 0 MB"]
+    assert told[0].endswith("; pinned, leased or wanted by jobs: instance/0")
     folder.protected = set()
     await waiting
     assert folder.evicted == [0]

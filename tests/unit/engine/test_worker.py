@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from prismcache._testing_files import crop_arrays, write_crop
 from prismcache.config import Settings
+from prismcache.errors import NoSpaceError
+from prismcache.layout import HDF5_SIGNATURE
 from prismcache.schema import CropFile, Problem, Product, Split
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import CropTask, News
 from prismcache_service.engine.local.worker import Outbox, Worker
 from prismcache_service.pipeline import products
+from prismcache_service.pipeline.materialize import MadeCrop, Materializer
 
 pytestmark = pytest.mark.anyio
 
@@ -46,3 +53,61 @@ async def test_a_product_is_published_only_if_its_crop_is_still_the_one_that_it_
     if isinstance(outcome, Problem):
         assert (outcome.code, "changed while unlabelled was made" in outcome.detail) == ("not_cached", True)
     assert list(cache.path(NAME).parent.glob(".*")) == []
+
+
+CONTENT = HDF5_SIGNATURE.ljust(100, b".")
+
+
+class Maker(Materializer):
+    """Writes a file, and then fails if it is to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    def tidy(self) -> None:
+        """Nothing is left in memory."""
+
+    async def make(self, name: CropName, target: Path, *_: Any, **__: Any) -> MadeCrop:
+        target.write_bytes(CONTENT)  # noqa: ASYNC240 - nothing else runs on this loop
+        if self._error is not None:
+            raise self._error
+        return MadeCrop(
+            channels=(0,), complete=True, sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT), source="s3://b",
+            endpoint="http://s3", source_fingerprint="f", source_objects=(), missing_chunks=0, recipe="test",
+        )  # fmt: skip
+
+
+async def work(root: Path, error: Exception | None = None) -> CropFile | Problem:
+    sent = io.BytesIO()
+    worker = Worker(Settings.load({}, root=root), Outbox(sent), Maker(error))
+    worker._cache.prepare(Split.INSTANCE)
+    await worker.work(CropTask(CropName(Split.INSTANCE, 0), "a" * 32))
+    outcome = News.model_validate_json(sent.getvalue().splitlines()[-1]).outcome
+    assert outcome is not None
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EIO, "storage_error"),
+        (errno.EDQUOT, "no_space"),
+        (errno.ESTALE, "storage_error"),
+        (errno.EACCES, "storage_unwritable"),
+    ],
+)
+async def test_what_the_system_refuses_is_a_storage_error_with_path_and_reason(
+    tmp_path: Path, number: int, code: str
+) -> None:
+    outcome = await work(tmp_path, OSError(number, os.strerror(number), "/lab/prism/instance"))
+    assert isinstance(outcome, Problem)
+    assert (outcome.code, outcome.detail) == (code, f"/lab/prism/instance: {os.strerror(number)}")
+
+
+@pytest.mark.parametrize("error", [None, NoSpaceError("full")], ids=["published", "failed"])
+async def test_a_temporary_file_that_cannot_be_deleted_changes_no_outcome(
+    tmp_path: Path, error: Exception | None
+) -> None:
+    with patch.object(Path, "unlink", side_effect=OSError(errno.EIO, "broken")):
+        outcome = await work(tmp_path, error)
+    assert isinstance(outcome, CropFile) if error is None else outcome == error.to_problem()

@@ -145,7 +145,7 @@ def test_a_finished_file_that_does_not_open_is_noticed(path: Path, damage: str) 
         path.unlink()
     else:
         path.write_bytes(b"no HDF5" * 100)
-    with pytest.raises(StorageError, match="does not open"):
+    with pytest.raises(StorageError, match="cannot be read"):
         check_file(path, SHAPES)
 
 
@@ -153,7 +153,7 @@ def test_a_file_without_a_dataset_is_noticed(path: Path) -> None:
     write_crop_file(path, PLAN, RAW, LABELS)
     with h5py.File(path, "r+") as file:
         del file["raw/ch_01"]
-    with pytest.raises(StorageError, match="does not open"):
+    with pytest.raises(StorageError, match="cannot be read"):
         check_file(path, SHAPES)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from prismcache.errors import NoSpaceError, StorageUnwritableError
+from prismcache.schema import Split
+from prismcache_service.cache import CropCache, CropName
 from prismcache_service.pipeline.write.spool import Spool
+from tests.support.cache_root import unfinished
 from tests.support.crop_files import failing_operation
 
 
@@ -38,6 +42,19 @@ def test_it_has_no_name_in_the_folder_and_leaves_nothing(tmp_path: Path) -> None
         spool.put("a", b"x" * 1000)
         assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_file_system_needs_a_name_the_sweep_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = CropCache(tmp_path)
+    cache.prepare(Split.INSTANCE)
+    target = cache.temporary(CropName(Split.INSTANCE, 0), "ended")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "_O_TMPFILE_WORKS", False)
+        patch.setattr(os, "unlink", lambda _: None)  # as if the process had been killed before
+        Spool(target).close()
+    assert [name.startswith("instance/.crop_0.h5.ended.") for name in unfinished(tmp_path)] == [True]
+    cache.sweep()
+    assert unfinished(tmp_path) == []
 
 
 def test_an_empty_object_is_an_object(tmp_path: Path) -> None:

@@ -228,8 +228,10 @@ async def test_paths_that_cannot_hold_the_file_are_errors(tmp_path):
     with pytest.raises(StorageUnwritableError, match=r"jobs\.sqlite"):
         await jobs_in(f"sqlite:///{tmp_path}/jobs.sqlite")
     (tmp_path / "state").touch()
-    with pytest.raises(StorageError, match="state"):
+    with pytest.raises(StorageError, match="state") as caught:
         await jobs_in(f"sqlite:///{tmp_path}/state/jobs.sqlite")
+    assert "PRISMCACHE_STATE_FOLDER" in caught.value.remedy
+    assert "cache" not in caught.value.title
 
 
 async def test_sqlite_keeps_what_it_acknowledges(tmp_path):

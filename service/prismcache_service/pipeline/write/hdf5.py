@@ -11,7 +11,8 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from prismcache.crop.seal import seal_of
 from prismcache.disk import storage_error
 from prismcache.errors import StorageError
 from prismcache.layout import AXIS_NAMES, LABELS_IDS, UNITS, VOXEL_UNITS
@@ -155,6 +157,7 @@ class SafeFile:
     """
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], mode: int) -> None:
+        self._path = path
         try:
             self._sink = Sink(path, mode)
         except OSError as error:
@@ -219,9 +222,14 @@ class SafeFile:
         self._sink.raise_error()
 
     def close_file(self) -> int:
-        """Close the HDF5 file: its bytes are final. The descriptor stays open, and is returned, until `__exit__`."""
+        """Close the HDF5 file and seal it: its bytes are final. The descriptor is returned, open until `__exit__`."""
         self._file.close()
         self._buffered.flush()
+        self._sink.raise_error()
+        with _reading_back(self._path):
+            seal = seal_of(self._path)
+        self._sink.seek(0, io.SEEK_END)
+        self._sink.write(seal)
         self._sink.raise_error()
         return self._sink.fd
 
@@ -283,12 +291,17 @@ def check_file(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     StorageError
         If the file does not hold what was written.
     """
+    with _reading_back(path), h5py.File(path, "r", locking=False) as file:
+        for name, shape in shapes.items():
+            dataset = file[name]
+            count = math.prod(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
+            if dataset.shape != tuple(shape) or dataset.id.get_num_chunks() != count:
+                raise StorageError(f"{path}: dataset {name} reads back incomplete")
+
+
+@contextmanager
+def _reading_back(path: Path) -> Iterator[None]:
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            for name, shape in shapes.items():
-                dataset = file[name]
-                count = math.prod(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
-                if dataset.shape != tuple(shape) or dataset.id.get_num_chunks() != count:
-                    raise StorageError(f"{path}: dataset {name} reads back incomplete")
-    except (OSError, KeyError) as error:
-        raise StorageError(f"{path}: the file just written does not open: {error}") from error
+        yield
+    except (OSError, KeyError, RuntimeError) as error:  # HDF5 raises RuntimeError when a later read, or closing, fails
+        raise StorageError(f"{path}: the file just written cannot be read: {error}") from error
