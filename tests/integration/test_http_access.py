@@ -29,6 +29,7 @@ OPERATIONS: list[tuple[str, str, Any, Role | None]] = [
     ("GET", "/v1/status", None, Role.READER),
     ("GET", "/v1/me", None, Role.READER),
     ("GET", "/v1/events", None, Role.READER),
+    ("GET", "/v1/history", None, Role.READER),
     ("GET", "/v1/jobs", None, Role.READER),
     ("GET", f"/v1/jobs/{UNKNOWN_ID}", None, Role.READER),
     ("GET", f"/v1/jobs/{UNKNOWN_ID}/events", None, Role.READER),

@@ -26,13 +26,12 @@ listed.
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from prismcache.crop import ngff
 from prismcache.crop.chunks import ChunkTable, chunk_table
@@ -90,7 +89,7 @@ class ZarrFace:
             RAW: [self._table(dataset) for dataset in raw],
             f"{label_image}/0": [self._table(crop.labels)],
         }
-        self._chunk_bytes = int(np.prod(raw[0].chunks))
+        self._chunk_bytes = math.prod(raw[0].chunks)
         group = {"zarr_format": 2}
         image = {
             "multiscales": [ngff.multiscale(f"{split}/crop_{crop.crop_id}", **_where(raw[0]), has_channels=True)],
@@ -161,6 +160,8 @@ class ZarrFace:
         return b"".join(bytes(self._chunk_bytes) if part is None else _inflated(part) for part in parts)
 
     def _with_original_ids(self, parts: Sequence[bytes | None]) -> bytes:
+        import numpy as np
+
         try:
             ids = self._ids[np.frombuffer(_inflated(parts[0] or b""), self._label_dtype)]
         except IndexError as error:

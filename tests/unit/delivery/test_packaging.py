@@ -117,7 +117,15 @@ def test_importing_the_client_loads_nothing_heavy():
 
 
 def test_extras(metadata):
-    assert set(metadata.get_all("Provides-Extra")) == {"service", "torch", "torch-em", "dask", "dev", "postgres"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "service",
+        "torch",
+        "torch-em",
+        "dask",
+        "dev",
+        "postgres",
+        "viewer",
+    }
 
 
 def test_requirements_name_no_address(requirements):
