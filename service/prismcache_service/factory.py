@@ -23,7 +23,6 @@ from prismcache_service.crops import (
     CropService,
     EnsureService,
     FaceService,
-    LastUsed,
     LinkService,
     PreviewService,
     SpaceService,
@@ -33,7 +32,7 @@ from prismcache_service.crops import (
 from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import History, JobLimits, JobService, Observer
-from prismcache_service.kept import steady_now
+from prismcache_service.kept import LastUsed, steady_now
 from prismcache_service.pipeline.progress import Report
 from prismcache_service.store import JobStore, open_store
 

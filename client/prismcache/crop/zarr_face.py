@@ -163,6 +163,8 @@ class ZarrFace:
         import numpy as np
 
         try:
+            import numpy as np  # here, since the embedded client imports this module as it starts
+
             ids = self._ids[np.frombuffer(_inflated(parts[0] or b""), self._label_dtype)]
         except IndexError as error:
             raise CropCorruptError(f"{self._path}: a label is larger than the table of original ids") from error

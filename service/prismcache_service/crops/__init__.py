@@ -4,7 +4,6 @@ from prismcache_service.crops.adoption import adopt
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.faces import FaceService, OpenFace
-from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.links import LinkService
 from prismcache_service.crops.previews import PreviewService
 from prismcache_service.crops.service import CropService, Terms
@@ -16,7 +15,6 @@ __all__ = [
     "CropService",
     "EnsureService",
     "FaceService",
-    "LastUsed",
     "LinkService",
     "OpenFace",
     "PreviewService",

@@ -21,7 +21,7 @@ from prismcache.schema import CropInfo, Product, Split
 from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName, DiskThreads, SingleFlight
 from prismcache_service.crops.source_thread import SourceThread
-from prismcache_service.extras import require_service_extra
+from prismcache_service.pipeline import require_service_extra
 
 if TYPE_CHECKING:
     from prismcache_service.pipeline.bucket.source import Source

@@ -38,9 +38,8 @@ from prismcache.schema import (
 from prismcache_service.cache import CropCache, CropName, SingleFlight
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.space import SpaceService
-from prismcache_service.kept import CropKey, LeaseRecord, PinsAndLeases, steady_now
+from prismcache_service.kept import CropKey, LastUsed, LeaseRecord, PinsAndLeases, steady_now
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prismcache.catalog import published
 from prismcache.config import Settings
 from prismcache.splits import SplitEntry
-from prismcache_service.extras import require_service_extra
+from prismcache_service.pipeline import require_service_extra
 
 if TYPE_CHECKING:
     from prismcache_service.pipeline.bucket.source import Source

@@ -17,12 +17,13 @@ from time import monotonic
 
 from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownJobError
 from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
-from prismcache_service.crops import CatalogService, EnsureService, LastUsed
+from prismcache_service.crops import CatalogService, EnsureService
 from prismcache_service.engine import Outcome
 from prismcache_service.jobs.flights import Flights, Passenger, Wish
 from prismcache_service.jobs.live import LiveJob, job_of
 from prismcache_service.jobs.observer import Observer
 from prismcache_service.jobs.published import PublishedCrops
+from prismcache_service.kept import LastUsed
 from prismcache_service.store import JobRecord, JobStore
 
 _log = logging.getLogger(__name__)

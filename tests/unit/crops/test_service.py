@@ -24,10 +24,9 @@ from prismcache_service import kept as kept_module
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import service as crops_module
 from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.last_used import LastUsed
 from prismcache_service.crops.service import CropService, Terms
 from prismcache_service.crops.space import Bounds, SpaceService
-from prismcache_service.kept import steady_now
+from prismcache_service.kept import LastUsed, steady_now
 from prismcache_service.store.base import MemoryJobStore
 from tests.support.cache_root import published, quarantined
 from tests.support.job_scene import Published

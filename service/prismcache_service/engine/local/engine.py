@@ -21,7 +21,7 @@ from prismcache.schema import Problem
 from prismcache_service.cache import CropCache
 from prismcache_service.engine import MAX_STRIKES, CropTask, Engine, News, Outcome
 from prismcache_service.engine.local.stagger import Stagger
-from prismcache_service.extras import require_service_extra
+from prismcache_service.pipeline import require_service_extra
 from prismcache_service.pipeline.progress import Report
 
 _SILENCE_S = 60.0
