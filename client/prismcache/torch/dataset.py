@@ -225,7 +225,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._prefetch, self._threads = prefetch, threads
         both = transform is not None or sampler is not None
         self._raw_out = None if both or raw_transform is not None else numpy_dtype(dtype)
-        self._targets_out = None if transform is not None else numpy_dtype(dtype)
+        self._targets_out = None if both else numpy_dtype(dtype)
         plain_labels = label_transform is None and label_transform2 is None
         self._labels_out = None if both or not plain_labels else numpy_dtype(label_dtype)
         exact = exact_to(label_dtype) if plain_labels else None
