@@ -32,7 +32,6 @@ from tests.support.service import Service, service_config
 SPEC = tiny_spec(0)
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EACCES)
 EVERYTHING = os.environ.get("PRISMCACHE_SWEEP") == "all"
-FEW = 6
 FOR_EVER = 1_000_000
 
 
@@ -66,12 +65,12 @@ class Sweep:
     def _digest(self) -> str:
         return hashlib.sha256(self._path.read_bytes()).hexdigest()
 
-    def run(self, times: int) -> list[dict[str, Any]]:
-        """Return the rounds: each of the calls that the operation makes fails, or a few that are chosen by chance."""
+    def run(self, times: int, few: int) -> list[dict[str, Any]]:
+        """Return the rounds: each of the calls that the operation makes fails, or `few` that are chosen by chance."""
         calls = self.round(FOR_EVER, 1, errno.EIO)["calls"]
         rounds = [(number, error) for number in range(1, calls + 1) for error in ERRORS]
         chance = random.Random(f"{self._operation} {times}")
-        chosen = rounds if EVERYTHING else sorted(chance.sample(rounds, min(FEW, len(rounds))))
+        chosen = rounds if EVERYTHING else sorted(chance.sample(rounds, min(few, len(rounds))))
         return [self.round(number, times, error) for number, error in chosen]
 
     def round(self, number: int, times: int, error: int) -> dict[str, Any]:
@@ -114,11 +113,13 @@ def main(*plans: str) -> None:
         print(json.dumps(_rounds(client, DiskFaults(), settings.root, plans)))  # noqa: T201 - read by the test
 
 
-def _rounds(client: PrismClient, faults: DiskFaults, root: Path, plans: Sequence[str]) -> list[dict[str, Any]]:
+def _rounds(
+    client: PrismClient, faults: DiskFaults, root: Path, plans: Sequence[str], few: int = 6
+) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for plan in plans:
         operation, _, how = plan.partition(":")
-        rounds = Sweep(client, faults, root, operation).run(FOR_EVER if how else 1)
+        rounds = Sweep(client, faults, root, operation).run(FOR_EVER if how else 1, few)
         found += [{"plan": plan} | each for each in rounds]
     return found
 
@@ -141,7 +142,8 @@ def _through_a_service(lab: Lab, tmp_path: Path, plans: Sequence[str]) -> list[d
     faulty = faulty_environment(tmp_path, lab.root, "caller")
     config = service_config(lab.settings(), tmp_path / "state")
     with Service(config, env=faulty) as service, PrismClient(lab.root, url=service.url) as client:
-        return _rounds(client, DiskFaults(faulty["FAULT_PLAN"]), lab.root, plans)
+        # A few seconds each: the service asks the client to come again later.
+        return _rounds(client, DiskFaults(faulty["FAULT_PLAN"]), lab.root, plans, few=3)
 
 
 @pytest.mark.timeout(3600 if EVERYTHING else 120)
