@@ -1,4 +1,4 @@
-"""Single files: stamps, atomic replacement, SHA-256, and the border where the system's errors become prismcache's.
+"""Single files: stamps, atomic replacement, SHA-256, which of the system's errors may pass, and where they become ours.
 
 Both sides use this module: the client for downloads, the service for the cache folder.
 """
@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
 from prismcache.layout import FileStamp
@@ -24,6 +27,14 @@ TEMPORARY = ".tmp"
 HASH_BYTES = 4 << 20  # at 1 MiB, handing buffers from thread to thread takes a twentieth more
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT})
+
+
+# These say that no regular file is there. Every other error says only that this machine cannot read now.
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
+_ATTEMPTS = 4
+_PAUSE_S = 0.05  # at most, before the second attempt; twice as long before each further one
+
+T = TypeVar("T")
 
 
 class StoppedError(Exception):
@@ -72,6 +83,37 @@ def _umask_remedy(path: Path, error: OSError) -> str:
             if status.st_uid == os.geteuid() or not closed:
                 break
     return ""
+
+
+def patiently(operation: Callable[[], T], path: Path) -> T:
+    """Return what a reading operation returns, and try it again a few times if the system's error may pass.
+
+    Raises
+    ------
+    OSError
+        If no regular file is there.
+    StorageError
+        If any other error stays.
+    """
+    try:
+        return operation()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise
+    # Made here, since a warm `ensure` needs no second attempt; imported above, since a process without descriptors
+    # cannot import.
+    again = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, OSError) and error.errno not in _NO_FILE),
+        stop=stop_after_attempt(_ATTEMPTS - 1),
+        wait=wait_random_exponential(multiplier=_PAUSE_S),
+        reraise=True,
+    )
+    try:
+        return again(operation)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise
+        raise storage_error(error, path) from error
 
 
 @contextmanager

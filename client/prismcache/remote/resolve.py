@@ -20,8 +20,8 @@ from types import UnionType
 from typing import TypeAlias
 
 from prismcache.backend import ReceivedBytes
-from prismcache.disk import StoppedError, sha256_of, stamp_of
-from prismcache.errors import ServiceError
+from prismcache.disk import StoppedError, patiently, sha256_of, stamp_of
+from prismcache.errors import ServiceError, StorageError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_file_name
 from prismcache.schema import CropFile, Product
 from prismcache.verified import VerifiedFiles
@@ -137,18 +137,22 @@ def local_name(file: CropFile) -> PurePosixPath:
 
 
 def look(folder: Path, name: PurePosixPath) -> Sight:
-    """See what lies under `name` in `folder`, opening it as a reader would."""
-    path = folder / name
-    try:
-        if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
-            return Sight(inside=False)
-        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for a writer
-            return Sight(regular=False)
-        with path.open("rb", buffering=0) as file:
-            signature = file.read(len(HDF5_SIGNATURE))
-            return Sight(stamp_of(os.fstat(file.fileno())), signature=signature == HDF5_SIGNATURE)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
-        return ABSENT
+    """See what lies under `name` in `folder`, opening it as a reader would; errors that may pass are waited for."""
+    with contextlib.suppress(
+        OSError, RuntimeError, StorageError
+    ):  # RuntimeError: links in a circle, before Python 3.13
+        return patiently(lambda: _look(folder, folder / name), folder / name)
+    return ABSENT
+
+
+def _look(folder: Path, path: Path) -> Sight:
+    if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
+        return Sight(inside=False)
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for a writer
+        return Sight(regular=False)
+    with path.open("rb", buffering=0) as file:
+        signature = file.read(len(HDF5_SIGNATURE))
+        return Sight(stamp_of(os.fstat(file.fileno())), signature=signature == HDF5_SIGNATURE)
 
 
 class Resolver:
@@ -256,8 +260,8 @@ class Resolver:
         sight, decision = self._first_look(folder, name, file)
         if not isinstance(decision, Read):
             return decision
-        with contextlib.suppress(OSError, StoppedError):
-            sha256 = sha256_of(folder / name, stop)
+        with contextlib.suppress(OSError, StorageError, StoppedError):
+            sha256 = patiently(lambda: sha256_of(folder / name, stop), folder / name)
             after = look(folder, name)
             if after.stamp is not None and after == sight:
                 self._verified.remember(folder / name, after.stamp, sha256)

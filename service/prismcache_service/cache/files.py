@@ -1,62 +1,19 @@
-"""A published file compared with its manifest, and which of the system's errors may pass."""
+"""A published file compared with its manifest."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-
-from prismcache.disk import sha256_of, stamp_of, storage_error
+from prismcache.disk import patiently, sha256_of, stamp_of
 from prismcache.errors import CropCorruptError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, Manifest
 from prismcache.schema import Product
 
-T = TypeVar("T")
-
-# These say that no regular file is there. Every other error says only that this machine cannot read now.
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
-_ATTEMPTS = 4
-_PAUSE_S = 0.05  # at most, before the second attempt; twice as long before each further one
-
 # Not through a link, and without waiting for the other end of a pipe.
 READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
-
-
-def patiently(operation: Callable[[], T], path: Path) -> T:
-    """Return what a reading operation returns, and try it again a few times if the system's error may pass.
-
-    Raises
-    ------
-    OSError
-        If no regular file is there.
-    StorageError
-        If any other error stays.
-    """
-    try:
-        return operation()
-    except OSError as error:
-        if error.errno in _NO_FILE:
-            raise
-    # Made here, since a warm `ensure` needs no second attempt; imported above, since a process without descriptors
-    # cannot import.
-    again = Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, OSError) and error.errno not in _NO_FILE),
-        stop=stop_after_attempt(_ATTEMPTS - 1),
-        wait=wait_random_exponential(multiplier=_PAUSE_S),
-        reraise=True,
-    )
-    try:
-        return again(operation)
-    except OSError as error:
-        if error.errno in _NO_FILE:
-            raise
-        raise storage_error(error, path) from error
 
 
 def compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> FileStamp:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Self
 
 from prismcache.catalog import published
-from prismcache.disk import disk_errors, share_with_group, temporary_beside, write_atomically
+from prismcache.disk import disk_errors, patiently, share_with_group, temporary_beside, write_atomically
 from prismcache.errors import SplitConflictError
 from prismcache.layout import (
     STATE_FOLDER,
@@ -28,7 +28,6 @@ from prismcache.layout import (
 from prismcache.numbers import SPLIT_NAME
 from prismcache.schema import NO_CONTEXT, Context, CropFile, JobRequest, Product, Split
 from prismcache.splits import SplitEntry, Splits
-from prismcache_service.cache.files import patiently
 
 FILE_MODE = 0o664
 _FOLDER_MODE = 0o775

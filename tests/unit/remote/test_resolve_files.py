@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -139,6 +142,21 @@ def test_another_file_on_the_mount_is_not_used(machine, content, caplog):
     assert f"{shown} is not the service's file" in caplog.text
     assert machine.path() == machine.downloaded
     assert len(machine.fetched) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_an_error_that_passes_is_no_reason_to_download(machine, number):
+    machine.show()
+    real, errors = Path.open, [OSError(number, os.strerror(number))] * 2
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == machine.mount / NAME and errors:
+            raise errors.pop()
+        return real(path, *arguments, **options)
+
+    with patch.object(Path, "open", refuse):
+        assert machine.path() == machine.mount / NAME
+    assert (machine.fetched, errors) == ([], [])
 
 
 def test_no_mount_means_download(machine):
