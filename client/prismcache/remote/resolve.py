@@ -138,9 +138,7 @@ def local_name(file: CropFile) -> PurePosixPath:
 
 def look(folder: Path, name: PurePosixPath) -> Sight:
     """See what lies under `name` in `folder`, opening it as a reader would; errors that may pass are waited for."""
-    with contextlib.suppress(
-        OSError, RuntimeError, StorageError
-    ):  # RuntimeError: links in a circle, before Python 3.13
+    with contextlib.suppress(OSError, RuntimeError, StorageError):  # RuntimeError: links in a circle
         return patiently(lambda: _look(folder, folder / name), folder / name)
     return ABSENT
 
