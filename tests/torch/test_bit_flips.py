@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch_em.data.datasets.light_microscopy.e11bio import get_e11bio_dataset as reference_dataset
 
 from prismcache import Crop, CropCorruptError, PrismClient, Verdict
@@ -65,7 +66,7 @@ def through_crop(path: Path) -> list[Any]:
 def through_our_dataset(cache: str, folder: Path, path: Path) -> list[Any]:
     dataset = PrismDataset(
         path, patch_shape=SPEC.labels_shape, channels="all", cache=cache, cache_folder=folder, label_values="original",
-        sampling="grid",
+        label_dtype=torch.uint64, sampling="grid",
     )  # fmt: skip
     return [tensor.numpy() for index in range(len(dataset)) for tensor in dataset[index]]
 
