@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import zarr
 from typer.testing import CliRunner
 
 from prismcache import Crop, PrismClient, RequestError, SplitConflictError, UnknownSplitError
@@ -82,6 +83,11 @@ def test_a_synapse_crop_has_raw_and_the_other_arrays_as_published(client: PrismC
         np.testing.assert_array_equal(crop.read(channels=1)[0], raw[1])
         with pytest.raises(RequestError, match="has no labels"):
             _ = crop.labels
+        image = zarr.open_group(crop.zarr_store(), mode="r")
+        assert set(image) == {"0", *crop.arrays}
+        np.testing.assert_array_equal(image["0"][:], raw)
+        np.testing.assert_array_equal(image["all_channels/0"][:], raw)
+        np.testing.assert_array_equal(image["psd95_weights"][:], SYNAPSES["psd95_weights"][0])
     assert client.ensure("synapses", 0, context="all", progress=False) == [path]  # which has all of raw already
     assert [result.verdict.value for result in client.verify("synapses")] == ["ok"]
 

@@ -11,6 +11,7 @@ key                     content
 ``0/c.z.y.x``           raw, (C, Z, Y, X) uint8, one channel a chunk
 ``labels/SPLIT/0/z.y.x``  labels, (Z, Y, X) uint32, consecutive ids
 ``labels_ids/0``        (n+1,) uint64, the id in the source of each consecutive label
+``NAME/z.y.x``          a further array of the file, (Z, Y, X), such as ``psd95_output`` of a synapse crop
 ``0/.chunks``           where the chunks lie in the file: (chunks, 2) uint64, offset and size in bytes, in C order of
                         the grid; size 0 where none was written. For viewers that fetch many chunks with one range
                         request; likewise ``labels/SPLIT/0/.chunks``
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import h5py
 
 RAW = "0"
+_GROUP = {"zarr_format": 2}
 _ZLIB = {"id": "zlib", "level": 1}  # readers need the name only; the level is that of the writer
 _INDEX = re.compile(r"\d{1,9}(?:[./]\d{1,9})*", re.ASCII)
 
@@ -80,55 +82,63 @@ class ZarrFace:
     """
 
     def __init__(self, crop: OpenCrop) -> None:
-        self._path, self._label_dtype = crop.path, crop.labels.dtype
+        self._path = crop.path
+        self._tables: dict[str, list[ChunkTable]] = {}
+        self._documents = {".zgroup": _encoded(_GROUP)}
+        self._unlisted: dict[str, bytes] = {}
+        self._add_image(crop)
+        if crop.has_labels:
+            self._add_labels(crop, f"labels/{crop.split.value}")
+        for name in crop.arrays:
+            self._add_array(name, [crop.array(name)], has_channels=False)
+        for name, tables in self._tables.items():
+            self._documents[f"{name}/.chunks"] = b"".join(table.pairs() for table in tables)
+
+    def _add_array(self, name: str, datasets: Sequence[h5py.Dataset], *, has_channels: bool) -> None:
+        first = datasets[0]
+        leading = [len(datasets)] if has_channels else []
+        shape, chunks = (*leading, *first.shape), (*[1] * has_channels, *first.chunks)
+        self._tables[name] = [self._table(dataset) for dataset in datasets]
+        self._documents[f"{name}/.zarray"] = _encoded(_zarray(shape, chunks, first.dtype.str))
+        self._documents[f"{name}/.zattrs"] = _encoded(ngff.place(**_where(first), has_channels=has_channels))
+
+    def _add_image(self, crop: OpenCrop) -> None:
         split, channels = crop.split.value, crop.channels
         raw = [crop.channel(channel) for channel in channels]
-        ids = self._ids = crop.labels_ids
-        label_image = f"labels/{split}"
-        self._tables = {
-            RAW: [self._table(dataset) for dataset in raw],
-            f"{label_image}/0": [self._table(crop.labels)],
-        }
-        self._chunk_bytes = math.prod(raw[0].chunks)
-        group = {"zarr_format": 2}
         image = {
             "multiscales": [ngff.multiscale(f"{split}/crop_{crop.crop_id}", **_where(raw[0]), has_channels=True)],
             "omero": ngff.omero(channels, _windows(crop)),
         }
-        shape = (len(raw), *raw[0].shape)
-        documents = {
-            ".zgroup": group,
-            ".zattrs": {
-                **image,
-                "prismcache": ngff.origin(split, crop.crop_id, channels, crop.provenance),
-            },
-            "0/.zarray": _zarray(shape, (1, *raw[0].chunks), "|u1"),
-            "0/.zattrs": ngff.place(**_where(raw[0]), has_channels=True),
-            "labels/.zgroup": group,
-            "labels/.zattrs": {"labels": [split]},
-            f"{label_image}/.zgroup": group,
-            f"{label_image}/.zattrs": {
-                "multiscales": [ngff.multiscale(f"{split} labels", **_where(crop.labels), has_channels=False)],
-                "image-label": ngff.image_label(),
-            },
-            f"{label_image}/0/.zarray": _zarray(crop.labels.shape, crop.labels.chunks, crop.labels.dtype.str),
-            f"{label_image}/0/.zattrs": ngff.place(**_where(crop.labels), has_channels=False),
-            f"{LABELS_IDS}/.zarray": _zarray(ids.shape, ids.shape, "<u8", compressor=None),
+        source = ngff.origin(split, crop.crop_id, channels, crop.provenance)
+        self._documents[".zattrs"] = _encoded(image | {"prismcache": source})
+        self._add_array(RAW, raw, has_channels=True)
+        self._chunk_bytes = math.prod(raw[0].chunks)
+        together = _zarray((len(raw), *raw[0].shape), (len(raw), *raw[0].chunks), "|u1", compressor=None)
+        self._unlisted |= {
+            f"{ngff.ALL_CHANNELS}/.zgroup": _encoded(_GROUP),
+            f"{ngff.ALL_CHANNELS}/.zattrs": _encoded(image),
+            f"{ngff.ALL_CHANNELS}/0/.zarray": _encoded(together),
         }
-        self._documents = {key: json.dumps(value).encode() for key, value in documents.items()}
-        together = _zarray(shape, (len(raw), *raw[0].chunks), "|u1", compressor=None)
-        of_source = {"multiscales": [ngff.multiscale(f"{split} ids", **_where(crop.labels), has_channels=False)]}
-        unlisted = {
-            **{f"{name}/.zgroup": group for name in (ngff.ALL_CHANNELS, ngff.ORIGINAL_IDS)},
-            f"{ngff.ALL_CHANNELS}/.zattrs": image,
-            f"{ngff.ALL_CHANNELS}/0/.zarray": together,
-            f"{ngff.ORIGINAL_IDS}/.zattrs": of_source,
-            f"{ngff.ORIGINAL_IDS}/0/.zarray": _zarray(crop.labels.shape, crop.labels.chunks, "<u8"),
+
+    def _add_labels(self, crop: OpenCrop, group: str) -> None:
+        labels, ids, split = crop.labels, crop.labels_ids, crop.split.value
+        self._labels, self._ids, self._label_dtype = f"{group}/0", ids, labels.dtype
+        self._add_array(self._labels, [labels], has_channels=False)
+        image = {"multiscales": [ngff.multiscale(f"{split} labels", **_where(labels), has_channels=False)]}
+        self._documents |= {
+            "labels/.zgroup": _encoded(_GROUP),
+            "labels/.zattrs": _encoded({"labels": [split]}),
+            f"{group}/.zgroup": _encoded(_GROUP),
+            f"{group}/.zattrs": _encoded(image | {"image-label": ngff.image_label()}),
+            f"{LABELS_IDS}/.zarray": _encoded(_zarray(ids.shape, ids.shape, "<u8", compressor=None)),
+            f"{LABELS_IDS}/0": ids.astype("<u8").tobytes(),
         }
-        self._unlisted = {key: json.dumps(value).encode() for key, value in unlisted.items()}
-        self._documents[f"{LABELS_IDS}/0"] = ids.astype("<u8").tobytes()
-        for name, tables in self._tables.items():
-            self._documents[f"{name}/.chunks"] = b"".join(table.pairs() for table in tables)
+        of_source = {"multiscales": [ngff.multiscale(f"{split} ids", **_where(labels), has_channels=False)]}
+        self._unlisted |= {
+            f"{ngff.ORIGINAL_IDS}/.zgroup": _encoded(_GROUP),
+            f"{ngff.ORIGINAL_IDS}/.zattrs": _encoded(of_source),
+            f"{ngff.ORIGINAL_IDS}/0/.zarray": _encoded(_zarray(labels.shape, labels.chunks, "<u8")),
+        }
 
     def get(self, key: str) -> bytes | Span | Made | None:
         """Return the bytes of a key, where or of what they are made, or None if the hierarchy has no such key.
@@ -143,18 +153,17 @@ class ZarrFace:
                 place = [int(part) for part in re.split(r"[./]", index)]
                 return _span(tables, place if name == RAW else [0, *place])
         group, _, index = key.partition("/0/")
-        if group in {ngff.ALL_CHANNELS, ngff.ORIGINAL_IDS} and _INDEX.fullmatch(index):
+        if f"{group}/0/.zarray" in self._unlisted and _INDEX.fullmatch(index):
             return self._made(group, [int(part) for part in re.split(r"[./]", index)])
         return None
 
     def _made(self, group: str, place: list[int]) -> Made | None:
-        raw, labels = self._tables.values()
         if group == ngff.ORIGINAL_IDS:
-            spans: tuple[Span | None, ...] = (_span(labels, [0, *place]),)
-        else:
-            spans = tuple(_span(raw, [channel, *place[1:]]) for channel in range(len(raw))) if place[0] == 0 else ()
-        make = self._with_original_ids if group == ngff.ORIGINAL_IDS else self._together
-        return Made(spans, make) if any(spans) else None
+            span = _span(self._tables[self._labels], [0, *place])
+            return Made((span,), self._with_original_ids) if span else None
+        channels = range(len(self._tables[RAW]) if place[0] == 0 else 0)
+        spans = tuple(_span(self._tables[RAW], [channel, *place[1:]]) for channel in channels)
+        return Made(spans, self._together) if any(spans) else None
 
     def _together(self, parts: Sequence[bytes | None]) -> bytes:
         return b"".join(bytes(self._chunk_bytes) if part is None else _inflated(part) for part in parts)
@@ -187,6 +196,10 @@ class ZarrFace:
                 remedy="Fetch the crop with `prismcache ensure`: files that other programs wrote differ.",
             )
         return table
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document).encode()
 
 
 def _inflated(part: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Request, Response, status
 from fastapi.responses import RedirectResponse
 
+from prismcache.crop.ngff import ORIGINAL_IDS
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError, UnknownLinkError
 from prismcache.links import Link, LinkPage, LinkRequest, MadeLink
 from prismcache_service.cache import CropName
@@ -106,9 +107,11 @@ async def view(link: SharedLink, faces: Faces, request: Request) -> RedirectResp
     """Lead a browser to Neuroglancer's page, with the whole state in its address."""
     face = await faces.face(link.split, link.crop)
     attributes, array = [json.loads(await faces.content(face, key) or b"") for key in (".zattrs", "0/.zarray")]
+    has_labels = await faces.content(face, f"{ORIGINAL_IDS}/.zgroup") is not None
     path = f"v1/shared/{request.path_params['capability']}/zarr"
+    address = neuroglancer.address(path, attributes, array, has_labels=has_labels)
     headers = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-    return RedirectResponse(f"../../../{neuroglancer.address(path, attributes, array, 'labels')}", headers=headers)
+    return RedirectResponse(f"../../../{address}", headers=headers)
 
 
 def _owner(caller: Caller) -> str | None:

@@ -54,7 +54,7 @@ def is_public_path(path: str) -> bool:
     return path.startswith(_FOLDER)
 
 
-def address(path: str, attributes: dict[str, Any], array: dict[str, Any], labels: str) -> str:
+def address(path: str, attributes: dict[str, Any], array: dict[str, Any], *, has_labels: bool) -> str:
     """Return the address of the page that shows a crop, relative to the service's own address.
 
     Parameters
@@ -63,10 +63,10 @@ def address(path: str, attributes: dict[str, Any], array: dict[str, Any], labels
         Path of the crop's zarr hierarchy, relative to the service's own address, without a slash at its end.
     attributes, array
         The hierarchy's documents ``.zattrs`` and ``0/.zarray``.
-    labels
-        The name for the layer of labels.
+    has_labels
+        Whether the hierarchy has labels.
     """
-    state = viewer_state(f"{SERVICE}{path}", attributes, array, labels)
+    state = viewer_state(f"{SERVICE}{path}", attributes, array, has_labels=has_labels)
     return f"{_PAGE[1:]}#!{quote(json.dumps(state, separators=(',', ':')), safe='')}"
 
 

@@ -18,7 +18,7 @@ _MAX_GAIN = 10
 
 
 def viewer_state(
-    source: str, attributes: Mapping[str, Any], array: Mapping[str, Any], labels: str = "labels"
+    source: str, attributes: Mapping[str, Any], array: Mapping[str, Any], *, has_labels: bool = True
 ) -> dict[str, Any]:
     """Return a state with raw and labels, in the middle of the crop.
 
@@ -28,8 +28,8 @@ def viewer_state(
         URL of the crop's zarr hierarchy.
     attributes, array
         The hierarchy's documents ``.zattrs`` and ``0/.zarray``.
-    labels
-        The name for the layer of labels.
+    has_labels
+        Whether the hierarchy has labels.
     """
     multiscale = attributes["multiscales"][0]
     scale, translation = (each[each["type"]][1:] for each in multiscale["datasets"][0]["coordinateTransformations"])
@@ -49,7 +49,7 @@ def viewer_state(
     }
     segmentation = {
         "type": "segmentation",
-        "name": labels,
+        "name": "labels",
         "source": f"zarr2://{source}/{ORIGINAL_IDS}",
         "selectedAlpha": 0.25,
     }
@@ -58,7 +58,7 @@ def viewer_state(
         "dimensions": {axis: space[axis] for axis in "xyz"},
         "position": middle[::-1],
         "crossSectionScale": 1,
-        "layers": [raw, segmentation],
+        "layers": [raw, segmentation] if has_labels else [raw],
         "selectedLayer": {"layer": raw["name"], "visible": True},
         "layout": "xy",
     }
