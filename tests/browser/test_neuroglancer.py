@@ -96,6 +96,10 @@ def cached(service: Service) -> Crop:
 
 def open_crop(page: Any, url: str) -> None:
     page.goto(url)
+    wait_for_crop(page)
+
+
+def wait_for_crop(page: Any) -> None:
     page.wait_for_function(_READY)
     assert [text for text in page.evaluate(_ERRORS) if text] == []
 
@@ -107,9 +111,15 @@ def pixels(page: Any) -> np.ndarray:
     return shown[150:400, 50:250]
 
 
-def test_a_link_opens_the_crop_in_neuroglancer(service: tuple[Service, str], made: dict[str, Any], page: Any) -> None:
-    open_crop(page, made["neuroglancer_url"])
-    page.wait_for_function("() => viewer.isReady()")
+def test_the_dashboard_shares_a_crop_and_opens_it_in_neuroglancer(service: tuple[Service, str], page: Any) -> None:
+    page.goto(f"{service[0].url}/view?split=instance&crop=0")
+    page.get_by_label("Token").fill(service[1])
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Share instance/0").click()
+    playwright.expect(page.locator("#notice")).to_contain_text(f"{service[0].url}/v1/shared/prism_")
+    page.get_by_role("button", name="View instance/0 in Neuroglancer").click()
+    wait_for_crop(page)
+    assert service[1] not in page.url
     assert len(np.unique(pixels(page).reshape(-1, 3), axis=0)) > 100  # a picture, and not black
 
     with cached(service[0]) as crop:
@@ -122,7 +132,7 @@ def test_a_link_opens_the_crop_in_neuroglancer(service: tuple[Service, str], mad
         assert value == str(expected).replace(" ", "") if isinstance(expected, list) else expected in value
     state = page.evaluate("() => viewer.state.toJSON()")
     assert [state["dimensions"][axis][0] for axis in "xyz"] == pytest.approx(sizes)
-    assert state["layers"][0]["source"]["url"].startswith(f"zarr2://{service[0].url}/{made['path']}/zarr/")
+    assert state["layers"][0]["source"]["url"].startswith(f"zarr2://{service[0].url}/v1/shared/prism_")
 
 
 def test_the_shader_has_the_windows_of_the_facts(service: tuple[Service, str], made: dict[str, Any], page: Any) -> None:
