@@ -22,10 +22,10 @@ const workers = Array.from({ length: Math.min(4, navigator.hardwareConcurrency |
 });
 let sent = 0;
 
-// Return the voxels of zlib streams at [first byte, size] of `buffer`, which is given away.
-function inflate(buffer, spans) {
+// Return the voxels of zlib streams at [first byte, length] of `buffer`, which is given away; each has `size` bytes.
+function inflate(buffer, spans, size) {
   const id = (sent += 1);
-  workers[id % workers.length].postMessage({ id, buffer, spans }, [buffer]);
+  workers[id % workers.length].postMessage({ id, buffer, spans, size }, [buffer]);
   return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
 }
 
@@ -81,7 +81,7 @@ class ZarrArray {
     const spans = run.map((number) => [this.places[2 * number] - start, this.places[2 * number + 1]]);
     const chunks = request(this.file, { headers: { Range: `bytes=${start}-${stop - 1}`, "If-Match": this.etag } })
       .then((response) => response.arrayBuffer())
-      .then((buffer) => inflate(buffer, spans));
+      .then((buffer) => inflate(buffer, spans, this.size));
     run.forEach((number, place) => {
       const voxels = chunks.then((found) => new this.Type(found[place]));
       voxels.catch(() => this.kept.delete(number));
