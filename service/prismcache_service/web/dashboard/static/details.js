@@ -25,6 +25,15 @@ function lines(split, crop, files) {
   ]));
 }
 
+function summary({ raw_shape: raw, labels_shape: labels, voxel_size: size, expansion }) {
+  const parts = [raw ? `${raw[0]} channels` : "", labels ? `labels of ${labels.join(" × ")} voxels (Z × Y × X)` : ""];
+  if (size) {
+    const tissue = size.map((extent) => Math.round(extent / expansion)).join(" × ");
+    parts.push(`${size.join(" × ")} nm expanded, ≈ ${tissue} nm in tissue`);
+  }
+  return element("p", {}, parts.filter(Boolean).join("; "));
+}
+
 function fileTable(files) {
   return table("Cached files", ["File", "Size", "Note"], files.map((file) => element("tr", {},
     element("th", { scope: "row" }, fileName(file)),
@@ -52,21 +61,25 @@ function factTables(facts) {
 // Show the details of a crop in `place` and keep them up to date; `onFacts` is called with the facts once they are there.
 export async function showDetails(place, split, crop, onFacts) {
   const name = `${split}/${crop}`;
-  let [files, facts, progress, problem] = [[], null, null, null];
-  let wanted = "facts";
+  let [info, facts, progress, problem, wanted] = [null, null, null, null, null];
 
-  const choices = [...PRODUCTS, ...(split === "semantic" ? OF_SEMANTIC : [])].map((product) => [product, { product }]);
+  const choices = () => {
+    const products = info.has_labels ? [...PRODUCTS, ...(split === "semantic" ? OF_SEMANTIC : [])] : [];
+    return [...products.map((product) => [product, { product }]), ...CONTEXTS];
+  };
   const order = () => attempt(async () => {
-    const body = { split, crops: [crop], ...Object.fromEntries([...choices, ...CONTEXTS])[wanted] };
+    const body = { split, crops: [crop], ...Object.fromEntries(choices())[wanted] };
     problem = null;
     await json("v1/jobs", { method: "POST", body });
     await load();
   });
 
   function draw() {
-    const options = [...choices, ...CONTEXTS].map(([text]) => element("option", { value: text, selected: text === wanted }, text));
+    wanted ??= choices()[0][0];
+    const options = choices().map(([text]) => element("option", { value: text, selected: text === wanted }, text));
     const choice = element("select", { "aria-label": "What to make", onchange: (event) => { wanted = event.target.value; } }, ...options);
-    replace(place,
+    const { files } = info;
+    replace(place, summary(info),
       heading("Use it"), lines(split, crop, files), files.some(isWhole) ? element("p", {}, share(split, crop)) : null,
       heading("Files"), fileTable(files),
       may("requester") ? element("p", {}, "Also make ", choice, " ", button("Make", order, `Make a file of ${name}`)) : null,
@@ -76,8 +89,8 @@ export async function showDetails(place, split, crop, onFacts) {
   }
 
   async function load() {
-    ({ files } = await json(`v1/crops/${split}/${crop}`));
-    if (!facts && files.some((file) => file.product === "facts")) {
+    info = await json(`v1/crops/${split}/${crop}`);
+    if (!facts && info.files.some((file) => file.product === "facts")) {
       facts = await json(`v1/crops/${split}/${crop}/file?product=facts`);
       onFacts(facts);
     }

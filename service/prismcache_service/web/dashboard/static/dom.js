@@ -38,11 +38,13 @@ export function percent(done, total) {
   return total ? Math.min(100, Math.floor((100 * done) / total)) : 0;
 }
 
+// The progress of a crop: bytes that were fetched or, once there is a crop, voxels of what is made from it.
 export function bar(crop, name) {
-  const value = percent(crop.bytes_done, crop.bytes_total);
+  const value = crop.voxels_total ? percent(crop.voxels_done, crop.voxels_total) : percent(crop.bytes_done, crop.bytes_total);
+  const fetched = crop.bytes_total ? `${bytes(crop.bytes_done)} of ${bytes(crop.bytes_total)}` : crop.state;
   return element("span", {},
     element("progress", { max: 100, value, "aria-label": `${name}: ${value} %` }), ` ${value} % `,
-    crop.bytes_total ? `${bytes(crop.bytes_done)} of ${bytes(crop.bytes_total)}` : crop.state);
+    crop.voxels_total ? "of the voxels" : fetched);
 }
 
 export function failure(problem) {

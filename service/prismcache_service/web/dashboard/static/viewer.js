@@ -135,7 +135,6 @@ function point(event) {
 }
 
 function build(place) {
-  const biological = volume.voxelSize.map((size) => Math.round(size / 5)).join(" × ");
   const canvas = element("canvas", {
     id: "slice", width: 1, height: 1, tabindex: 0, role: "img", "aria-label": `Slice of ${split}/${crop}; arrow keys change it`,
     onpointermove: point,
@@ -151,8 +150,6 @@ function build(place) {
     },
   });
   replace(place,
-    element("p", {}, `${split}/${crop}: ${volume.labels.shape.join(" × ")} voxels of `,
-      `${volume.voxelSize.join(" × ")} nm expanded, ≈ ${biological} nm in tissue`),
     element("div", { class: "controls" },
       element("label", {}, "Axis", element("select", { onchange: (event) => turn(Number(event.target.value)) },
         ...AXES.map((name, axis) => element("option", { value: axis, selected: axis === view.axis }, name.toUpperCase())))),
