@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser screenshots test-compose test-floors bench bench-crop bench-products bench-service bench-viewer bench-cluster constraints clean
+.PHONY: help demo test lint test-all test-torch test-adapters test-browser notebook screenshots test-compose test-floors bench bench-crop bench-products bench-service bench-viewer bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -17,8 +17,8 @@ TORCH_READY = $(TORCH_VENV)/.ready
 ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
 FLOORS_READY = $(FLOORS_VENV)/.ready
 BENCH_READY = $(VENV)/.bench-ready
-# -qq: errors only.
-PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install -qq
+# pip shows its progress to people, and errors only to a log.
+PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install $$(test -t 1 || echo -qq)
 
 help: ## List the targets
 	@echo 'make TARGET, with one of'
@@ -57,6 +57,9 @@ test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environmen
 
 test-browser: $(READY) ## Run the tests of the dashboard in a real browser (Debian: sh .ci/install-chromium)
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+notebook: $(TORCH_READY) ## Run docs/notebook.ipynb, and write what its cells show into it
+	PRISM_NOTEBOOK=1 PRISMCACHE_ROOT=/tmp/prism $(TORCH_VENV)/bin/python -m pytest -q tests/torch/test_notebook.py
 
 screenshots: $(READY) ## Take the pictures in README anew, from the real pages
 	PRISM_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screenshots.py
@@ -117,10 +120,11 @@ $(BENCH_READY): $(READY)
 # resolver content, then, last, 0.15.2, which does without the compiled part, takes its place. torch_em needs no more.
 $(TORCH_READY): pyproject.toml constraints.txt
 	@sh .ci/venv $(PYTHON) $(TORCH_VENV)
-	@echo 'installing torch, torch_em and prismcache into $(TORCH_VENV)'
+	@echo 'installing torch, torch_em, a kernel for notebooks and prismcache into $(TORCH_VENV), which takes a few minutes'
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torch==2.13.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) torchvision==0.28.0 torch-em==0.10.9 s3fs==2026.9.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) -e '.[dev]' -c constraints.txt
+	@$(TORCH_VENV)/bin/$(PIP_INSTALL) ipykernel==7.4.0 nbclient==0.11.0
 	@$(TORCH_VENV)/bin/$(PIP_INSTALL) --no-deps torchvision==0.15.2
 	@touch $@
 

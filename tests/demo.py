@@ -33,6 +33,7 @@ def main() -> None:
     """Make the bucket, serve it, and get crops from it."""
     cache = _FOLDER / "cache"
     shutil.rmtree(cache, ignore_errors=True)
+    _say("Small crops in the published layout are made, where build/demo/bucket does not have them yet.")
     bucket = demo_bucket(_FOLDER / "bucket")
     with S3Server(bucket) as server:
         _say(

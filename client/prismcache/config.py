@@ -6,7 +6,8 @@ Plain pydantic rather than pydantic-settings, whose import alone takes longer th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -64,11 +65,9 @@ class Settings(BaseModel):
 
     url: str | None = None
     token: SecretStr | None = None
-    root: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False))]
-    downloads: Annotated[
-        Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "downloads")
-    ]
-    decoded: Annotated[Path, Field(default_factory=lambda: user_cache_path("prismcache", appauthor=False) / "decoded")]
+    root: Annotated[Path, Field(default_factory=lambda: users_folder(user_cache_path))]
+    downloads: Annotated[Path, Field(default_factory=lambda given: _below_cache("downloads", given))]
+    decoded: Annotated[Path, Field(default_factory=lambda given: _below_cache("decoded", given))]
     catalog: Path | None = None
     s3_endpoint_url: str | None = None
     s3_bucket: str = "e11bio-prism"
@@ -103,8 +102,7 @@ class Settings(BaseModel):
     @field_validator("root", "downloads", "decoded", "catalog", mode="after")
     @classmethod
     def _absolute_folder(cls, folder: Path | None) -> Path | None:
-        # Not resolve(): a lab's mount point may be a link on purpose.
-        return folder and Path(os.path.abspath(folder.expanduser()))
+        return folder and absolute_folder(folder)
 
     @field_validator("s3_prefix", mode="after")
     @classmethod
@@ -139,10 +137,46 @@ class Settings(BaseModel):
             raise _config_error(error) from None
 
 
+def absolute_folder(folder: Path) -> Path:
+    """Return a folder's absolute path, with the user's home folder for ``~``. Links stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If there is no home folder, or no working folder, that the path could begin with.
+    """
+    try:
+        return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose
+    except RuntimeError:
+        raise ValueError(f"{folder} lies in your home folder, but HOME is not set and this user has none") from None
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is relative, but the working folder was deleted") from None
+
+
+def users_folder(find: Callable[..., Path]) -> Path:
+    """Return the user's folder that a function of platformdirs finds; one below ``~`` if there is no home folder."""
+    try:
+        return find("prismcache", appauthor=False)
+    except RuntimeError:
+        return Path("~/prismcache")
+
+
+def _below_cache(name: str, given: Mapping[str, Any]) -> Path:
+    """Return a folder below the user's cache folder or, for a user without a home folder, below the root."""
+    folder = users_folder(user_cache_path)
+    return (folder if folder.is_absolute() else given["root"]) / name
+
+
 def _config_error(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False, include_input=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
     reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return ConfigError(f"the settings do not go together: {reason}")
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(name, Settings.model_fields, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        return ConfigError(f"there is no setting {name!r}{meant}", remedy="`prismcache.Settings` describes them all.")
     if first["type"].startswith("byte_size"):  # pydantic's words: "could not parse value and unit from byte string"
         reason = "it is no size; write 400MB or 1GiB"
     return ConfigError(

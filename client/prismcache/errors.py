@@ -49,6 +49,8 @@ from typing import ClassVar
 
 from prismcache.schema import Problem
 
+REMEDY = "remedy: "
+
 
 class PrismError(Exception):
     """Base of all prismcache errors.
@@ -64,11 +66,13 @@ class PrismError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "prismcache failed"
-    default_remedy: ClassVar[str] = ""
+    default_remedy: ClassVar[str] = "Try again; if the error stays, report it with the log around it."
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)
         self.remedy = self.default_remedy if remedy is None else remedy
+        if self.remedy:
+            self.add_note(f"{REMEDY}{self.remedy}")  # tracebacks show notes
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.remedy)
@@ -91,14 +95,17 @@ def _rebuild(cls: type[PrismError], message: str, remedy: str) -> PrismError:
 
 class ConfigError(PrismError):
     code, status, title = "config_invalid", 500, "A setting is missing or unusable"
+    default_remedy = "Change the setting that the message names."
 
 
 class MissingExtraError(ConfigError):
     code, title = "missing_extra", "An optional dependency is not installed"
+    default_remedy = 'pip install "prismcache[service]"'
 
 
 class RequestError(PrismError):
     code, status, title = "invalid_request", 422, "The request cannot be met as asked"
+    default_remedy = "Change the part of the request that the message names."
 
 
 class UnknownSplitError(RequestError):
@@ -123,6 +130,7 @@ class SplitConflictError(RequestError):
 
 class SourceError(PrismError):
     code, status, title = "source_error", 502, "The source bucket failed"
+    default_remedy = "Try again; if the error stays, check the network and the PRISMCACHE_S3_* settings."
 
 
 class SourceUnreachableError(SourceError):
@@ -164,6 +172,7 @@ class MissingChunksError(SourceError):
 
 class StorageError(PrismError):
     code, status, title = "storage_error", 503, "A folder or the job store failed"
+    default_remedy = "Look at the disk, the mount and the permissions of the path in the message; then try again."
 
 
 class NoSpaceError(StorageError):
@@ -218,11 +227,12 @@ class EnsureTimeoutError(PrismError):
 
 class JobCancelledError(PrismError):
     code, status, title = "cancelled", 409, "The job was cancelled"
+    default_remedy = "Ask again; crops that were ready stay cached."
 
 
 class UnknownJobError(PrismError):
     code, status, title = "unknown_job", 404, "No such job"
-    default_remedy = "Submit the request again; cached crops are used."
+    default_remedy = "`prismcache jobs` lists the jobs; asking for the crops again makes a new one."
 
 
 class UnknownLeaseError(PrismError):
@@ -237,6 +247,7 @@ class UnknownLinkError(PrismError):
 
 class ServiceError(PrismError):
     code, status, title = "service_error", 502, "The prismcache service failed"
+    default_remedy = "Check that PRISMCACHE_URL is a prismcache service; if it is, the service's log says more."
 
 
 class ServiceUnreachableError(ServiceError):

@@ -1,9 +1,15 @@
-"""Tables for notebooks: plain HTML, every cell escaped."""
+"""Tables for notebooks: plain HTML in the notebook's own colours, light or dark; every text is escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+
+
+class Html(str):
+    """Text that is HTML already, so that `table` does not escape it."""
+
+    __slots__ = ()
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -29,5 +35,5 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -
 
 
 def _row(tag: str, cells: Sequence[object]) -> str:
-    texts = (escape("" if cell is None else str(cell)) for cell in cells)
+    texts = (cell if isinstance(cell, Html) else escape("" if cell is None else str(cell)) for cell in cells)
     return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"

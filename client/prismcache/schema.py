@@ -365,24 +365,6 @@ class CropInfo(_Response):
         return table(f"{self.split.value} crop {self.crop}", [], rows)
 
 
-class Catalog(list[CropInfo]):
-    """The crops of a catalog; a list that notebooks show as a table."""
-
-    def _repr_html_(self) -> str:
-        rows = [
-            (
-                info.split.value,
-                info.crop,
-                info.state.value,
-                info.raw_shape,
-                info.labels_shape,
-                None if info.source_bytes is None else format_bytes(info.source_bytes),
-            )
-            for info in self
-        ]
-        return table(f"{len(self)} crops", ["split", "crop", "state", "raw", "labels", "in the bucket"], rows)
-
-
 class CropPage(_Response):
     """Every crop of the catalog, by split and id."""
 

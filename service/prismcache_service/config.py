@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from platformdirs import user_state_path
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from prismcache.config import Settings
+from prismcache.config import Settings, absolute_folder, users_folder
 
 
 class ServiceConfig(Settings):
@@ -76,7 +76,7 @@ class ServiceConfig(Settings):
     tls_key: Path | None = None
     trusted_proxies: str = ""
     database_url: str | None = None
-    state_folder: Annotated[Path, Field(default_factory=lambda: user_state_path("prismcache", appauthor=False))]
+    state_folder: Annotated[Path, Field(default_factory=lambda: users_folder(user_state_path))]
     tokens_file: Path | None = None
     insecure: bool = False
     advertised_root: Path | None = None
@@ -97,6 +97,11 @@ class ServiceConfig(Settings):
     keep_jobs_days: Annotated[float, Field(gt=0)] = 30.0
     shutdown_seconds: Annotated[float, Field(gt=0)] = 5.0
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("state_folder", "tokens_file", mode="after")
+    @classmethod
+    def _absolute_path(cls, path: Path | None) -> Path | None:
+        return None if path is None else absolute_folder(path)
 
     @field_validator("cors_origins", mode="after")
     @classmethod

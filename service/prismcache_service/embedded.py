@@ -99,9 +99,9 @@ class EmbeddedBackend:
         """Return the cache folder's usage, and the jobs and crops of this process."""
         return await self._factory.status()
 
-    async def readiness(self) -> dict[str, str]:
-        """Return "ok" or an error for each of storage, store, engine and source."""
-        return await self._factory.readiness()
+    async def check_source(self) -> None:
+        """List the bucket; raise a `SourceError` or `ConfigError` if that fails."""
+        await self._factory.catalog.check()
 
     async def clear_quarantine(self) -> ClearedQuarantine:
         """Delete all files that were set aside."""

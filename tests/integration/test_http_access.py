@@ -195,14 +195,18 @@ def test_no_token_is_in_the_log(service: Service, tokens: dict[str, str]) -> Non
 def test_the_log_says_who_changed_what(service: Service, clients: dict[str, httpx2.Client]) -> None:
     job = clients["ruth"].post("/v1/jobs", json={"split": "semantic", "crops": [7]}).json()["id"]
     clients["ada"].delete(f"/v1/jobs/{job[:31]}")  # the start of an id is enough
+    clients["ada"].put("/v1/crops/instance/3/pin")
+    clients["ada"].delete("/v1/crops/instance/3/pin")
     clients["ada"].delete("/v1/crops/instance/3")
     clients["ada"].post("/v1/verify", json={"split": "instance", "crops": [3]})
     clients["ada"].delete("/v1/quarantine")
 
     lines = [json.loads(line) for line in service.log.splitlines() if '"event": "audit"' in line]
     changes = [(line["action"], line["by"], line.get("crop") or line.get("job")) for line in lines if "by" in line]
-    assert [change for change in changes if change[1] == "ada"][-4:] == [
+    assert [change for change in changes if change[1] == "ada"][-6:] == [
         ("cancel", "ada", job),
+        ("pin", "ada", "instance/3"),
+        ("unpin", "ada", "instance/3"),
         ("evict", "ada", "instance/3"),
         ("verify", "ada", None),
         ("clear quarantine", "ada", None),

@@ -219,7 +219,7 @@ def test_a_missing_crop_is_a_runtime_error_unless_it_may_be_downloaded(
 
 
 def test_without_crop_ids_all_that_torch_em_knows_are_meant(tmp_path: Path) -> None:
-    with pytest.raises(CropNotCachedError, match=r"semantic/0, .* semantic/16$"):
+    with pytest.raises(CropNotCachedError, match=r"(?m)semantic/0, .* semantic/16$"):
         torch_em.get_e11bio_data(tmp_path, "semantic")
 
 

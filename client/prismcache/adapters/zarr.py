@@ -45,6 +45,7 @@ from prismcache.crop.facts import check_same_crop, product_beside
 from prismcache.disk import disk_errors
 from prismcache.errors import MissingExtraError, RequestError
 from prismcache.layout import LABELS_IDS, product_datasets
+from prismcache.progress.signs import signs_of_life
 from prismcache.schema import Product
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def to_zarr(
     if len(chunks) != 3 or min(chunks) < 1:
         raise RequestError(f"chunks must be three positive numbers (Z, Y, X), not {tuple(chunks)!r}")
     chosen = _chosen_arrays(layout, arrays)
-    with ExitStack() as files:
+    with signs_of_life(f"writing {target}"), ExitStack() as files:
         crop = files.enter_context(Crop(path))
         wanted = as_channels(channels) or crop.channels
         raw = [crop.channel(channel) for channel in wanted]

@@ -5,6 +5,8 @@ Commands import what they need when they run, so that ``--help`` and completion 
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +51,19 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    codecs.register_error("prismcache", _encoded_anyhow)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="prismcache")
     app(prog_name="prismcache")
+
+
+def _encoded_anyhow(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return what a stream without UTF-8 gets: for ``×`` an escape, for a path's undecodable bytes these bytes."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _print_version(wanted: bool) -> None:
@@ -129,7 +143,7 @@ def list_crops(
     """List the published crops, and what is cached of them."""
     from prismcache.cli.output import print_catalog, print_json, working
 
-    with _client(settings) as client, working("reading the catalog", client.settings):
+    with _client(settings) as client, working("reading the catalog"):
         infos = client.catalog(split, refresh=refresh)
     if as_json:
         print_json({"crops": infos})
@@ -143,7 +157,7 @@ def info(settings: dict[str, Any], split: SplitArgument, crop: CropArgument, *, 
     """Show one crop in full: shapes, voxel size, offset, sizes, cached files."""
     from prismcache.cli.output import print_crop, print_json, working
 
-    with _client(settings) as client, working("reading the crop's metadata", client.settings):
+    with _client(settings) as client, working("reading the crop's metadata"):
         found = client.describe(split, crop)
     if as_json:
         print_json(found)
@@ -292,9 +306,10 @@ def adopt(
 
     from prismcache.cli.output import working
     from prismcache.config import Settings
+    from prismcache.progress.signs import signs_of_life
 
     loaded = Settings.load(**settings).model_copy(update={"url": None})
-    with working("reading the files"):
+    with working("reading the files"), signs_of_life("reading the files"):
         adopted = asyncio.run(service_commands.ask_cache_folder(loaded, lambda backend: backend.adopt(files)))
     _print_files("files", adopted, as_json=as_json)
 

@@ -221,15 +221,15 @@ def _clock_difference(url: str) -> float | None:
 
 async def _check_bucket(settings: Settings) -> Finding:
     from prismcache.cli.service import ask_cache_folder
+    from prismcache.errors import PrismError
 
-    source = (await ask_cache_folder(settings, lambda backend: backend.readiness()))["source"]
     name = f"{settings.s3_bucket} at {settings.s3_endpoint_url or 'AWS'}"
-    if source == "ok":
-        return Finding("bucket", Verdict.OK, f"{name} lists its crops")
-    return Finding(
-        "bucket", Verdict.FAILED, f"{name}: {source}",
-        "Check the network, proxies and PRISMCACHE_S3_ENDPOINT_URL; crops that are cached can be used without it.",
-    )  # fmt: skip
+    hasty = settings.model_copy(update={"s3_object_timeout": _ASK_S})
+    try:
+        await ask_cache_folder(hasty, lambda backend: backend.check_source())
+    except PrismError as error:
+        return Finding("bucket", Verdict.FAILED, f"{name}: {error}", error.remedy)
+    return Finding("bucket", Verdict.OK, f"{name} lists its crops")
 
 
 async def _ask_service(settings: Settings) -> tuple[ServiceStatus | None, CropFile | None, Finding]:

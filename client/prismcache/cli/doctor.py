@@ -22,6 +22,7 @@ def doctor(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
 
     from prismcache.cli.checks import Finding, Verdict, findings
     from prismcache.config import Settings
+    from prismcache.progress.signs import signs_of_life
 
     loaded = Settings.load(**settings)
 
@@ -35,7 +36,8 @@ def doctor(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
                     typer.echo(f"{'':<19}remedy: {finding.remedy}")
         return found
 
-    found = asyncio.run(run())
+    with signs_of_life("checking"):
+        found = asyncio.run(run())
     if as_json:
         import json
         from dataclasses import asdict

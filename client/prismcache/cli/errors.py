@@ -126,7 +126,9 @@ def exit_code(error: PrismError) -> int:
 
 def show_error(error: PrismError, *, as_json: bool = False) -> None:
     """Print the error with its notes and remedy: lines on stderr, or one line of JSON on stdout."""
-    notes = list(getattr(error, "__notes__", ()))
+    from prismcache.errors import REMEDY
+
+    notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith(REMEDY)]
     if as_json:
         document = {"code": error.code, "detail": str(error), "remedy": error.remedy}
         typer.echo(json.dumps({"error": document | ({"notes": notes} if notes else {})}))

@@ -39,19 +39,22 @@ def _split_names() -> list[str]:
 
 def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the split's crops as the cache folder's catalog knows them; nothing is asked of a network."""
-    root = ctx.params.get("root") or os.environ.get("PRISMCACHE_ROOT") or user_cache_path("prismcache", appauthor=False)
+    root = ctx.params.get("root") or os.environ.get("PRISMCACHE_ROOT")
     try:
+        root = root or user_cache_path("prismcache", appauthor=False)
         crops = json.loads((Path(root) / ".prismcache" / "catalog.json").read_bytes())["crops"]
         numbers = [str(crop["crop"]) for crop in crops if crop["split"] == ctx.params.get("split")]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return []
     return [word for word in (*numbers, "all") if word.startswith(incomplete)]
 
 
 def _is_no_number(split: str | None) -> str | None:
-    """Refuse ``ensure 0``: a number where the split is expected."""
+    """Refuse ``ensure 0`` and ``ensure instance/0``, as `ls` prints crops."""
     if split is not None and split[:1].isdigit():
         raise typer.BadParameter(f"{split} is no split; name the split before the crops: {', '.join(published())}")
+    if split is not None and "/" in split:
+        raise typer.BadParameter(f"write split and crop as two words: {split.replace('/', ' ', 1)}")
     return split
 
 

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,11 +14,9 @@ import typer
 from pydantic import BaseModel
 
 from prismcache.cli.errors import show_error
-from prismcache.config import Settings
 from prismcache.errors import error_from_problem
 from prismcache.layout import format_channels
-from prismcache.progress.reporter import SILENCE_SECONDS, Reporter
-from prismcache.remote.retry import Patience
+from prismcache.progress.reporter import Reporter
 from prismcache.schema import CropFile, CropInfo, Job, JobEvent, ServiceStatus, State, Verdict, VerifyResult
 from prismcache.units import format_bytes, format_voxel_size
 
@@ -181,42 +178,20 @@ def files_text(count: int) -> str:
 
 
 @contextmanager
-def working(text: str, settings: Settings | None = None) -> Iterator[None]:
-    """Show on stderr that a command waits: a spinner with the seconds in a terminal, elsewhere one line.
-
-    Parameters
-    ----------
-    text
-        What the command does, as "reading the catalog".
-    settings
-        Of the service or bucket that is asked; they say how long the command waits for a response at most.
-    """
-    limit = ""
-    if settings is not None:
-        asked = settings.url or settings.s3_endpoint_url or "the bucket"
-        seconds = Patience().silence if settings.url else settings.s3_object_timeout
-        limit = f"; waiting up to {seconds:g} s for {asked}"
-    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.table import Column
-
-        description = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
-        columns = SpinnerColumn(), description, TimeElapsedColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-            progress.add_task(f"{text}{limit}", total=None)
-            yield
-        return
-    if settings is not None and settings.url:  # the connection to a service says itself when there is no response
+def working(text: str) -> Iterator[None]:
+    """Show a spinner with `text` and the seconds on stderr, if that is a terminal; elsewhere signs of life must do."""
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
-    timer = threading.Timer(SILENCE_SECONDS, lambda: typer.echo(f"{text}: no response yet{limit}", err=True))
-    timer.daemon = True
-    timer.start()
-    try:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    description = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    columns = SpinnerColumn("line"), description, TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        progress.add_task(text, total=None)
         yield
-    finally:
-        timer.cancel()
 
 
 def _catalog_row(info: CropInfo) -> tuple[str, ...]:

@@ -95,6 +95,8 @@ def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> Non
     if as_json:
         _print_json({"tokens": records})
         return
+    if not records:
+        typer.echo("there are no tokens; `prismcache token create NAME` makes one", err=True)
     for record in records:
         end = f" until {record['expires_at']}" if record["expires_at"] else ""
         used = f", last used {record['last_used_at']}" if record["last_used_at"] else ", never used"

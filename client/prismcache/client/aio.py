@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from prismcache.arguments import Numbers, as_crops, as_split
 from prismcache.backend import Backend, HoldsLeases
+from prismcache.client.catalog import Catalog
 from prismcache.client.delivery import Delivery
 from prismcache.client.drive import Step, drive
 from prismcache.client.flow import EnsurePlan, plan_ensure
@@ -17,7 +18,8 @@ from prismcache.config import Settings
 from prismcache.errors import RequestError
 from prismcache.loading import load_backend
 from prismcache.progress.reporter import Progress
-from prismcache.schema import Catalog, CropFile, CropInfo, Product, Split, VerifyResult
+from prismcache.progress.signs import signs_of_life
+from prismcache.schema import CropFile, CropInfo, Product, Split, VerifyResult
 
 
 class AsyncPrismClient:
@@ -164,11 +166,15 @@ class AsyncPrismClient:
 
     async def catalog(self, split: str | Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         """Return what is published and what is cached; see `PrismClient.catalog`."""
-        return Catalog(await self._open().catalog(None if split is None else as_split(split), refresh=refresh))
+        chosen = None if split is None else as_split(split)
+        with self._bucket_signs("reading the catalog"):
+            return Catalog(await self._open().catalog(chosen, refresh=refresh))
 
     async def describe(self, split: str | Split, crop: int) -> CropInfo:
         """Return one crop in full; see `PrismClient.describe`."""
-        return await self._open().describe(as_split(split), one_crop(crop))
+        of, number = as_split(split), one_crop(crop)
+        with self._bucket_signs(f"reading the metadata of {of.value}/{number}"):
+            return await self._open().describe(of, number)
 
     async def verify(
         self, split: str | Split | None = None, crops: Numbers | None = None, *, repair: bool = False
@@ -177,11 +183,15 @@ class AsyncPrismClient:
         if split is None and crops is not None:
             raise RequestError("crops are named without their split", remedy="Name the split, too.")
         chosen = None if split is None else as_split(split)
-        return await self._open().verify(chosen, as_crops(crops), repair=repair)
+        numbers = as_crops(crops)
+        with signs_of_life("reading the cached files"):
+            return await self._open().verify(chosen, numbers, repair=repair)
 
     async def remove(self, split: str | Split, crops: Numbers | None) -> list[CropFile]:
         """Delete cached files and return them; see `PrismClient.remove`."""
-        return await self._open().remove(as_split(split), as_crops(crops))
+        of, numbers = as_split(split), as_crops(crops)
+        with signs_of_life("deleting cached files"):
+            return await self._open().remove(of, numbers)
 
     def steps(self, plan: EnsurePlan) -> AsyncGenerator[Step, None]:
         """Yield snapshots and files of one ensure; called by `PrismClient` on the loop of this client."""
@@ -196,6 +206,13 @@ class AsyncPrismClient:
                     for event in step:
                         if (file := delivery.take(event)) is not None:
                             yield file
+
+    def _bucket_signs(self, text: str) -> AbstractContextManager[None]:
+        """Show that the bucket is waited for, and how long at most; the connection to a service itself says so."""
+        if self._settings.url is not None:
+            return nullcontext()
+        bucket, limit = self._settings.s3_endpoint_url or "AWS", self._settings.s3_object_timeout
+        return signs_of_life(f"{text}: no response yet from {bucket}, trying for {limit:g} s")
 
     def _open(self) -> Backend:
         if self._backend is None:

@@ -53,6 +53,21 @@ def voxel_box(box: Box, shape: Shape3, offset: Shape3 = (0, 0, 0), voxel_size: S
     return z, y, x
 
 
+def margins(
+    shape: Shape3, offset: Shape3, outer_shape: Shape3, outer_offset: Shape3, voxel_size: Shape3
+) -> tuple[Shape3, Shape3]:
+    """Return the voxels (Z, Y, X) by which an outer box reaches beyond an inner one: before it, and after it.
+
+    Shapes are in voxels, offsets and the voxel size in the same world units. A negative number is where the outer box
+    ends inside the inner one.
+    """
+    places = zip(offset, outer_offset, voxel_size, strict=True)
+    bz, by, bx = (round((inner - outer) / size) for inner, outer, size in places)
+    extents = zip(outer_shape, shape, (bz, by, bx), strict=True)
+    az, ay, ax = (outer - inner - before for outer, inner, before in extents)
+    return (bz, by, bx), (az, ay, ax)
+
+
 def shifted(box: Slices3, origin: Slices3) -> Slices3:
     """Return a box counted from where `origin` starts.
 

@@ -13,21 +13,20 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from prismcache.arguments import Numbers, as_channels
 from prismcache.catalog import published
-from prismcache.crop.boxes import Box, Shape3, Slices3, voxel_box
+from prismcache.crop.boxes import Box, Shape3, Slices3, margins, voxel_box
 from prismcache.crop.facts import Facts, read_facts
+from prismcache.crop.picture import Picture, described, draw, thumbnail
 from prismcache.crop.provenance import CITATION, Provenance, manifest_of
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
-from prismcache.errors import CropCorruptError, PrismError, RequestError, UnknownChannelError
+from prismcache.errors import CropCorruptError, RequestError, UnknownChannelError
 from prismcache.html import table
 from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, raw_dataset
 from prismcache.schema import Split
 from prismcache.splits import SplitEntry
-from prismcache.units import format_shape, format_voxel_size
 
 if TYPE_CHECKING:
     import h5py
@@ -86,9 +85,7 @@ class Crop:
         _ = self.file
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> Path:
@@ -104,30 +101,11 @@ class Crop:
         return dataset[tuple(rest)] if rest else dataset
 
     def __repr__(self) -> str:
-        return f"<Crop {self.path}: {', '.join(f'{name} {value}' for name, value in self._shown().items())}>"
+        return f"<Crop {self.path}: {', '.join(f'{name} {value}' for name, value in described(self).items())}>"
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show: a small table."""
-        return table(str(self.path), (), self._shown().items())
-
-    def _shown(self) -> dict[str, str]:
-        try:
-            shown = {
-                "crop": f"{self.split.value} {self.crop_id}",
-                "channels": ", ".join(map(str, self.channels)),
-                "labels": f"{format_shape(self.shape)} voxels",
-            }
-            if not self.has_labels:
-                shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
-                del shown["labels"]
-            elif self.raw_shape != self.shape:
-                shown["raw"] = f"{format_shape(self.raw_shape)} voxels"
-            if self.arrays:
-                shown["arrays"] = ", ".join(self.arrays)
-            size, expansion = self.voxel_size_nm, self.entry.expansion
-        except PrismError as error:
-            return {"error": str(error)}
-        return shown | {"voxel": "size unknown" if size is None else format_voxel_size(size, expansion)}
+        """Return what notebooks show: a small table and a thumbnail."""
+        return table(str(self.path), (), [*described(self).items(), ("middle slice", thumbnail(self))])
 
     def close(self) -> None:
         """Close the file; the next access opens it again."""
@@ -234,13 +212,10 @@ class Crop:
         """
         if self.raw_shape == self.shape:
             return (0, 0, 0), (0, 0, 0)
-        places = zip(self.offset, self.raw_offset, self.voxel_size, strict=True)
-        bz, by, bx = (round((labels - raw) / size) for labels, raw, size in places)
-        extents = zip(self.raw_shape, self.shape, (bz, by, bx), strict=True)
-        az, ay, ax = (raw - labels - before for raw, labels, before in extents)
-        if min(bz, by, bx, az, ay, ax) < 0:
+        before, after = margins(self.shape, self.offset, self.raw_shape, self.raw_offset, self.voxel_size)
+        if min(before + after) < 0:
             raise CropCorruptError(f"{self.path}: raw, {self.raw_shape}, does not hold the labels' box, {self.shape}")
-        return (bz, by, bx), (az, ay, ax)
+        return before, after
 
     @property
     def labels_ids(self) -> NDArray[np.uint64]:
@@ -334,6 +309,27 @@ class Crop:
         from prismcache.crop.zarr_store import open_store
 
         return open_store(self)
+
+    def show(self, z: int | None = None, channels: Numbers | str | None = None, *, labels: bool = False) -> Picture:
+        """Return a picture of one slice, which a notebook shows without matplotlib.
+
+        ``.save("slice.png")`` writes it; ``numpy.asarray`` and ``plt.imshow`` take it: (Y, X, 3) uint8.
+
+        Parameters
+        ----------
+        z
+            Voxels from the labels' first slice, as in `read`; None is the middle.
+        channels
+            One is grey; several are red, green, blue, red, …, added up; None is the file's first three.
+        labels
+            Whether labels lie over raw, each in a colour of its own.
+
+        Raises
+        ------
+        RequestError, UnknownChannelError
+            As in `read`.
+        """
+        return draw(self, z, as_channels(channels) or self.channels[:3], labels=labels)
 
     def channel(self, channel: int) -> h5py.Dataset:
         """Return a channel by its number: (Z, Y, X) uint8, with all of its context, read where it is indexed.

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prismcache.crop.boxes import Shape3
+from prismcache.crop.boxes import Box, Shape3
 from prismcache.crop.facts import Facts
 from prismcache.crop.provenance import Provenance
 from prismcache.errors import CropCorruptError
 from prismcache.schema import Split
+from prismcache.splits import SplitEntry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,13 @@ class OpenCrop(Protocol):
     def provenance(self) -> Provenance: ...
     @property
     def facts(self) -> Facts: ...
+    @property
+    def entry(self) -> SplitEntry: ...
+    @property
+    def voxel_size_nm(self) -> tuple[float, float, float] | None: ...
+    @property
+    def context(self) -> tuple[Shape3, Shape3]: ...
+    def read(self, box: Box | None = None, channels: Sequence[int] | None = None) -> NDArray[np.uint8]: ...
     def channel(self, channel: int) -> Any: ...
     def array(self, name: str) -> Any: ...
 

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import Protocol, TextIO, TypeAlias
 
 from prismcache.progress.lines import LineReporter
+from prismcache.progress.signs import SILENCE_SECONDS
 from prismcache.schema import Job, State
 
 ProgressCallback: TypeAlias = Callable[[Job], object]
 Progress: TypeAlias = bool | ProgressCallback | None
 """None: bars in a terminal or notebook, lines elsewhere; True: bars in any case; False: nothing; or a callable that is
 given each `Job` snapshot."""
-
-SILENCE_SECONDS = 3.0
-"""How long a person waits before a program that shows nothing looks broken."""
 
 
 class Reporter(Protocol):
@@ -105,14 +103,17 @@ class CallbackReporter:
 
 
 class SignOfLife:
-    """A reporter that writes one line if no crop was heard of for the first `silence` seconds.
+    """A reporter that also shows something while no snapshot comes.
+
+    Until a crop runs, it writes a line after `silence` seconds, after twice as many, four times as many, and so on.
+    Then it shows the last snapshot again every `silence` seconds, so that the time in it goes on.
 
     Parameters
     ----------
     reporter
         Shows the snapshots.
     silence
-        Seconds before the line is written.
+        Seconds before the first line is written.
     is_remote
         Whether a service is asked; its connection itself says when there is no response.
     """
@@ -122,34 +123,50 @@ class SignOfLife:
         self._is_remote = is_remote
         self._silence = silence
         self._job: Job | None = None
-        self._timer = threading.Timer(silence, self._write)
-        self._timer.daemon = True
-        self._timer.start()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="prismcache-progress", daemon=True).start()
 
     def update(self, job: Job) -> None:
         """Show the snapshot."""
-        self._job = job
-        signs = ("objects_total", "bytes_total", "voxels_total", "waiting_for")
-        if any(crop.state.is_final or any(getattr(crop, sign) for sign in signs) for crop in job.crops):
-            self._timer.cancel()
-        self.reporter.update(job)
+        with self._lock:
+            self._job = job
+            self.reporter.update(job)
 
     def say(self, line: str) -> None:
         """Write one line."""
-        self.reporter.say(line)
+        with self._lock:
+            self.reporter.say(line)
 
     def close(self) -> None:
         """End the display."""
-        self._timer.cancel()
-        self.reporter.close()
+        self._ended.set()
+        with self._lock:
+            self.reporter.close()
 
-    def _write(self) -> None:
-        job, after = self._job, f"after {self._silence:g} s"
-        if job is None and self._is_remote:
-            return
-        if job is None:
-            self.reporter.say(f"no response yet {after}; still trying")
-        elif any(crop.state is State.RUNNING for crop in job.crops):
-            self.reporter.say(f"no response from the bucket yet {after}; still trying")
-        else:
-            self.reporter.say(f"no crop has started {after}; the job waits for its turn")
+    def tick(self, count: int) -> None:
+        """Show something, `count` times `silence` seconds after the beginning."""
+        with self._lock:
+            if self._ended.is_set() or (self._job is None and self._is_remote):
+                return
+            job, after = self._job, f"after {count * self._silence:g} s"
+            crops = () if job is None else job.crops
+            signs = ("objects_total", "bytes_total", "voxels_total", "waiting_for")
+            is_heard = any(crop.state.is_final or any(getattr(crop, sign) for sign in signs) for crop in crops)
+            is_running = any(crop.state is State.RUNNING for crop in crops)
+            if job is not None and (is_heard or (is_running and count > 1)):
+                self.reporter.update(job)
+            elif is_running:
+                self.reporter.say(f"nothing is fetched yet {after}; still trying")
+            elif count & (count - 1):
+                return  # no power of two
+            elif job is None:
+                self.reporter.say(f"no response yet {after}; still trying")
+            else:
+                self.reporter.say(f"no crop has started {after}; the job waits for its turn")
+
+    def _watch(self) -> None:
+        count = 1
+        while not self._ended.wait(self._silence):
+            self.tick(count)
+            count += 1

@@ -166,7 +166,7 @@ class RemoteBackend:
             return catalog_of(files)
 
         if found := await asyncio.to_thread(look):
-            _log.warning("%s; these are the crops that this machine has", error)
+            _log.warning("%s; these are the crops that this machine has. %s", error, error.remedy)
         return found
 
     async def verify(

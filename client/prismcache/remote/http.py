@@ -76,7 +76,7 @@ class Connection:
     ) -> None:
         self.url = service_url(settings)
         self.patience = patience or Patience()
-        self._has_responded = False
+        self._has_responded = self._is_silence_said = False
         verify = self.url.startswith("https://")  # making a TLS context takes 70 ms
         with _client_errors(self.url):
             if transport is not None:
@@ -135,10 +135,19 @@ class Connection:
                     return response
             except AttemptFailedError as failed:
                 failed.may_pass = failed.may_pass and (repeatable or not failed.was_sent)
+                if self._has_responded and isinstance(failed.error, ServiceUnreachableError):
+                    self._has_responded = False  # it has gone away
+                    signs.append(loop.call_later(SIGN_OF_LIFE, self._give_sign_of_life))
                 raise
 
-        with raised_as_ours():
-            return await retrying(patience or self.patience)(attempt)
+        loop = asyncio.get_running_loop()
+        signs = [loop.call_later(SIGN_OF_LIFE, self._give_sign_of_life)]
+        try:
+            with raised_as_ours():
+                return await retrying(patience or self.patience)(attempt)
+        finally:
+            for sign in signs:
+                sign.cancel()
 
     @asynccontextmanager
     async def stream(
@@ -166,7 +175,7 @@ class Connection:
             with _attempt_errors(self.url):
                 async with self._client.stream(method, path, timeout=timeout, **options) as response:
                     sign.cancel()
-                    self._has_responded = True
+                    self._has_responded, self._is_silence_said = True, False
                     if not response.is_success:
                         await response.aread()
                         raise failure_of(response, self.url)
@@ -175,8 +184,8 @@ class Connection:
             sign.cancel()
 
     def _give_sign_of_life(self) -> None:
-        if not self._has_responded:
-            self._has_responded = True  # said once
+        if not self._has_responded and not self._is_silence_said:
+            self._is_silence_said = True
             _log.warning("%s: no response yet, trying for %g s", _described(self.url), self.patience.silence)
 
 
@@ -236,10 +245,7 @@ def _foreign_error(response: httpx2.Response, url: str) -> ServiceError:
     said = f"the service at {url} responds with {response.status_code} {response.reason_phrase}".rstrip()
     if response.status_code in _UNREACHED:
         return ServiceUnreachableError(said)
-    kind = _BY_STATUS.get(response.status_code, ServiceError)
-    return (
-        kind(said) if kind.default_remedy else kind(said, remedy="Check that PRISMCACHE_URL is a prismcache service.")
-    )
+    return _BY_STATUS.get(response.status_code, ServiceError)(said)
 
 
 @contextmanager

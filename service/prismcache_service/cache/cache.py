@@ -47,6 +47,8 @@ from prismcache_service.cache.threads import DiskThreads, SingleFlight
 
 KEEP_QUARANTINE = timedelta(days=7)
 
+_ADOPT = "(`prismcache adopt FILE` takes over a file of another cache)"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -147,7 +149,7 @@ class CropCache(Places):
             manifest = self.manifest(name)
             if manifest is None:
                 if name in own and self._mode(self.path(name)) is not None:
-                    wrong[name] = f"{self.shown_path(name)} has no manifest that can be read"
+                    wrong[name] = f"{self.shown_path(name)} has no manifest that can be read {_ADOPT}"
             elif (wanted.channels is None and not manifest.complete) or self._is_outdated(manifest):
                 continue
             elif wanted.channels is None or set(wanted.channels) <= set(manifest.channels):
@@ -233,7 +235,7 @@ class CropCache(Places):
         """
         manifest = self.manifest(name)
         if manifest is None:
-            return f"{self.shown_path(name)} has no manifest that can be read"
+            return f"{self.shown_path(name)} has no manifest that can be read {_ADOPT}"
         path, shown = self.path(name), self.shown_path(name)
         try:
             stamp = compare(path, manifest, shown, full=False)

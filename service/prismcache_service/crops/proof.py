@@ -60,6 +60,8 @@ def main() -> None:
     try:
         result, status = prove(sys.argv[1]).model_dump_json(), 0
     except PrismError as error:
+        if isinstance(error, CropCorruptError):
+            error.remedy = "Leave the file; `prismcache ensure` makes the crop from the bucket."
         result, status = error.to_problem().model_dump_json(), FAILED
     print(result, flush=True)  # noqa: T201 - the result
     raise SystemExit(status)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import anyio
 import pytest
-import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -156,6 +153,7 @@ def test_exit_codes_of_errors(run, backend, error, code):
             ["verify", "instance", "4-0"],
             "write 0-4\n  remedy: `prismcache verify --help` shows the arguments and examples.\n",
         ),
+        (["ensure", "instance/0"], "write split and crop as two words: instance 0"),
         (["ensure", "0"], "0 is no split; name the split before the crops"),
         (["ensure", "instance", "-1"], "there is no crop -1; crops are numbered from 0"),
         (["info", "instance", "-12"], "there is no crop -12"),
@@ -374,22 +372,3 @@ def test_completion_knows_splits_and_the_crops_of_the_known_catalog(tmp_path, li
     }
     shown = CliRunner().invoke(app, [], env=variables, prog_name="prismcache").stdout
     assert shown.split() == words
-
-
-def test_ls_that_waits_says_for_whom_and_how_long_off_a_terminal(run, backend, monkeypatch):
-    monkeypatch.setattr("prismcache.cli.output.SILENCE_SECONDS", 0.0)
-    said = threading.Event()
-    echo = typer.echo
-
-    def heard(*args: Any, **options: Any) -> None:
-        echo(*args, **options)
-        said.set()
-
-    async def catalog(*_: object, **__: object) -> list[CropInfo]:
-        assert await anyio.to_thread.run_sync(said.wait, 20)
-        return []
-
-    monkeypatch.setattr("prismcache.cli.output.typer.echo", heard)
-    backend.catalog = catalog
-    shown = run("ls", "--s3-endpoint-url", "http://127.0.0.1:9", *ROOT).stderr
-    assert shown == "reading the catalog: no response yet; waiting up to 120 s for http://127.0.0.1:9\n"

@@ -84,10 +84,12 @@ def test_a_healthy_folder_and_bucket_pass(run, s3_server: S3Server, tmp_path: Pa
     assert list(tmp_path.glob("*doctor*")) == []
 
 
-def test_a_bucket_that_cannot_be_reached_exits_1_with_a_remedy(run, tmp_path: Path) -> None:
+def test_a_bucket_that_cannot_be_reached_exits_1_with_the_reason_and_a_remedy(run, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("prismcache.cli.checks._ASK_S", 1.0)
     result = run("--root", tmp_path, "--s3-endpoint-url", "http://127.0.0.1:9")
     assert result.exit_code == 1
     assert "failed   bucket    e11bio-prism at http://127.0.0.1:9: " in result.stdout
+    assert "onnect" in result.stdout.split("127.0.0.1:9: ")[1], "refused, not merely slow"
     assert "remedy: Check the network" in result.stdout
 
 

@@ -134,6 +134,7 @@ def test_it_shows_what_it_holds_to_a_person(path: Path, tmp_path: Path) -> None:
     with Crop(path) as crop:
         assert repr(crop) == f"<Crop {path}: {shown}≈ 80 × 34 × 34 nm in tissue>"
         assert "≈ 80 × 34 × 34 nm in tissue" in crop._repr_html_()
+        assert '<td><img src="data:image/png;base64,' in crop._repr_html_()
     assert "there is no file" in repr(Crop(tmp_path / "<b>.h5"))
     assert "&lt;b&gt;.h5" in Crop(tmp_path / "<b>.h5")._repr_html_()
 

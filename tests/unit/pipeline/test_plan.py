@@ -210,7 +210,7 @@ def test_channels_are_ascending_each_once_and_complete_only_when_all_are_there()
 
 @pytest.mark.parametrize(("channels", "named"), [((4,), "4"), ((0, 18, 7), "7, 18"), ((-1, 2), "-1")])
 def test_a_channel_that_the_crop_lacks_is_named(channels: tuple[int, ...], named: str) -> None:
-    with pytest.raises(UnknownChannelError, match=rf"crop_0.zarr has channels 0-3, not {named}$"):
+    with pytest.raises(UnknownChannelError, match=rf"(?m)crop_0.zarr has channels 0-3, not {named}$"):
         case(channels=channels).plan()
 
 

@@ -84,7 +84,7 @@ def test_a_fill_value_broadcast_to_a_chunk_is_one_id() -> None:
 
 @pytest.mark.parametrize("dtype", ["|i1", "<i4", ">i8"])
 def test_a_negative_id_is_refused_by_its_value(dtype: str) -> None:
-    with pytest.raises(InvalidSourceError, match=r"negative id -5$"):
+    with pytest.raises(InvalidSourceError, match=r"(?m)negative id -5$"):
         Runs.of(np.array([[[3, 0, -5, -1]]], dtype))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,12 +78,14 @@ STORIES = {
         (0, job(running(0, total=0)), ["instance/0: started"]),
         (4, job(ready(0, total=0)), ["instance/0: ready in 4.0 s, made by another process, 3.0 MB on disk"]),
     ],
-    "a line needs ten seconds and a tenth of the crop, or a minute": [
+    "a line follows after three seconds, later after a tenth of the time so far": [
         (0, job(running(0)), ["instance/0: started"]),
+        (2, job(running(0, 40)), []),
+        (8, job(running(0, 50)), [f"{HALF}, 5.0 MB/s, 10 s left"]),
+        (2, job(running(0, 50)), []),
+        (88, job(running(0, 50)), [f"{HALF}, 500 kB/s, 1:40 min left"]),
         (9, job(running(0, 50)), []),
-        (1, job(running(0, 50)), [f"{HALF}, 5.0 MB/s, 10 s left"]),
-        (50, job(running(0, 50)), []),
-        (10, job(running(0, 50)), [f"{HALF}, 714 kB/s, 1:10 min left"]),
+        (3, job(running(0, 50)), [f"{HALF}, 446 kB/s, 1:52 min left"]),
     ],
     "a cached crop is not mentioned": [(0, job(ready(0), queued(5)), []), (0, job(ready(0), ready(5)), [])],
     "crops fail and are cancelled": [
@@ -106,8 +110,8 @@ STORIES = {
     ],
     "a product is made after its crop": [
         (0, job(running(0)), ["instance/0: started"]),
-        (5, job(running(0, 100)), []),
-        (5, job(deriving(running(0, 100), 12)), ["instance/0: 24%, 12.0 of 50.0 million voxels computed"]),
+        (2, job(running(0, 100)), []),
+        (8, job(deriving(running(0, 100), 12)), ["instance/0: 24%, 12.0 of 50.0 million voxels computed"]),
         (5, job(deriving(ready(0), 50)), ["instance/0: ready in 15 s, 100 MB fetched, 3.0 MB on disk"]),
     ],
     "a product is made from a cached crop": [
@@ -254,32 +258,54 @@ def test_figures():
 @pytest.mark.parametrize(
     ("snapshot", "line"),
     [
-        (None, "no response yet after 0 s; still trying\n"),
-        (job(queued(0)), "no crop has started after 3600 s; the job waits for its turn\n"),
-        (job(running(0, total=0)), "no response from the bucket yet after 3600 s; still trying\n"),
+        (None, "no response yet after {} s; still trying"),
+        (job(queued(0)), "no crop has started after {} s; the job waits for its turn"),
     ],
 )
-def test_a_sign_of_life_is_written_while_nothing_is_heard(snapshot, line):
-    stream = io.StringIO()
-    reporter = SignOfLife(LineReporter(stream, Clock()), 0 if snapshot is None else 3600)
-    if snapshot is None:
-        reporter._timer.join(20)
-    else:
+def test_a_sign_of_life_is_written_while_nothing_is_heard_ever_more_rarely(stream, clock, snapshot, line):
+    reporter = SignOfLife(LineReporter(stream, clock), 3600)
+    if snapshot is not None:
         reporter.update(snapshot)
-        assert reporter._timer.is_alive()
         written(stream)
-        reporter._timer.function()
-        reporter.close()
-    assert stream.getvalue() == line
+    for count in range(1, 8):
+        reporter.tick(count)
+    reporter.close()
+    reporter.tick(8)
+    assert written(stream) == [line.format(3600 * count) for count in (1, 2, 4)]
 
 
-def test_no_sign_of_life_is_written_once_a_crop_was_heard_of(stream, clock):
+def test_a_crop_of_which_nothing_is_fetched_is_said_to_be_running(stream, clock):
+    reporter = SignOfLife(LineReporter(stream, clock), 3600)
+    reporter.update(job(running(0, total=0)))
+    for count in (1, 2):
+        clock.now += 3
+        reporter.tick(count)
+    reporter.close()
+    assert written(stream) == [
+        "instance/0: started",
+        "nothing is fetched yet after 3600 s; still trying",
+        "instance/0: 0%, reading the listing",
+    ]
+
+
+def test_the_first_sign_of_life_comes_by_itself():
+    said = threading.Event()
+    reporter = SignOfLife(CallbackReporter(print), 0.01)
+    reporter.reporter = Mock(say=lambda line: said.set())
+    assert said.wait(20)
+    reporter.close()
+
+
+def test_while_nothing_new_is_heard_of_a_crop_its_last_snapshot_is_shown_again(stream, clock):
     reporter = SignOfLife(LineReporter(stream, clock), 3600)
     reporter.update(job(running(0, 10)))
-    reporter._timer.join(20)
-    assert not reporter._timer.is_alive()
+    clock.now += 5
+    reporter.tick(1)
     reporter.close()
-    assert written(stream) == ["instance/0: started"]
+    assert written(stream) == [
+        "instance/0: started",
+        "instance/0: 10%, 10.0 MB of 100 MB, 10 of 100 objects",
+    ]
 
 
 class Kernel:

@@ -316,7 +316,8 @@ def test_a_self_signed_certificate_is_known_at_once_and_can_be_trusted(tmp_path,
     assert asyncio.run(main()) == 200
 
 
-def test_a_service_that_is_silent_brings_one_sign_of_life(monkeypatch, caplog):
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_service_that_is_silent_or_not_there_brings_one_sign_of_life(monkeypatch, caplog, listens):
     monkeypatch.setattr(_http, "SIGN_OF_LIFE", 0.01)
 
     async def main(url: str) -> None:
@@ -325,8 +326,34 @@ def test_a_service_that_is_silent_brings_one_sign_of_life(monkeypatch, caplog):
             await connection.request("GET", "/v1/status", read_timeout=0.2)
         await connection.aclose()
 
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never sends anything
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()  # accepts, and never sends anything
         asyncio.run(main(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+    assert caplog.text.count("no response yet, trying for 0.2 s") == 1
+
+
+def test_a_service_that_goes_away_brings_a_sign_of_life_again(monkeypatch, caplog):
+    monkeypatch.setattr(_http, "SIGN_OF_LIFE", 0.01)
+    responses = iter([httpx2.Response(200)])
+
+    def handle(_request):
+        try:
+            return next(responses)
+        except StopIteration:
+            raise httpx2.ConnectError("refused") from None
+
+    async def main() -> None:
+        connection = Connection(
+            Settings.load({}, url="http://prism.lab"), transport=httpx2.MockTransport(handle), patience=QUICK
+        )
+        await connection.request("GET", "/v1/status")
+        with pytest.raises(ServiceUnreachableError):
+            await connection.request("GET", "/v1/status")
+        await connection.aclose()
+
+    asyncio.run(main())
     assert caplog.text.count("no response yet, trying for 0.2 s") == 1
 
 

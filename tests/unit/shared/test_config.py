@@ -116,7 +116,7 @@ def test_a_bad_value_is_not_repeated_where_it_could_be_a_secret() -> None:
 
 
 def test_a_misspelt_argument_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'wrokers' is unusable"):
+    with pytest.raises(ConfigError, match="there is no setting 'wrokers'; did you mean 'workers'"):
         Settings.load({}, wrokers=3)
 
 

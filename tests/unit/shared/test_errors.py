@@ -42,6 +42,7 @@ def test_codes_are_words_and_statuses_are_errors(cls: type[PrismError]) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", cls.code)
     assert 400 <= cls.status < 600
     assert cls.title
+    assert cls.default_remedy
 
 
 @by_name

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from prismcache import CropInfo, PrismError
-from prismcache.schema import Catalog, JobRequest, Split
+from prismcache.client.catalog import Catalog
+from prismcache.schema import JobRequest, Split
 from tests.support.fake_backend import broken, job, ready, running
 
 

@@ -192,7 +192,8 @@ def decide(failure: Failure, what: str, endpoint: str, *, listing: bool) -> Verd
         Whether keys were requested, not an object that was listed.
     """
     row = next(row for row in ROWS if row.matches(failure, listing))
-    said = f" responds {failure.status} {failure.code}".rstrip() if failure.status else ""
+    code = "" if failure.code == str(failure.status) else failure.code
+    said = f" responds {failure.status} {code}".rstrip() if failure.status else ""
     words = row.words.format(region=failure.region, reason=failure.reason)
     remedy = row.remedy and row.remedy.format(region=failure.region)
     return Verdict(row.error(f"{what}: {endpoint}{said}{words}", remedy=remedy), row.retry)
