@@ -42,10 +42,10 @@ def path(arrays: CropArrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(write_crop(tmp_path_factory.mktemp("root"), Split.INSTANCE, 3, arrays, CHANNELS).path)
 
 
-def test_it_says_what_it_is_and_where_it_lies(path: Path) -> None:
+def test_it_says_what_it_is_and_where_it_lies(path: Path, arrays: CropArrays) -> None:
     with Crop(path) as crop:
         assert (crop.split, crop.crop_id, crop.channels, crop.shape) == (Split.INSTANCE, 3, CHANNELS, (8, 24, 24))
-        assert (crop.voxel_size, crop.resolution, crop.offset) == (VOXEL_SIZE, VOXEL_SIZE, (0, 0, 0))
+        assert (crop.voxel_size, crop.resolution, crop.offset) == (VOXEL_SIZE, VOXEL_SIZE, arrays.offset)
         found = crop.provenance
     assert (found.source, found.missing_chunks, found.format_version) == ("memory", 0, FORMAT_VERSION)
     assert found.manifest is not None
@@ -92,7 +92,8 @@ def test_raw_and_labels_are_like_arrays(path: Path, arrays: CropArrays) -> None:
 def test_a_box_is_read_in_voxels_or_in_nanometres(path: Path, arrays: CropArrays) -> None:
     with Crop(path) as crop:
         box = [slice(1, 3), slice(0, 24), slice(4, 6)]
-        world = [slice(400, 1200), slice(None), slice(4 * 168 + 1, 6 * 168 - 1)]
+        z, _, x = arrays.offset
+        world = [slice(z + 400, z + 1200), slice(None), slice(x + 4 * 168 + 1, x + 6 * 168 - 1)]
         for units, ranges in (("voxels", box), ("nm", world)):
             assert np.array_equal(crop.read(ranges, 2, units=units), arrays.raw[2:3, 1:3, :, 4:6])
             assert np.array_equal(crop.read_labels(ranges, "original", units=units), arrays.labels[1:3, :, 4:6])
