@@ -71,6 +71,8 @@ def test_a_crop_comes_over_the_services_tls_and_a_renewed_certificate_is_used(
             monkeypatch.setenv("SSL_CERT_FILE", str(pair[0]))
             with PrismClient(url=service.url, downloads=tmp_path / "downloads") as client:
                 assert [Path(path).name for path in client.ensure("instance", 0, progress=False)] == ["crop_0.h5"]
+            with pytest.raises(httpx2.RemoteProtocolError):  # not a traceback in the log, either
+                httpx2.get(f"{service.url.replace('https', 'http')}/healthz")
             shutil.copy(other[1], own[1])  # for a moment the key is not the certificate's
             eventually(lambda: "certificate not renewed" in service.log, "the mismatch is logged")
             assert _served(service) == _pem(pair[0])

@@ -259,10 +259,43 @@ async def test_a_redirect_on_the_same_host_gives_the_listed_object_or_an_error(p
         assert await read(source) == (crop_folder(bucket, SPEC) / KEY).read_bytes()
 
 
-async def test_a_listing_need_not_repeat_its_prefix(proxy: FaultProxy) -> None:
-    proxy.add(listing("<Prefix>[^<]*</Prefix>", ""), listing=True)
+def _two_pages() -> Action:
+    whole: list[Reply] = []
+
+    def change(reply: Reply) -> Reply:
+        is_first = not whole
+        whole.append(reply)
+        entries = re.findall(rb"<Contents>.*?</Contents>", whole[0].body, re.DOTALL)
+        body = whole[0].body
+        for entry in entries[::2] if is_first else entries[1::2]:
+            body = body.replace(entry, b"")
+        if is_first:
+            more = b"<NextContinuationToken>t</NextContinuationToken><IsTruncated>true"
+            body = body.replace(b"<IsTruncated>false", more)
+        return dataclasses.replace(whole[0], body=body)
+
+    return Rewrite(change)
+
+
+MARKER = f"<Contents><Key>{SPEC.prefix}/raw/</Key><Size>0</Size><ETag>&quot;d41d8&quot;</ETag></Contents><Contents>"
+UNDERSTOOD_LISTINGS = {
+    "without its prefix": (lambda: listing("<Prefix>[^<]*</Prefix>", ""), 1),
+    "with markers of directories": (lambda: body(lambda text: text.replace(b"<Contents>", MARKER.encode(), 1)), 1),
+    "in small pages": (_two_pages, 2),
+}
+
+
+@pytest.mark.parametrize("quirk", UNDERSTOOD_LISTINGS)
+async def test_a_listing_may_come(proxy: FaultProxy, quirk: str) -> None:
     async with opened(proxy) as source:
-        assert KEY in await source.list_objects(FOLDER)
+        plain = await source.list_objects(FOLDER)
+        proxy.clear()
+        change, requests = UNDERSTOOD_LISTINGS[quirk]
+        proxy.add(change(), listing=True)
+        found = await source.list_objects(FOLDER)
+        assert len(proxy.requests) == requests
+        assert {key: item for key, item in found.items() if key != "raw/"} == plain
+        await source.read(FOLDER, found[KEY])
 
 
 async def test_a_listing_without_etags_works_with_one_warning(proxy: FaultProxy, bucket: Path, caplog) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from prismcache import PrismClient
-from prismcache.errors import ConfigError, SourceUnreachableError
+from prismcache.config import Settings
+from prismcache.errors import ConfigError, SourceError, SourceUnreachableError
+from prismcache.layout import SourceObject
+from prismcache_service.pipeline.bucket.s3 import open_s3
 from tests.support.cache_root import tiny_spec
 from tests.support.certificates import HAVE_OPENSSL, make_certificate
 from tests.support.crops import crop_folder, write_crop
@@ -19,6 +24,7 @@ from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.skipif(not HAVE_OPENSSL, reason="no openssl to make certificates with")
 SPEC = tiny_spec(0)
+FOLDER = "instance/crop_0.zarr"
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +84,64 @@ def test_a_crop_comes_through_a_tunnel(secure, folder, certificate, tmp_path, mo
     assert {first.split()[0] for first in proxy.requests} == {"CONNECT"}
 
 
+@pytest.fixture(scope="module", params=["http", "https"])
+def ipv6(
+    request: pytest.FixtureRequest, folder: Path, certificate: tuple[Path, Path]
+) -> Iterator[tuple[S3Server, tuple[Path, Path]]]:
+    own = certificate if request.param == "https" else None
+    with S3Server(folder, dir_cache_seconds=86_400, certificate=own, host="[::1]") as server:
+        assert server.endpoint.startswith(f"{request.param}://[::1]:")
+        yield server, certificate
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["directly", "through a proxy"])
+def test_a_crop_comes_over_ipv6(ipv6, folder, tmp_path, monkeypatch, by_proxy):
+    server, certificate = ipv6
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    with ForwardProxy("ada:secret", host="::1") as proxy:
+        if by_proxy:
+            monkeypatch.setenv(f"{server.endpoint.partition(':')[0]}_proxy", proxy.url)
+        _ensure(server.endpoint, tmp_path, folder)
+    assert bool(proxy.requests) == by_proxy
+    assert all("[::1]:" in first for first in proxy.requests)  # with brackets, also in CONNECT
+
+
 def test_hosts_that_need_no_proxy_are_asked_directly(plain, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     _ensure(plain.endpoint, tmp_path, folder)
 
 
-def test_a_proxy_that_refuses_is_an_error(secure, folder, certificate, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("refusal", "words"), [(None, "refuses with 407"), ("502 Bad Gateway", "with 502"), ("403 Forbidden", "with 403")]
+)
+def test_a_proxy_that_refuses_is_an_error_that_leaves_nothing_open(secure, certificate, monkeypatch, refusal, words):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
-    with ForwardProxy("ada:secret") as proxy:
+    settings = Settings.load({}, s3_endpoint_url=secure.endpoint, s3_object_timeout=2)
+    item = SourceObject(key="raw/.zarray", size=10, etag="abc")
+
+    async def refused() -> list[str]:
+        said = []
+        with ThreadPoolExecutor(1) as executor:
+            async with open_s3(settings, executor) as source:
+                for request in (
+                    source.list_objects(FOLDER),
+                    source.read_document(FOLDER, item),
+                    source.read(FOLDER, item),
+                ):
+                    with pytest.raises(SourceError) as caught:
+                        await request
+                    said.append(str(caught.value))
+        return said
+
+    with ForwardProxy(None if refusal else "ada:secret", refusal=refusal) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url.replace("secret", "wrong"))
-        with pytest.raises(SourceUnreachableError, match=r"407|proxy"):
-            _ensure(secure.endpoint, tmp_path, folder)
+        asyncio.run(refused())
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        said = asyncio.run(refused())
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert words in said[0]
+    assert all("the proxy on the way refuses" in text for text in said), said
 
 
 def test_another_kind_of_proxy_is_an_error_that_names_it(plain, folder, tmp_path, monkeypatch):

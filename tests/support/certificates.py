@@ -10,10 +10,10 @@ HAVE_OPENSSL = shutil.which("openssl") is not None
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a self-signed certificate for ``lab`` and 127.0.0.1; return it and its key as PEM files."""
+    """Make a self-signed certificate for ``lab``, 127.0.0.1 and ::1; return it and its key as PEM files."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days=1"]
-    names = ["-subj=/CN=lab", "-addext=subjectAltName=DNS:lab,IP:127.0.0.1"]
+    names = ["-subj=/CN=lab", "-addext=subjectAltName=DNS:lab,IP:127.0.0.1,IP:::1"]
     subprocess.run(
         [*make, *names, "-keyout", key, "-out", certificate], check=True, stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

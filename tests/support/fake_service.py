@@ -397,7 +397,11 @@ async def _file(lab: Lab, request: Request) -> Response:
     wanted = FileName(crop, channels, as_context(asked.get("context", 0)), Product(asked.get("product", "crop")))
     with lab.lock:
         file = lab.find_file(split, wanted)
-    return FileResponse(file.path, headers={"ETag": f'"{file.sha256}"'}, media_type="application/octet-stream")
+    return FileResponse(
+        file.path,
+        headers={"ETag": f'"{file.sha256}"', "X-Prismcache-SHA256": file.sha256},
+        media_type="application/octet-stream",
+    )
 
 
 @_route("POST", "/v1/leases")

@@ -19,9 +19,13 @@ class ForwardProxy:
     ----------
     credentials
         ``user:password`` that each request must bring; None asks for none.
+    host
+        Where the proxy listens: 127.0.0.1 or ::1.
+    refusal
+        Status line of the response to every request; None forwards requests.
     """
 
-    def __init__(self, credentials: str | None = None) -> None:
+    def __init__(self, credentials: str | None = None, host: str = "127.0.0.1", refusal: str | None = None) -> None:
         self.requests: list[str] = []
         expected = None if credentials is None else base64.b64encode(credentials.encode()).decode()
         requests = self.requests
@@ -35,13 +39,21 @@ class ForwardProxy:
                 requests.append(first)
                 given = [line.split()[-1] for line in lines if line.lower().startswith("proxy-authorization:")]
                 if expected is not None and given != [expected]:
-                    self.request.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                    refused = "407 Proxy Authentication Required"
+                else:
+                    refused = refusal or ""
+                if refused:
+                    self.request.sendall(f"HTTP/1.1 {refused}\r\nContent-Length: 0\r\n\r\n".encode())
                     return
                 _forward(self.request, first, lines)
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://{credentials + '@' if credentials else ''}127.0.0.1:{self._server.server_address[1]}"
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = True
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        self._server = Server((host, 0), Handler)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{credentials + '@' if credentials else ''}{shown}:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -68,7 +80,7 @@ def _forward(client: socket.socket, first: str, lines: list[str]) -> None:
     method, target, version = first.split()
     if method == "CONNECT":
         host, _, port = target.rpartition(":")
-        with socket.create_connection((host, int(port))) as server:
+        with socket.create_connection((host.strip("[]"), int(port))) as server:
             client.sendall(b"HTTP/1.0 200 Connection established\r\n\r\n")
             _relay(client, server)
         return

@@ -22,7 +22,7 @@ from typing import IO, Self
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 5.0
 
-_ADDRESS = re.compile(r"Starting s3 server on \[(https?://[^]/]+)")
+_ADDRESS = re.compile(r"Starting s3 server on \[(https?://(?:\[[^]]*])?[^]/]+)")
 
 
 class S3Server:
@@ -39,6 +39,8 @@ class S3Server:
         Access key and secret that requests must be signed with; None serves anybody.
     certificate
         PEM files of a certificate and its key, to serve over TLS.
+    host
+        Where the server listens.
 
     Attributes
     ----------
@@ -48,9 +50,9 @@ class S3Server:
 
     def __init__(
         self, folder: Path, *, dir_cache_seconds: int = 0, credentials: tuple[str, str] | None = None,
-        certificate: tuple[Path, Path] | None = None,
+        certificate: tuple[Path, Path] | None = None, host: str = "127.0.0.1",
     ) -> None:  # fmt: skip
-        self.folder = folder
+        self.folder, self._host = folder, host
         self._certificate = certificate
         self._credentials = credentials
         self._dir_cache_seconds = dir_cache_seconds
@@ -121,7 +123,7 @@ class S3Server:
             [] if self._certificate is None else [f"--cert={self._certificate[0]}", f"--key={self._certificate[1]}"]
         )
         return [
-            find_rclone(), "--config=", "serve", "s3", "--addr=127.0.0.1:0", "--vfs-cache-mode=off", "--no-modtime",
+            find_rclone(), "--config=", "serve", "s3", f"--addr={self._host}:0", "--vfs-cache-mode=off", "--no-modtime",
             f"--dir-cache-time={self._dir_cache_seconds}s", "--poll-interval=0", "--read-only", *signed,
             *secure, str(self.folder),
         ]  # fmt: skip

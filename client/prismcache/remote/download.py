@@ -27,7 +27,13 @@ from filelock import FileLock, Timeout
 
 from prismcache.backend import ReceivedBytes
 from prismcache.disk import HASH_BYTES, disk_errors, stamp_of
-from prismcache.errors import CropCorruptError, NoSpaceError, ServiceUnreachableError, SourceChangedError
+from prismcache.errors import (
+    CropCorruptError,
+    NoSpaceError,
+    ServiceError,
+    ServiceUnreachableError,
+    SourceChangedError,
+)
 from prismcache.layout import parse_file_name
 from prismcache.remote.http import Connection, raised_as_ours
 from prismcache.remote.retry import AttemptFailedError, retrying, start_over
@@ -209,9 +215,18 @@ async def _check_head(file: CropFile, part: Part, response: httpx2.Response) -> 
     ------
     SourceChangedError
         If the response is another file.
+    ServiceError
+        If the response is no file of the service.
     """
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
-    if etag != file.sha256:
+    sha256 = response.headers.get("x-prismcache-sha256", etag)  # proxies may remove or replace an ETag
+    if not sha256:
+        kind = response.headers.get("content-type", "no type")
+        raise ServiceError(
+            f"{response.request.url.copy_with(query=None)} sent something else than a crop ({kind})",
+            remedy="Look at PRISMCACHE_URL in a browser: a proxy or the network's login page may respond in its place.",
+        )
+    if sha256 != file.sha256:
         raise SourceChangedError(
             f"crop {file.split.value}/{file.crop} is another file on the service now", remedy="Ask for it again."
         )

@@ -260,7 +260,10 @@ def _attempt_errors(url: str) -> Iterator[None]:
         said = f"{_described(url)} does not respond: {reason}"
         if (remedy := _remedy_of_lasting(error)) is not None:
             raise AttemptFailedError(ServiceUnreachableError(said, remedy=remedy), may_pass=False) from error
-        raise AttemptFailedError(ServiceUnreachableError(said), may_pass=True, was_sent=was_sent) from error
+        if url.startswith("http://") and isinstance(error, httpx2.RemoteProtocolError):  # a TLS port does so
+            remedy = "Check PRISMCACHE_URL: if the service speaks https, the URL has to begin with https://."
+        unreachable = ServiceUnreachableError(said, remedy=remedy)
+        raise AttemptFailedError(unreachable, may_pass=True, was_sent=was_sent) from error
     except (httpx2.HTTPError, httpx2.StreamError) as error:
         broken = ServiceError(f"{_described(url)} sends no usable response: {error}")
         raise AttemptFailedError(broken, may_pass=False) from error

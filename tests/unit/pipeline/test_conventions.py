@@ -52,6 +52,14 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Place]] = {
         },
         Place((1600.0, 0.0, 336.0), SIZE),
     ),
+    "NGFF 0.3": (
+        {"multiscales": [{"version": "0.3", "axes": ["c", "z", "y", "x"], "datasets": [{"path": "s0"}]}]},
+        Place(None, None),
+    ),
+    "names of axes": (
+        {"axis_names": ["c^", "z", "y", "x"], "_ARRAY_DIMENSIONS": ["dim_0", "x", "y"]},
+        Place(None, None),
+    ),
     "NGFF behind our own": ({"multiscales": multiscales(), "voxel_size": [1, 2, 3]}, Place(OFFSET, (1.0, 2.0, 3.0))),
 }
 
@@ -73,6 +81,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two units": ({"voxel_size": [4, 1, 1], "units": ["nm", "nm"]}, "not one unit or three"),
     "no number": ({"voxel_size": ["4", 1, 1]}, "not three numbers"),
     "no size": ({"voxel_size": [4, 0, 1]}, "must be above 0"),
+    **{
+        f"{key} of a transposed array": ({key: ["c", "x", "y", "z"]}, "has the axes x, y, z, and a crop's are z, y, x")
+        for key in ("axis_names", "_ARRAY_DIMENSIONS", "dimension_names")
+    },
+    "a transposed NGFF": (
+        {"multiscales": [multiscales()[0] | {"axes": [{"name": n, "type": "space"} for n in "yxz"]}]},
+        "has the axes y, x, z",
+    ),
     "an empty NGFF": ({"multiscales": []}, "not OME-NGFF's"),
     "an odd NGFF": ({"multiscales": [{"datasets": 3}]}, "not OME-NGFF's"),
     "NaN in NGFF": (

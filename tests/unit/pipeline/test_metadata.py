@@ -71,6 +71,12 @@ def test_v3_keys_follow_the_chunk_key_encoding(encoding: dict[str, Any], key: st
     assert found.offset == (28000.0, 46200.0, 29400.0)
 
 
+def test_a_transposed_v3_array_is_refused() -> None:
+    document = json.dumps(V3 | {"dimension_names": ["x", "y", "z"]}).encode()
+    with pytest.raises(InvalidSourceError, match="has the axes x, y, z, and a crop's are z, y, x"):
+        parse_array(WHERE, "labels", 3, {"zarr.json": document})
+
+
 def test_a_shards_inner_chunks_are_what_is_decoded_at_once() -> None:
     sharding = {
         "name": "sharding_indexed",

@@ -21,6 +21,9 @@ from prismcache_service.pipeline.bucket.responses import ROWS, Failure, Redirect
 UNREACHABLE = SourceUnreachableError
 CASES: dict[str, list[tuple[Failure, type[PrismError], bool, str]]] = {
     "a proxy that wants a password": [(Failure(407), UNREACHABLE, False, "proxy on the way refuses with 407")],
+    "a proxy that refuses": [
+        (Failure(reason="the proxy on the way refuses the connection with 403 No"), UNREACHABLE, False, "with 403 No")
+    ],
     "a certificate that is not trusted": [
         (
             Failure(reason="certificate verify failed"),
@@ -30,7 +33,10 @@ CASES: dict[str, list[tuple[Failure, type[PrismError], bool, str]]] = {
         ),
         (Failure(reason="InvalidCertificate: Expired"), UNREACHABLE, False, "InvalidCertificate: Expired"),
     ],
-    "no response": [(Failure(reason="connection reset"), UNREACHABLE, True, "http://s3 does not respond: conn")],
+    "no response": [
+        (Failure(reason="connection reset"), UNREACHABLE, True, "http://s3 does not respond: conn"),
+        (Failure(reason="the proxy on the way refuses the connection with 502 Bad"), UNREACHABLE, True, "with 502"),
+    ],
     "another region": [
         (Failure(301, "PermanentRedirect", "eu-west-1"), ConfigError, False, "in the region eu-west-1"),
         (Failure(307, region="eu-west-1"), ConfigError, False, "responds 307: the bucket is in the region eu-west-1"),
@@ -111,10 +117,18 @@ def _client_error(**response: object) -> ClientError:
             GenericError('request error\n\nDebug source:\nOs { code: 104, message: "Connection reset by peer" }'),
             Failure(reason="request error: Connection reset by peer"),
         ),
-        (GenericError("tunnel error\n\nDebug source:\nProxyAuthRequired"), Failure(407, reason="tunnel error")),
+        (GenericError("tunnel error\n\nDebug source:\nProxyAuthRequired"), Failure(407)),
+        (
+            GenericError("tunnel error\n\nDebug source:\nTunnelUnsuccessful"),
+            Failure(reason="the proxy on the way refuses the connection"),
+        ),
         (
             ProxyConnectionError(proxy_url="http://p", error=ClientHttpProxyError(None, (), status=407)),  # type: ignore[arg-type]
-            Failure(407, reason='Failed to connect to proxy URL: "http://p"'),
+            Failure(407),
+        ),
+        (
+            ProxyConnectionError(proxy_url="http://p", error=ClientHttpProxyError(None, (), status=502, message="Bad")),  # type: ignore[arg-type]
+            Failure(reason="the proxy on the way refuses the connection with 502 Bad"),
         ),
         (TimeoutError(), Failure(reason="no progress for too long")),
         (ConnectionResetError(), Failure(reason="ConnectionResetError")),

@@ -23,6 +23,7 @@ from prismcache.errors import (
     CropCorruptError,
     NoSpaceError,
     PrismError,
+    ServiceError,
     ServiceUnreachableError,
     SourceChangedError,
     StorageError,
@@ -108,7 +109,7 @@ def refuse(request: httpx2.Request, response: httpx2.Response) -> httpx2.Respons
 
 
 def other_file(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
-    response.headers["ETag"] = '"another"'
+    response.headers.update({"ETag": '"another"', "X-Prismcache-SHA256": "another"})
     return response
 
 
@@ -233,6 +234,24 @@ def test_more_than_the_file_is_cut_off(scene):
 def test_a_file_that_changed_on_the_service_is_an_error(scene):
     with pytest.raises(SourceChangedError, match="another file on the service now"):
         scene.fetch(other_file)
+    assert scene.left() == []
+
+
+@pytest.mark.parametrize("etag", [None, '"of-a-proxy"'])
+def test_a_proxy_may_remove_or_replace_the_etag(scene, etag):
+    def changed(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+        headers = {name: value for name, value in response.headers.items() if name != "etag"}
+        more = {"etag": etag} if etag else {}
+        return httpx2.Response(200, headers=headers | more, stream=httpx2.ByteStream(response.read()))
+
+    scene.fetch(changed)
+    assert scene._is_there()
+
+
+def test_a_web_page_in_place_of_the_file_is_named(scene):
+    page = httpx2.Response(200, html="<p>Sign in</p>")
+    with pytest.raises(ServiceError, match=r"sent something else than a crop \(text/html"):
+        scene.fetch(lambda request, response: page)
     assert scene.left() == []
 
 

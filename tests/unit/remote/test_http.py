@@ -94,6 +94,12 @@ def test_every_failure_is_an_error_of_ours(reply, kind):
     assert type(caught.value) is kind
 
 
+def test_a_service_that_only_hangs_up_may_speak_https():
+    with pytest.raises(ServiceUnreachableError) as caught:
+        asking(connect(httpx2.RemoteProtocolError("Server disconnected")), patience=ONCE)
+    assert "has to begin with https://" in caught.value.remedy
+
+
 def test_a_redirect_is_named_and_not_followed():
     seen: list[httpx2.Request] = []
     reply = httpx2.Response(307, headers={"Location": "https://elsewhere.invalid/v1/status?token=x"})

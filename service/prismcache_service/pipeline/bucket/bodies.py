@@ -152,11 +152,12 @@ class BodyReader:
 def _is_beyond_obstore(error: Exception) -> bool:
     """Return whether obstore failed by its own limits; broken connections and HTTP statuses are not of them.
 
-    Its TLS refuses a server's certificate that is its own authority, as many labs make them, and OpenSSL accepts it.
+    Its TLS refuses a server's certificate that is its own authority, as many labs make them, and OpenSSL accepts it;
+    through a proxy it takes an IPv6 address in brackets for no server's name.
     """
     text = str(error)
     is_of_the_connection = "HttpError" in text and not any(
-        sign in text for sign in ("127.0.0.1:0", "InvalidCertificate")
+        sign in text for sign in ("127.0.0.1:0", "InvalidCertificate", "Invalid Server Name")
     )
     return failure_of(error).status == 0 and not is_of_the_connection
 

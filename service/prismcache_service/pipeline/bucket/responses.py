@@ -39,6 +39,7 @@ _DENIED = frozenset(  # S3 sends some of these with 400; botocore makes 500 of a
 _CERTIFICATE = re.compile(r"certificate", re.IGNORECASE)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9._-]{1,64})</Code>")
+_TUNNEL = "the proxy on the way refuses the connection"
 _REASON = re.compile(r'(?:message: "|InvalidCertificate\(\s*)([^",)]+)|TimedOut|IncompleteBody')
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,32})</Region>")
 
@@ -112,6 +113,13 @@ ROWS = (
         SourceUnreachableError,
         ": the proxy on the way refuses with 407 Proxy Authentication Required",
         "Put user and password into HTTPS_PROXY and HTTP_PROXY, or the server's host into NO_PROXY.",
+    ),
+    Row(
+        "a proxy that refuses",
+        lambda f, _: re.match(rf"{_TUNNEL} with 4(?!08|29)", f.reason) is not None,
+        SourceUnreachableError,
+        " cannot be reached: {reason}",
+        "Have the server's host and port allowed at the proxy of HTTPS_PROXY, or put the host into NO_PROXY.",
     ),
     Row(
         "a certificate that is not trusted",
@@ -217,13 +225,19 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(cause, RedirectRefusedError):
         return Failure(cause.status, region=cause.region)
     text = str(error)
-    status = _STATUS.search(text)
-    if status is None:
-        # A proxy that wants a password: aiohttp gives the status, obstore the name of the error.
-        refused = getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in text
-        return Failure(status=407 if refused else 0, reason=_short(error, text))
-    code, region = _CODE.search(text), _REGION.search(text)
-    return Failure(int(status[1]), code[1] if code else "", region[1] if region else "")
+    if status := _STATUS.search(text):
+        code, region = _CODE.search(text), _REGION.search(text)
+        return Failure(int(status[1]), code[1] if code else "", region[1] if region else "")
+    return _without_response(cause, _short(error, text), text)
+
+
+def _without_response(cause: Any, reason: str, text: str) -> Failure:
+    """Return what is known without a server's response; of a proxy's, aiohttp gives the status, obstore a name."""
+    if getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in text:
+        return Failure(407)
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        return Failure(reason=f"{_TUNNEL} with {cause.status} {cause.message}")
+    return Failure(reason=_TUNNEL if "TunnelUnsuccessful" in text else reason)
 
 
 def _short(error: BaseException, text: str) -> str:

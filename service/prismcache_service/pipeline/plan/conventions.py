@@ -8,9 +8,11 @@ attribute                                       meaning
 ``units``, one or a list of one for each axis   of both, nm where it is missing
 ``multiscales``                                 OME-NGFF 0.4: ``scale``, ``translation`` and the axes' units, where
                                                 the attributes above say nothing; the first dataset counts
+``axis_names``, ``_ARRAY_DIMENSIONS``,          names of the axes, funlib's, xarray's and zarr v3's: where the last
+``dimension_names``, NGFF's ``axes``            three are x, y and z in another order than z, y, x, the array is refused
 ==============================================  =========================================================
 
-Of NGFF's axes, those of space are the last three.
+Of NGFF's axes, those of space are the last three. Its versions before 0.4 do not say where an array lies.
 """
 
 from __future__ import annotations
@@ -47,9 +49,11 @@ def read_place(where: str, attributes: Mapping[str, Any]) -> Place:
     Raises
     ------
     InvalidSourceError
-        If an attribute is not three finite numbers, a voxel size is not above 0, two attributes disagree or a unit is
-        unknown.
+        If an attribute is not three finite numbers, a voxel size is not above 0, two attributes disagree, a unit is
+        unknown or the axes are in another order.
     """
+    for key in ("axis_names", "_ARRAY_DIMENSIONS", "dimension_names"):
+        _refuse_other_axes(where, attributes.get(key))
     factors = _factors(where, attributes.get("units"))
     offset = _vector(where, "offset", attributes.get("offset"), factors)
     resolution, voxel_size = (_vector(where, key, attributes.get(key), factors) for key in ("resolution", "voxel_size"))
@@ -69,6 +73,9 @@ def _of_multiscales(where: str, multiscales: Any) -> tuple[Vector | None, Vector
         return None, None
     try:
         first = multiscales[0]
+        if "coordinateTransformations" not in first["datasets"][0]:
+            return None, None
+        _refuse_other_axes(where, [axis.get("name") for axis in first.get("axes", ())])
         nm = _factors(where, [axis.get("unit") for axis in first.get("axes", ()) if axis.get("type") == "space"])
         size: Vector | None = None
         offset: Vector | None = None
@@ -86,6 +93,13 @@ def _of_multiscales(where: str, multiscales: Any) -> tuple[Vector | None, Vector
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise InvalidSourceError(f"{where} has attribute multiscales that is not OME-NGFF's: {error!r}") from error
     return size, offset
+
+
+def _refuse_other_axes(where: str, names: Any) -> None:
+    """Raise if the names say that the voxels lie transposed; other names, such as dim_0, say nothing."""
+    last = [str(name).lower() for name in names[-3:]] if isinstance(names, list | tuple) else []
+    if sorted(last) == ["x", "y", "z"] and last != ["z", "y", "x"]:
+        raise InvalidSourceError(f"{where} has the axes {', '.join(last)}, and a crop's are z, y, x")
 
 
 def _times(one: Vector, other: Vector) -> Vector:

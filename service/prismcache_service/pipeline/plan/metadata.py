@@ -183,7 +183,8 @@ def parse_array(
     try:
         store = MemoryStore({key: Buffer.from_bytes(document) for key, document in documents.items()})
         array = zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
-        attributes = {**(inherited or {}), **array.attrs}
+        named = {"dimension_names": getattr(array.metadata, "dimension_names", None)}  # of zarr v3
+        attributes = {**(inherited or {}), **named, **array.attrs}
         shape, chunks = _checked_shape(where, array, ndim)
         dtype = np.dtype(array.dtype)
         _check_dtype(where, ndim, dtype, is_any=is_any)
