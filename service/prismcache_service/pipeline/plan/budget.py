@@ -12,8 +12,9 @@ from prismcache.layout import LABELS
 from prismcache_service.pipeline.plan.plan import CropPlan
 
 _SPARE_BLOCKS = 3  # blocks beyond the needed ones, so that filling goes on while full ones are deflated
-_SLACK_BYTES = 64 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
+_SLACK_BYTES = 32 << 20  # interpreter objects, HTTP buffers, HDF5's metadata cache
 _MIN_SLOTS = 2
+_SLOT_COPIES = 2  # obstore has an object twice while it puts the pieces together, and malloc keeps what they took
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     # Of one thread: a decoded chunk, and the temporaries of relabelling, which are of its size.
     decode_bytes = max(a.source.inner_bytes * (4 if a.name == LABELS else 1) for a in arrays)
     fixed = used + _SLACK_BYTES + threads * decode_bytes + plan.raw.block_bytes
-    least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_bytes
+    slot_cost = _SLOT_COPIES * slot_bytes
+    least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_cost
     if least > limit:
         raise MemoryLimitError(
             f"the crop needs {least / 1e6:.0f} MB of memory at least (source chunks decode to "
@@ -62,5 +64,5 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     free -= (deflated_blocks - 1) * plan.raw.block_bytes
     spare = min(_SPARE_BLOCKS, free // 2 // block_bytes)
     free -= spare * block_bytes
-    slots = min(_MIN_SLOTS + free // slot_bytes, 2 * concurrency, max(_MIN_SLOTS, len(plan.fetched())))
+    slots = min(_MIN_SLOTS + free // slot_cost, 2 * concurrency, max(_MIN_SLOTS, len(plan.fetched())))
     return Budget(block_bytes, needed_blocks + spare, slot_bytes, slots, deflated_blocks)
