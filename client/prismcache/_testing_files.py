@@ -84,6 +84,12 @@ class CropArrays:
         """Voxels (Z, Y, X) that raw reaches beyond the labels on each side."""
         return tuple((n - m) // 2 for n, m in zip(self.raw_shape[1:], self.labels.shape, strict=True))
 
+    @property
+    def offset(self) -> tuple[int, int, int]:
+        """(Z, Y, X) of the labels in nm: raw begins at 0."""
+        z, y, x = (n * size for n, size in zip(self.reach, VOXEL_SIZE, strict=True))
+        return z, y, x
+
 
 def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
     """Return the arrays of a crop.
@@ -203,7 +209,7 @@ def _fill(
     datasets[LABELS] = labels[:-1].reshape(arrays.labels.shape).astype(np.uint32), [0, 0, 0]
     for name, (values, before) in datasets.items():
         dataset = file.create_dataset(name, data=values, chunks=True, compression="gzip", compression_opts=1)
-        offset = [-n * size for n, size in zip(before, VOXEL_SIZE, strict=True)]  # labels begin at 0
+        offset = [start - n * size for start, n, size in zip(arrays.offset, before, VOXEL_SIZE, strict=True)]
         dataset.attrs.update({"offset": offset, "resolution": VOXEL_SIZE, "voxel_size": VOXEL_SIZE})
         dataset.attrs.update({"axis_names": AXIS_NAMES, "units": UNITS})
     file.create_dataset(LABELS_IDS, data=ids.astype(np.uint64))
@@ -302,7 +308,7 @@ class Files:
             state=cache_state(files, is_making=False),
             raw_shape=arrays.raw_shape,
             labels_shape=arrays.labels.shape,
-            offset=(0, 0, 0),
+            offset=arrays.offset,
             voxel_size=VOXEL_SIZE,
             source_bytes=(arrays.raw if arrays.wide is None else arrays.wide).nbytes + arrays.labels.nbytes,
             source_objects=1 + len(arrays.raw),

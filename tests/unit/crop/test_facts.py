@@ -30,7 +30,7 @@ def crop_with_facts(root: Path, split: Split) -> Path:
 def test_facts_and_neurons_are_those_of_the_voxels(split: Split, tmp_path: Path) -> None:
     with Crop(crop_with_facts(tmp_path, split)) as crop:
         facts, neurons = crop.facts, crop.neurons()
-        raw, labels, ids = crop.raw[:], crop.labels[:], crop.labels_ids
+        raw, labels, ids, offset = crop.raw[:], crop.labels[:], crop.labels_ids, crop.offset
     assert (facts.split, facts.crop_id, facts.labels) == (split, 3, len(ids) - 1)
     assert facts.foreground == pytest.approx((labels > 0).mean())
     assert [each.channel for each in facts.channels] == list(range(len(raw)))
@@ -51,7 +51,8 @@ def test_facts_and_neurons_are_those_of_the_voxels(split: Split, tmp_path: Path)
         for axis, letter in enumerate("zyx"):
             box = neurons[f"{letter}_start"][row], neurons[f"{letter}_stop"][row]
             assert box == (places[:, axis].min(), places[:, axis].max() + 1)
-            assert neurons[f"centroid_{letter}_nm"][row] == pytest.approx(places[:, axis].mean() * VOXEL_SIZE[axis])
+            centroid = offset[axis] + places[:, axis].mean() * VOXEL_SIZE[axis]
+            assert neurons[f"centroid_{letter}_nm"][row] == pytest.approx(centroid)
         for channel, voxels in enumerate(raw):
             assert neurons[f"ch_{channel:02d}"][row] == pytest.approx(voxels[mask].mean())
 

@@ -74,7 +74,7 @@ def test_raw_that_reaches_beyond_labels_is_context():
             assert crop.context == ((1, 0, 1), (1, 0, 1))
             np.testing.assert_array_equal(crop.channel(1)[...], raw[1, :, :, 1:8])
         with Crop(whole) as crop:
-            assert (crop.channels, crop.offset, crop.raw_offset) == ((1,), (0, 0, 0), (-400, 0, -336))
+            assert (crop.channels, crop.offset, crop.raw_offset) == ((1,), (400, 0, 336), (0, 0, 0))
             np.testing.assert_array_equal(crop.channel(1)[...], raw[1])
         assert client.ensure("instance", 0, context=2, channels=1, progress=False) == [whole]
 
