@@ -34,9 +34,9 @@ WORKER_ENVIRONMENT = {
     # The decode threads of a worker use the cores; libraries need no threads of their own.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # One arena keeps glibc's resident memory near the memory in use (two: 25 MB more, and not faster). With the default thresholds, glibc returns freed
-    # buffers to the system, and touching fresh pages for each part of a body and each stream of ISA-L costs 0.5 CPU s
-    # for each crop.
+    # One arena keeps glibc's resident memory near the memory in use (two: 25 MB more, and not faster). With the default
+    # thresholds, glibc returns freed buffers to the system, and touching fresh pages for each body and each stream of
+    # ISA-L costs 0.5 CPU s for each crop.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
