@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -211,22 +212,13 @@ def test_no_capability_is_in_a_log_or_a_metric(site: Site) -> None:
     assert secret not in site.service.log
 
 
-def test_chunks_count_by_bytes_and_not_as_requests(tmp_path: Any) -> None:
-    with running_lab(tmp_path, [SPECS[0]]) as lab:
-        config = service_config(
-            lab.settings(workers=1), tmp_path / "state", min_free_bytes=0, rate_limit=5, zarr_byte_rate=20_000
-        )
-        service = Service(config)
-        token = service.create_token("ada", "admin")
-        with service, service.client(token) as http:
-            with PrismClient(url=service.url, token=token) as client:
-                client.ensure("instance", 0, progress=False)
-            paths = ["/v1/crops/instance/0/zarr/.zgroup"] * 40
-            made = http.post("/v1/links", json={"split": "instance", "crop": 0})
-            while made.status_code == 429:  # the client has used up the token's requests
-                made = http.post("/v1/links", json={"split": "instance", "crop": 0})
-            assert {http.get(path).status_code for path in paths} == {200}
-            chunk = f"/{made.json()['path']}/zarr/0/0.0.0.0"
-            answers = [http.get(chunk) for _ in range(60)]
-            assert {answer.status_code for answer in answers} == {200, 429}
-            assert sum(len(a.content) for a in answers if a.status_code == 200) < 60_000 + len(answers[0].content)
+def test_chunks_count_by_bytes_and_not_as_requests(site: Site, tmp_path: Path) -> None:
+    limits = {"rate_limit": 5, "zarr_byte_rate": 20_000, "min_free_bytes": 0}
+    service = Service(service_config(site.lab.settings(), tmp_path / "state", **limits))
+    token = service.create_token("ada", "requester")
+    with service, service.client(token) as http, service.client() as nobody:
+        path = http.post("/v1/links", json={"split": "instance", "crop": 0}).json()["path"]
+        assert {http.get("/v1/crops/instance/0/zarr/.zgroup").status_code for _ in range(40)} == {200}
+        chunks = [nobody.get(f"/{path}/zarr/0/0.0.0.0") for _ in range(60)]
+    assert {chunk.status_code for chunk in chunks} == {200, 429}
+    assert sum(len(chunk.content) for chunk in chunks if chunk.status_code == 200) < 60_000 + len(chunks[0].content)
