@@ -38,6 +38,10 @@ COMMANDS = [
     ("pin", "instance", "0"),
     ("unpin", "instance", "0"),
     ("evict", "instance", "0"),
+    ("link", "instance", "0"),
+    ("links",),
+    ("links", "revoke", "x"),
+    ("view", "instance", "0"),
 ]
 
 

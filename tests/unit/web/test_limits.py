@@ -29,6 +29,16 @@ def test_a_rate_allows_a_burst_and_then_as_many_as_it_says() -> None:
     assert [limiter.take("ada") == 0.0 for _ in range(4)] == [True, True, True, False]
 
 
+def test_an_amount_is_taken_whole_and_waited_for_afterwards() -> None:
+    clock = _Clock()
+    limiter = RateLimiter(100.0, clock)
+
+    assert (limiter.take("link", 0.0), limiter.take("link", 500.0)) == (0.0, 0.0)
+    assert limiter.take("link", 0.0) == pytest.approx(3.01)
+    clock.now += 3.02
+    assert limiter.take("link", 0.0) == 0.0
+
+
 def test_failures_are_counted_by_address_and_forgotten_after_a_minute() -> None:
     clock = _Clock()
     failures = FailedLogins(3, clock)
