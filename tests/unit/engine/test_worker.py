@@ -6,8 +6,8 @@ import errno
 import hashlib
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,15 +18,18 @@ from prismcache.config import Settings
 from prismcache.errors import NoSpaceError
 from prismcache.layout import HDF5_SIGNATURE
 from prismcache.schema import CropFile, Problem, Product, Split
+from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import CropTask, News
 from prismcache_service.engine.local.worker import Outbox, Worker
 from prismcache_service.pipeline import products
+from prismcache_service.pipeline.bucket.sources import Sources
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
 
 pytestmark = pytest.mark.anyio
 
 NAME = CropName(Split.INSTANCE, 0, product=Product.UNLABELLED)
+CONTENT = HDF5_SIGNATURE.ljust(100, b".")
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "replaced", "removed"])
@@ -45,17 +48,14 @@ async def test_a_product_is_published_only_if_its_crop_is_still_the_one_that_it_
         return made
 
     monkeypatch.setattr(products, "make_product", make)
-    lines, materializer = io.BytesIO(), SimpleNamespace(tidy=lambda: None)
-    worker = Worker(Settings.load({}, root=tmp_path), Outbox(lines), materializer)  # type: ignore[arg-type]
+    lines = io.BytesIO()
+    worker = worker_of(tmp_path, lines, Maker())
     await worker.work(CropTask(NAME, "a1"))
     outcome = News.model_validate_json(lines.getvalue().splitlines()[-1]).outcome
     assert isinstance(outcome, CropFile) is cache.path(NAME).exists() is (meanwhile == "nothing")
     if isinstance(outcome, Problem):
         assert (outcome.code, "changed while unlabelled was made" in outcome.detail) == ("not_cached", True)
     assert list(cache.path(NAME).parent.glob(".*")) == []
-
-
-CONTENT = HDF5_SIGNATURE.ljust(100, b".")
 
 
 class Maker(Materializer):
@@ -77,9 +77,22 @@ class Maker(Materializer):
         )  # fmt: skip
 
 
+class NoSources(Sources):
+    """Opens none: `Maker` asks for nothing."""
+
+    async def of(self, entry: SplitEntry) -> Any:
+        """Return what stands for any source."""
+        return None
+
+
+def worker_of(root: Path, sent: io.BytesIO, materializer: Materializer) -> Worker:
+    settings = Settings.load({}, root=root)
+    return Worker(settings, Outbox(sent), materializer, NoSources(settings, ThreadPoolExecutor(1)))
+
+
 async def work(root: Path, error: Exception | None = None) -> CropFile | Problem:
     sent = io.BytesIO()
-    worker = Worker(Settings.load({}, root=root), Outbox(sent), Maker(error))
+    worker = worker_of(root, sent, Maker(error))
     worker._cache.prepare(Split.INSTANCE)
     await worker.work(CropTask(CropName(Split.INSTANCE, 0), "a" * 32))
     outcome = News.model_validate_json(sent.getvalue().splitlines()[-1]).outcome
