@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -268,7 +268,7 @@ async def _tidy_for_ever(factory: Factory, keep_jobs: timedelta) -> None:
     await asyncio.sleep(_SECOND_SWEEP_S)
     while True:
         try:
-            await factory.jobs.forget(keep_jobs)
+            await factory.store.forget_jobs(datetime.now(UTC) - keep_jobs)
             await _sweep(factory)
         except (PrismError, OSError) as error:
             _log.warning("tidying up failed; next try in %.0f s: %s", _HOUSEKEEPING_S, error)

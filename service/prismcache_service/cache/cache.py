@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import stat
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -39,7 +38,7 @@ from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_fil
 from prismcache.schema import NO_CONTEXT, CropFile, Product, Split
 from prismcache.splits import Splits
 from prismcache.verified import VerifiedFiles
-from prismcache_service.cache.files import compare
+from prismcache_service.cache.files import compare, mode_of
 from prismcache_service.cache.making_lock import MakingLocks
 from prismcache_service.cache.places import CropName, Places, named_by
 from prismcache_service.cache.quarantine import Quarantine
@@ -148,7 +147,7 @@ class CropCache(Places):
         for name in itertools.chain(own, self._others(wanted, own)):
             manifest = self.manifest(name)
             if manifest is None:
-                if name in own and self._mode(self.path(name)) is not None:
+                if name in own and mode_of(self.path(name)) is not None:
                     wrong[name] = f"{self.shown_path(name)} has no manifest that can be read {_ADOPT}"
             elif (wanted.channels is None and not manifest.complete) or self._is_outdated(manifest):
                 continue
@@ -255,13 +254,6 @@ class CropCache(Places):
                 self._readings.remember(path, stamp_after, manifest.sha256)
         return reason
 
-    def disk_usage(self) -> tuple[int, int]:
-        """Return the bytes of the file system: in all, and free."""
-        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
-        with disk_errors(existing, "PRISMCACHE_ROOT"):
-            usage = shutil.disk_usage(existing)
-        return usage.total, usage.free
-
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:
         """Make a finished, synced temporary file the crop's file; `manifest.stamp` is taken here.
 
@@ -279,7 +271,7 @@ class CropCache(Places):
             write_new(pending, _json(manifest), self.root)
             self._write(self.sources_path(name), sources, token)
             share_with_group(temporary, self.root)
-            if self.manifest(name) is None or not stat.S_ISREG(self._mode(target) or stat.S_IFREG):
+            if self.manifest(name) is None or not stat.S_ISREG(mode_of(target) or stat.S_IFREG):
                 self.set_aside(name)  # not a file of ours, which a rename may replace
             temporary.replace(target)
             sync_folder(target.parent)
@@ -295,14 +287,6 @@ class CropCache(Places):
             self.discard(token)
             raise storage_error(error, target) from error
         return self.describe(name, manifest)
-
-    @staticmethod
-    def _mode(path: Path) -> int | None:
-        """Return the mode of what lies at a path, links not followed; None if nothing is there."""
-        try:
-            return path.lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return None
 
     def _write(self, path: Path, document: BaseModel, token: str) -> None:
         write_atomically(path, _json(document), token, durable=True, like=self.root)

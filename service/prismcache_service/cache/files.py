@@ -57,3 +57,11 @@ def _compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> File
     finally:
         with suppress(OSError):  # a descriptor that was only read from has nothing left to lose
             os.close(fd)
+
+
+def mode_of(path: Path) -> int | None:
+    """Return the mode of what lies at a path, links not followed; None if nothing is there."""
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -232,6 +233,13 @@ class Places:
         with disk_errors(probe, "PRISMCACHE_ROOT"):
             probe.write_bytes(b"")
             probe.unlink(missing_ok=True)  # a sweep may have been quicker
+
+    def disk_usage(self) -> tuple[int, int]:
+        """Return the bytes of the file system: in all, and free."""
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        with disk_errors(existing, "PRISMCACHE_ROOT"):
+            usage = shutil.disk_usage(existing)
+        return usage.total, usage.free
 
     def working_folders(self) -> list[Path]:
         """Return the folders in which temporary files are made, also those of other catalogs' splits."""

@@ -12,7 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
 
 from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownJobError
@@ -323,10 +323,6 @@ class JobService:
         """
         fresh = [job for job in self._recent.values() if monotonic() - job.ended_at < _GRACE_S]
         return {(job.request.split, crop) for job in (*self._live.values(), *fresh) for crop in job.crops}
-
-    async def forget(self, older_than: timedelta) -> int:
-        """Delete jobs that ended longer than `older_than` ago; return how many."""
-        return await self._store.forget_jobs(datetime.now(UTC) - older_than)
 
     async def _take_up(self, job: LiveJob) -> None:
         """Queue every crop of a job that is not final."""
