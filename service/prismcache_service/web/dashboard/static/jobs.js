@@ -1,11 +1,13 @@
 // The page Jobs: what waits, what runs, and what has ended.
 
 import { json, request } from "./api.js";
-import { bar, button, element, failure, replace, table } from "./dom.js";
+import { bar, button, bytes, element, failure, replace, table } from "./dom.js";
+import { Rates } from "./rates.js";
 import { attempt, begin, follow, isMine, may, page } from "./session.js";
 
 let open = [];
 let recent = [];
+const rates = new Rates();
 
 async function load() {
   recent = (await json("v1/jobs?limit=50")).jobs;
@@ -16,7 +18,10 @@ function crops(job) {
   return element("ul", {}, ...job.crops.map((crop) => {
     const name = `${job.split}/${crop.crop}`;
     if (crop.problem) return element("li", {}, `${name}: `, failure(crop.problem));
-    if (crop.state === "running") return element("li", {}, `${name}: `, bar(crop, name));
+    if (crop.state === "running") {
+      const rate = rates.of(`${job.id} ${crop.crop}`, crop.bytes_done);
+      return element("li", {}, `${name}: `, bar(crop, name), rate ? `, ${bytes(rate)}/s` : null);
+    }
     return element("li", {}, `${name}: ${crop.state}`);
   }));
 }
