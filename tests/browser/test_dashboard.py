@@ -64,8 +64,8 @@ def test_a_running_job_is_cancelled(site: Site, page: Any) -> None:
 def test_rates_are_those_of_the_last_second(site: Site, page: Any) -> None:
     page.goto(f"{site.service.url}/jobs")
     found = page.evaluate(
-        "async () => { const { Rates } = await import('./static/rates.js'); const rates = new Rates();"
-        " return [[5, 0], [50, 999], [2005, 1000], [2010, 1500], [2105, 2000]].map(([n, ms]) => rates.of('a', n, ms)); }"
+        "async () => { const { Rates } = await import('./static/rates.js'); const seen = new Rates();"
+        " return [[5, 0], [50, 999], [2005, 1000], [2010, 1500], [2105, 2000]].map(([n, ms]) => seen.of('a', n, ms)); }"
     )
     assert found == [None, None, 2000, 2000, 100]
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import HTMLResponse, Response
 
 from prismcache.errors import RequestError
@@ -43,7 +43,7 @@ def _modules(script: str) -> set[str]:
     return found.union(*map(_modules, found))
 
 
-def _render(name: str) -> HTMLResponse:
+def _render(name: str, request: Request) -> HTMLResponse:
     links = "".join(
         f'<a href="{page or "./"}"{" aria-current=page" if page == name else ""}>{title}</a>'
         for page, title in _PAGES.items()
@@ -51,32 +51,33 @@ def _render(name: str) -> HTMLResponse:
     )
     page = _PAGES[name].lower()
     preloads = "".join(f'<link rel="modulepreload" href="static/{each}">' for each in sorted(_modules(f"{page}.js")))
-    html = _TEMPLATE.substitute(title=_PAGES[name], page=page, links=links, preloads=preloads)
+    tokens = "needed" if request.app.state.tokens.enforced else ""
+    html = _TEMPLATE.substitute(title=_PAGES[name], page=page, links=links, preloads=preloads, tokens=tokens)
     return HTMLResponse(html, headers=_SECURITY)
 
 
 @router.get("/")
-async def crops() -> HTMLResponse:
+async def crops(request: Request) -> HTMLResponse:
     """Return the page that lists the crops."""
-    return _render("")
+    return _render("", request)
 
 
 @router.get("/jobs")
-async def jobs() -> HTMLResponse:
+async def jobs(request: Request) -> HTMLResponse:
     """Return the page that lists the jobs."""
-    return _render("jobs")
+    return _render("jobs", request)
 
 
 @router.get("/storage")
-async def storage() -> HTMLResponse:
+async def storage(request: Request) -> HTMLResponse:
     """Return the page about the cache folder."""
-    return _render("storage")
+    return _render("storage", request)
 
 
 @router.get("/view")
-async def view() -> HTMLResponse:
+async def view(request: Request) -> HTMLResponse:
     """Return the page that shows one crop, which its query names."""
-    return _render("view")
+    return _render("view", request)
 
 
 @router.get("/static/{name}")

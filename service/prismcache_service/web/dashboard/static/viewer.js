@@ -14,6 +14,9 @@ const split = query.get("split") || "instance";
 const crop = Number(query.get("crop") || 0);
 const number = (name, fallback) => (query.has(name) ? Number(query.get(name)) : fallback);
 
+// Without tokens, the voxels need not wait for the response to who is asking.
+const opening = page.dataset.tokens ? null : openVolume(split, crop);
+opening?.catch(() => {}); // shown when it is waited for
 let volume;
 const view = { axis: 0, at: 0, channels: ["0", "1", "2"], gain: DARK, opacity: 0.3, windows: true };
 let shown = null; // the slice on the canvas
@@ -193,7 +196,7 @@ function setGain(gain) {
 }
 
 async function showSlices(place) {
-  volume = await openVolume(split, crop);
+  volume = await (opening ?? openVolume(split, crop));
   const last = volume.labels.shape.map((extent) => extent - 1);
   view.axis = Math.max(0, AXES.indexOf(query.get("axis") || "z"));
   view.at = Math.max(0, Math.min(number("at", Math.floor((last[view.axis] + 1) / 2)), last[view.axis]));

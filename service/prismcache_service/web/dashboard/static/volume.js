@@ -10,17 +10,21 @@ const GAP_BYTES = 64e3; // two chunks this near are fetched together with what l
 const RUN_BYTES = 4e6;
 
 const waiting = new Map(); // what to do with a worker's reply, by the number of the message
-const workers = Array.from({ length: Math.min(4, navigator.hardwareConcurrency || 2) }, () => {
-  const worker = new Worker(new URL("inflate.js", import.meta.url));
-  worker.onmessage = ({ data: { id, chunks, error } }) => {
-    const { resolve, reject } = waiting.get(id);
-    waiting.delete(id);
-    if (error) reject(new Error(error));
-    else resolve(chunks);
-  };
-  return worker;
-});
+let workers = [];
 let sent = 0;
+
+function startWorkers() {
+  workers = Array.from({ length: Math.min(4, navigator.hardwareConcurrency || 2) }, () => {
+    const worker = new Worker(new URL("inflate.js", import.meta.url));
+    worker.onmessage = ({ data: { id, chunks, error } }) => {
+      const { resolve, reject } = waiting.get(id);
+      waiting.delete(id);
+      if (error) reject(new Error(error));
+      else resolve(chunks);
+    };
+    return worker;
+  });
+}
 
 // Return the voxels of zlib streams at [first byte, length] of `buffer`, which is given away; each has `size` bytes.
 function inflate(buffer, spans, size) {
@@ -146,10 +150,12 @@ async function openArray(crop, name) {
 // Open a cached crop.
 export async function openVolume(split, number) {
   const crop = `v1/crops/${split}/${number}`;
-  const [attributes, raw, labels, ids] = await Promise.all([
+  const documents = [
     json(`${crop}/zarr/.zattrs`), openArray(crop, "0"), openArray(crop, `labels/${split}/0`),
     request(`${crop}/zarr/labels_ids/0`).then((response) => response.arrayBuffer()),
-  ]);
+  ];
+  startWorkers(); // while the service responds
+  const [attributes, raw, labels, ids] = await Promise.all(documents);
   return {
     raw,
     labels,
