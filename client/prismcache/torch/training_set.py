@@ -16,6 +16,7 @@ from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError, error_from_problem
 from prismcache.layout import LABELS, raw_dataset
 from prismcache.progress.reporter import Progress
+from prismcache.progress.signs import signs_of_life
 from prismcache.schema import Split
 from prismcache.splits import SplitEntry
 from prismcache.torch.arrivals import Follower
@@ -211,8 +212,9 @@ class TrainingSet:
             self._memory = {slot: SharedMemory(layout) for slot, layout in layouts.items()}
         elif self._cache.mode == "mmap":
             self._make_room(layouts)
-        for slot in self._facts:
-            self._decode(slot, self._facts[slot])
+        with signs_of_life("decoding the cached crops"):
+            for slot in self._facts:
+                self._decode(slot, self._facts[slot])
         self._follower: Follower | None = None
         if self._board is not None and self._client is not None and self._plan is not None:
             slots = {self.crops[slot]: slot for slot in self._awaited}
@@ -285,14 +287,16 @@ class TrainingSet:
         """
         self._look()
         if not self._facts and self._follower is not None:
-            self._follower.wait_for_one()
+            with signs_of_life("waiting for the first crop"):
+                self._follower.wait_for_one()
             self._look()
         return sorted(self._facts)
 
     def wait(self) -> None:
         """Wait until every crop is there, in the process that has the client."""
         if self._follower is not None:
-            self._follower.join()
+            with signs_of_life("waiting until every crop is there"):
+                self._follower.join()
         self._look()
 
     def _look(self) -> None:
