@@ -1,6 +1,6 @@
 """Each system call on the cache folder fails, in turn: never a wrong file, and the next call completes.
 
-A few calls of each kind are chosen with a fixed seed. ``PRISMCACHE_SWEEP=all`` takes every call with every error.
+A few calls are chosen with a fixed seed. ``PRISMCACHE_SWEEP=all`` takes every call, with one error after the other.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class Sweep:
     def run(self, times: int, few: int) -> list[dict[str, Any]]:
         """Return the rounds: each of the calls that the operation makes fails, or `few` that are chosen by chance."""
         calls = self.round(FOR_EVER, 1, errno.EIO)["calls"]
-        rounds = [(number, error) for number in range(1, calls + 1) for error in ERRORS]
         chance = random.Random(f"{self._operation} {times}")
-        chosen = rounds if EVERYTHING else sorted(chance.sample(rounds, min(few, len(rounds))))
-        return [self.round(number, times, error) for number, error in chosen]
+        every = range(1, calls + 1)
+        chosen = every if EVERYTHING else sorted(chance.sample(every, min(few, calls)))
+        return [self.round(number, times, ERRORS[number % len(ERRORS)]) for number in chosen]
 
     def round(self, number: int, times: int, error: int) -> dict[str, Any]:
         """Let the calls from `number` on fail once, and say what came of it."""
