@@ -130,10 +130,11 @@ def _embedded(lab: Lab, tmp_path: Path, role: str, plans: Sequence[str]) -> list
         [sys.executable, "-c", program, *plans],
         env=environment(lab.settings(), faulty_environment(tmp_path, lab.root, role)),
         cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=True,
     )
+    assert "Traceback" not in done.stderr, done.stderr
     rounds: list[dict[str, Any]] = json.loads(done.stdout)
     return rounds
 

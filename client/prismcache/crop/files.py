@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +67,7 @@ class SteadyFile:
         for attempt in _retrying():
             with attempt:
                 self._file = path.open("rb", buffering=0)
-        self.close = weakref.finalize(self, self._file.close)
+        self.close = weakref.finalize(self, _close, self._file)
         self._stamp = self._stamp_of(self._file.fileno())
 
     def _retried(self, read: Callable[[], Result]) -> Result:
@@ -132,6 +133,11 @@ class SteadyFile:
         """Return up to `size` bytes from the current place, as io's files do."""
         buffer = bytearray(size)
         return bytes(buffer[: self.readinto(buffer)])
+
+
+def _close(file: io.FileIO) -> None:
+    with suppress(OSError):  # of a file that was only read nothing can be lost
+        file.close()
 
 
 def _retrying() -> Retrying:

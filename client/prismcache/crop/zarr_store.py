@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from prismcache.crop.voxels import OpenCrop
@@ -40,7 +41,8 @@ class FaceMapping(MutableMapping[str, Any]):
 
     def __del__(self) -> None:
         if (fd := getattr(self, "_fd", -1)) >= 0:
-            os.close(fd)
+            with suppress(OSError):  # of a file that was only read nothing can be lost
+                os.close(fd)
 
     def __reduce__(self) -> tuple[type[FaceMapping], tuple[OpenCrop]]:
         return type(self), (self._crop,)
