@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from prismcache.cli.app import app
 from prismcache.errors import NoSpaceError, SourceUnreachableError
 from prismcache.schema import JobRequest, LeaseRequest, Split
+from prismcache.units import format_bytes
 from tests.support.fake_service import FakeService
 
 
@@ -175,8 +176,9 @@ def test_status(service, run):
     submit(service, 1)
     text = run("status").stdout
     assert "jobs        1 running, 0 queued\n" in text
-    assert "cache       1 files, 38.5 kB, no bound\n" in text
-    assert json.loads(run("status", "--json").stdout)["usage"]["files"] == 1
+    usage = json.loads(run("status", "--json").stdout)["usage"]
+    assert usage["files"] == 1
+    assert f"cache       1 files, {format_bytes(usage['used_bytes'])}, no bound\n" in text
 
 
 def test_status_and_clear_quarantine_without_a_service_are_of_the_cache_folder(run, tmp_path):
