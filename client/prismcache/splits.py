@@ -88,10 +88,13 @@ class SplitEntry:
 
     @property
     def place(self) -> dict[str, Any]:
-        """The settings of S3 that this split has of its own, by the setting's name; empty for the published splits."""
+        """The settings of S3 that this split has of its own, by the setting's name; empty for the published splits.
+
+        In a bucket of its own, the prefix is empty unless one is given.
+        """
         own = {
             "s3_bucket": self.bucket,
-            "s3_prefix": self.prefix,
+            "s3_prefix": "" if self.bucket is not None and self.prefix is None else self.prefix,
             "s3_endpoint_url": self.endpoint_url,
             "s3_region": self.region,
             "s3_anonymous": self.anonymous,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from prismcache import Crop
+from tests.support import own_splits
 from tests.support.dashboard import CACHED, pixels
-from tests.support.site import Site
+from tests.support.site import Site, running_site
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it").expect
 
@@ -44,6 +46,18 @@ def test_windows_are_those_of_the_facts_and_all_channels_are_added(site: Site, p
     page.get_by_label("Windows from facts").uncheck()
     page.locator("#slice[data-windows='none']").wait_for()
     assert np.array_equal(pixels(page), np.stack(planes, axis=-1))
+
+
+def test_a_crop_without_labels_is_shown_as_raw_alone(page: Any, tmp_path: Path) -> None:
+    arrays = own_splits.synapse_arrays()
+    with running_site(tmp_path, []) as site:
+        own_splits.write_synapses(site.lab.bucket_dir, arrays)
+        site.ensure(split="synapses")
+        page.goto(f"{site.service.url}/view?split=synapses&crop=0&at=5&gain=1&c=1,,")
+        page.locator("#slice[data-at='z5']").wait_for()
+        expect(page.get_by_text("2 channels; 400 × 168 × 168 nm expanded")).to_be_visible()
+        assert np.array_equal(pixels(page)[..., 0], arrays["ls_2channels_globalnorm"][0][1, 5])
+        assert not pixels(page)[..., 1:].any()
 
 
 def test_keys_move_it_and_its_state_is_in_the_url(site: Site, page: Any) -> None:

@@ -13,7 +13,14 @@ import pytest
 import zarr
 from typer.testing import CliRunner
 
-from prismcache import Crop, PrismClient, RequestError, SplitConflictError, UnknownSplitError
+from prismcache import (
+    Crop,
+    PrismClient,
+    RequestError,
+    SourceUnreachableError,
+    SplitConflictError,
+    UnknownSplitError,
+)
 from prismcache.cli.app import app
 from prismcache.config import Settings
 from tests.support import own_splits
@@ -95,6 +102,7 @@ def test_a_synapse_crop_has_raw_and_the_other_arrays_as_published(client: PrismC
 def test_a_synapse_crop_is_described_with_its_arrays(client: PrismClient) -> None:
     info = client.describe("synapses", 0)
     assert (info.raw_shape, info.labels_shape, info.has_labels) == ((2, 32, 70, 66), None, False)
+    assert (info.products, client.describe("mito", 0).products) == ((), ("unlabelled", "facts"))
     assert [(each.name, each.dtype) for each in info.arrays][:2] == [
         ("psd95_output", "uint64"),
         ("psd95_mask", "uint8"),
@@ -157,6 +165,25 @@ def test_the_openapi_document_names_the_catalogs_splits(service: Service) -> Non
         assert leased.json()["code"] == "unknown_split"
 
 
+def test_a_synapse_crop_is_a_zarr_hierarchy_without_labels(service: Service, lab: Lab) -> None:
+    with PrismClient(settings=Settings.load({}, url=service.url, root=lab.root)) as client, service.client() as http:
+        (path,) = client.ensure("synapses", 0, progress=False)
+        with Crop(path) as crop:
+            image = zarr.open_group(crop.zarr_store(), mode="r")
+            np.testing.assert_array_equal(image["0"][:], SYNAPSES["ls_2channels_globalnorm"][0])
+            np.testing.assert_array_equal(image["all_channels/0"][:], SYNAPSES["ls_2channels_globalnorm"][0])
+            for name in crop.arrays:
+                np.testing.assert_array_equal(image[name][:], SYNAPSES[name][0])
+                assert image[name].attrs["offset"] == own_splits.world(SYNAPSES[name][1])
+            assert "labels" not in image
+        url = "/v1/crops/synapses/0/zarr"
+        assert http.get(f"{url}/psd95_mask/.zarray").json()["dtype"] == "|u1"
+        assert [http.get(f"{url}/{key}").status_code for key in ("labels/.zgroup", "original_ids/.zgroup")] == [
+            404,
+            404,
+        ]
+
+
 def test_a_preview_of_a_crop_without_labels_is_raw_alone(service: Service, lab: Lab) -> None:
     with PrismClient(settings=Settings.load({}, url=service.url, root=lab.root)) as client, service.client() as http:
         client.ensure("synapses", 0, progress=False)
@@ -197,6 +224,31 @@ def test_an_array_that_a_crop_lacks_is_a_note_not_a_failure(lab: Lab, tmp_path: 
         assert "psd95_weights" not in Crop(file.path).arrays
     finally:
         shutil.rmtree(lab.bucket_dir / BUCKET / "ls/models/training_data/synapses/excitatory/crop_1.zarr")
+
+
+def test_a_place_that_cannot_be_read_hides_only_its_own_splits(lab: Lab, tmp_path: Path) -> None:
+    catalog = tmp_path / "lab.toml"
+    catalog.write_text(own_splits.LAB_CATALOG + 'endpoint_url = "http://127.0.0.1:9"\n')
+    with PrismClient(settings=lab.settings(catalog=catalog, root=tmp_path / "root", s3_object_timeout=3)) as client:
+        assert [f"{info.split}/{info.crop}" for info in client.catalog()][:2] == ["instance/0", "instance/2"]
+        with pytest.raises(SourceUnreachableError, match="127.0.0.1:9"):
+            client.ensure("mito", 0, progress=False)
+        assert client.ensure("instance", 0, progress=False)
+
+
+def test_files_of_a_split_that_was_dropped_from_the_catalog_count_and_are_evicted(
+    lab: Lab, catalog: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    with PrismClient(settings=lab.settings(root=root, catalog=catalog)) as client:
+        (file,) = client.ensure_files("mito", 0, progress=False)
+    # Room is reserved for 4.28 MB, more than instance crop 0 can take: with the other file there, it is too much.
+    config = service_config(lab.settings(root=root), tmp_path / "state", max_bytes=4_300_000, min_free_bytes=0)
+    with Service(config) as service, PrismClient(settings=Settings.load({}, url=service.url, root=root)) as client:
+        with service.client() as http:
+            assert http.get("/v1/status").json()["usage"]["used_bytes"] == file.size > 25_000
+        client.ensure("instance", 0, progress=False)
+    assert not Path(file.path).exists()
 
 
 def test_two_catalogs_that_give_one_name_to_other_crops_do_not_mix_files(

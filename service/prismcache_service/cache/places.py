@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePath
 from typing import Self
@@ -143,7 +143,10 @@ class Places:
 
     def names(self, split: Split | None = None, crop: int | None = None) -> Iterator[CropName]:
         """Yield every file that has a manifest, by split, crop and channels."""
-        for each in self.these(split):
+        return self._names_of(self.these(split), crop)
+
+    def _names_of(self, splits: Iterable[Split], crop: int | None = None) -> Iterator[CropName]:
+        for each in splits:
             found = []
             for path in self.manifest_path(CropName(each, 0)).parent.glob("crop_*.json"):
                 parsed = parse_manifest_name(path.name)
@@ -152,9 +155,12 @@ class Places:
             yield from sorted(found, key=lambda name: (name.crop, name.channels or (), name.file_name))
 
     def sizes(self) -> list[tuple[CropName, int]]:
-        """Return every file with a manifest that is there, and its size in bytes."""
+        """Return every file with a manifest that is there, and its size in bytes.
+
+        Files of splits that the catalog lacks take room, too: another catalog's, or a split that was dropped from it.
+        """
         found = []
-        for name in self.names():
+        for name in self._names_of([Split(folder.name) for folder in self._manifest_folders()]):
             with contextlib.suppress(OSError):
                 found.append((name, self.path(name).lstat().st_size))
         return found
@@ -243,6 +249,13 @@ class Places:
 
     def working_folders(self) -> list[Path]:
         """Return the folders in which temporary files are made, also those of other catalogs' splits."""
-        state = self.root / STATE_FOLDER
-        manifests = sorted(folder for folder in (state / "manifests").glob("*") if SPLIT_NAME.fullmatch(folder.name))
-        return [*(self.root / folder.name for folder in manifests), *manifests, self.locks_folder, state]
+        manifests = self._manifest_folders()
+        return [*(self.root / folder.name for folder in manifests), *manifests, self.locks_folder, self._state]
+
+    def _manifest_folders(self) -> list[Path]:
+        """Return the folders of manifests, one for each split that has files or had some."""
+        return sorted(folder for folder in (self._state / "manifests").glob("*") if SPLIT_NAME.fullmatch(folder.name))
+
+    @property
+    def _state(self) -> Path:
+        return self.root / STATE_FOLDER

@@ -66,6 +66,7 @@ class CatalogService:
         place = f"{settings.s3_endpoint_url or ''} s3://{settings.s3_bucket}/{settings.s3_prefix}"
         self._source = f"{place} {self.splits.digest}"
         self._fresh: tuple[datetime, float] | None = None  # when the catalog was read, and until when it counts
+        self._part: tuple[float, tuple[CropInfo, ...]] | None = None  # until when a part counts, and its crops
         self.failure: PrismError | None = None
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
@@ -76,7 +77,8 @@ class CatalogService:
         refresh
             Read the bucket even if it was read today.
 
-        Without `refresh`, an older catalog is returned with a warning while the bucket cannot be reached.
+        Without `refresh`, an older catalog is returned with a warning while the bucket cannot be reached, and the crops
+        of the other places while only the place of a lab's own splits cannot be read.
 
         Raises
         ------
@@ -86,14 +88,19 @@ class CatalogService:
         known = await self._threads.run(self._recall)
         if known is not None and not refresh and self._is_fresh(known.read_at):
             return known.crops
+        if self._part is not None and not refresh and monotonic() < self._part[0]:
+            return self._part[1]
         try:
-            return await self._reading.run("crops", self._read_and_remember)
+            found = await self._reading.run("crops", self._read_and_remember)
         except SourceUnreachableError as error:
             if known is None or refresh:
                 raise
             _log.warning("the catalog of %s is used, since the bucket cannot be read: %s", known.read_at.date(), error)
             self._fresh = known.read_at, monotonic() + _OFFLINE_S
             return known.crops
+        if refresh and self.failure is not None:
+            raise self.failure
+        return found
 
     def _is_fresh(self, read_at: datetime) -> bool:
         """Return whether a catalog that was read then need not be read again.
@@ -182,11 +189,15 @@ class CatalogService:
 
     async def _read_and_remember(self) -> tuple[CropInfo, ...]:
         try:
-            crops = await self._read()
+            crops, self.failure = await self._read()
         except PrismError as error:
             self.failure = error
             raise
-        self.failure = None
+        self._part = None
+        if self.failure is not None:
+            _log.warning("some splits are not listed, since their place cannot be read: %s", self.failure)
+            self._part = monotonic() + _OFFLINE_S, crops
+            return crops
         # An outage is no property of a crop: such a catalog is not stored.
         if not any(crop.problem and crop.problem.code == SourceUnreachableError.code for crop in crops):
             with contextlib.suppress(
@@ -195,7 +206,8 @@ class CatalogService:
                 await self._threads.run(self._remember, crops)
         return crops
 
-    async def _read(self) -> tuple[CropInfo, ...]:
+    async def _read(self) -> tuple[tuple[CropInfo, ...], PrismError | None]:
+        """Return the crops of all places that can be read, and the error of one that cannot."""
         require_service_extra()
         # Imported here: the bucket is read once a day, a warm `ensure` runs many times.
         published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
@@ -203,10 +215,15 @@ class CatalogService:
         for entry in self.splits.values():
             places.setdefault(tuple(sorted(entry.place.items())), []).append(entry)
         found: list[CropInfo] = []
+        failures: list[PrismError] = []
         for entries in places.values():
-            read = partial(published.read_published, entries=entries)
-            found += await self._source_thread.ask(read, entries[0])
-        return tuple(sorted(found, key=lambda info: (info.split, info.crop)))
+            try:
+                found += await self._source_thread.ask(partial(published.read_published, entries=entries), entries[0])
+            except PrismError as error:
+                failures.append(error)
+        if len(failures) == len(places):
+            raise failures[0]
+        return tuple(sorted(found, key=lambda info: (info.split, info.crop))), failures[0] if failures else None
 
 
 def _bytes_bound(info: CropInfo, raw_shape: tuple[int, int, int, int], name: CropName) -> int:

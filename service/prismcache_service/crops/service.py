@@ -30,6 +30,7 @@ from prismcache.schema import (
     Lease,
     LeaseRequest,
     Problem,
+    Product,
     Split,
     Usage,
     Verdict,
@@ -129,6 +130,7 @@ class CropService:
             entry = splits[key[0]]
             of_split = {
                 "has_labels": bool(entry.labels),
+                "products": tuple(map(Product, entry.products)),
                 "expansion": entry.expansion,
                 "same_tissue": splits.same_tissue(*key),
             }

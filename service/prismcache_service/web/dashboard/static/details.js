@@ -7,8 +7,6 @@ import { attempt, follow, may } from "./session.js";
 import { share } from "./share.js";
 
 const CONTEXTS = [["context 16,46,46", { context: [16, 46, 46] }], ["context all", { context: "all" }]];
-const PRODUCTS = ["facts", "unlabelled", "avg_barcodes"];
-const OF_SEMANTIC = ["fgbg", "border_mask"];
 const isOpen = ({ state }) => state === "queued" || state === "running";
 
 const isWhole = (file) => fileName(file) === `crop_${file.crop}.h5`;
@@ -64,7 +62,7 @@ export async function showDetails(place, split, crop, onFacts) {
   let [info, facts, progress, problem, wanted] = [null, null, null, null, null];
 
   const choices = () => {
-    const products = info.has_labels ? [...PRODUCTS, ...(split === "semantic" ? OF_SEMANTIC : [])] : [];
+    const products = [...info.products].sort((one, other) => (other === "facts") - (one === "facts"));
     return [...products.map((product) => [product, { product }]), ...CONTEXTS];
   };
   const order = () => attempt(async () => {

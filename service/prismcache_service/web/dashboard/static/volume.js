@@ -147,19 +147,39 @@ async function openArray(crop, name) {
   return new ZarrArray(`${crop}/file`, response.headers.get("ETag"), metadata, places);
 }
 
+// Labels of a crop that has none: 0 everywhere.
+class NoLabels {
+  constructor(raw) {
+    this.shape = raw.shape.slice(1);
+    this.chunks = raw.chunks.slice(1);
+  }
+
+  prefetch() {}
+
+  plane(axis) {
+    const [height, width] = this.shape.filter((_, other) => other !== axis);
+    return { plane: new Uint32Array(height * width), height, width };
+  }
+}
+
+function absent(error) {
+  if (error.status !== 404) throw error;
+  return null;
+}
+
 // Open a cached crop.
 export async function openVolume(split, number) {
   const crop = `v1/crops/${split}/${number}`;
   const documents = [
-    json(`${crop}/zarr/.zattrs`), openArray(crop, "0"), openArray(crop, `labels/${split}/0`),
-    request(`${crop}/zarr/labels_ids/0`).then((response) => response.arrayBuffer()),
+    json(`${crop}/zarr/.zattrs`), openArray(crop, "0"), openArray(crop, `labels/${split}/0`).catch(absent),
+    request(`${crop}/zarr/labels_ids/0`).then((response) => response.arrayBuffer(), absent),
   ];
   startWorkers(); // while the service responds
   const [attributes, raw, labels, ids] = await Promise.all(documents);
   return {
     raw,
-    labels,
-    ids: new BigUint64Array(ids),
+    labels: labels || new NoLabels(raw),
+    ids: new BigUint64Array(ids || 1),
     channels: attributes.omero.channels.map(({ label, window: { start, end } }) => ({ label, low: start, high: end })),
     voxelSize: attributes.multiscales[0].datasets[0].coordinateTransformations[0].scale.slice(1),
   };
