@@ -231,7 +231,7 @@ def test_a_place_that_cannot_be_read_hides_only_its_own_splits(lab: Lab, tmp_pat
     catalog.write_text(own_splits.LAB_CATALOG + 'endpoint_url = "http://127.0.0.1:9"\n')
     with PrismClient(settings=lab.settings(catalog=catalog, root=tmp_path / "root", s3_object_timeout=3)) as client:
         assert [f"{info.split}/{info.crop}" for info in client.catalog()][:2] == ["instance/0", "instance/2"]
-        with pytest.raises(SourceUnreachableError, match="127.0.0.1:9"):
+        with pytest.raises(SourceUnreachableError, match=r"127\.0\.0\.1:9"):
             client.ensure("mito", 0, progress=False)
         assert client.ensure("instance", 0, progress=False)
 
