@@ -87,7 +87,8 @@ class Sweep:
         except Exception as raised:  # noqa: BLE001 - what the test is looking for
             code, trouble = "untyped", [f"{type(raised).__name__}: {raised}"]
         calls, failed, what = self._faults.stop()
-        if (not code or self._path.exists()) and self._digest() != self._right:
+        is_published = self._path.exists()
+        if (not code or is_published) and self._digest() != self._right:
             trouble.append("a wrong file")
         begun = time.monotonic()
         self._client.ensure("instance", 0, progress=False)
@@ -98,7 +99,7 @@ class Sweep:
         if before not in {None, self._path.stat().st_ino}:
             trouble.append("a good file was fetched again")
         trouble += [f"{name} in quarantine" for name in quarantined(self._root)]
-        if self._operation == "make" and code:  # the next call made the crop, and swept before
+        if self._operation == "make" and not is_published:  # so the next call made the crop, and swept before
             trouble += [f"{name} was left" for name in unfinished(self._root)]
         return {
             "call": number, "error": errno.errorcode[error], "what": what, "calls": calls, "failed": failed,
