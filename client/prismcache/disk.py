@@ -60,7 +60,7 @@ def storage_error(error: OSError, path: str | os.PathLike[str], setting: str = "
     if error.errno in _DENIED:
         remedy = f"Point {setting} at a folder you may write, or have its permissions changed."
         return StorageUnwritableError(message, remedy=_umask_remedy(Path(path), error) or remedy)
-    return StorageError(message)
+    return StorageError(message, remedy=f"{StorageError.default_remedy} {setting} can name another place.")
 
 
 def _umask_remedy(path: Path, error: OSError) -> str:

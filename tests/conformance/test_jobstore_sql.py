@@ -236,7 +236,7 @@ async def test_rows_that_cannot_be_read_are_left_out(url, opened, caplog):
         "UPDATE job_crops SET progress = '{\"crop\": 2' WHERE job_id = 'crop' AND crop = 2",
         "UPDATE events SET state = 'dreaming' WHERE job_id = 'state'",
         "UPDATE leases SET crops = '7'",
-        "UPDATE pins SET split = 'elsewhere'",
+        "UPDATE pins SET split = 'no split!'",
     )
     assert [job.id for job in await store.unfinished_jobs()] == ["good"]
     assert await store.job("crop") is None

@@ -16,7 +16,7 @@ from tests.support.processes import workers_of
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right
 
-ROUNDS = 20
+ROUNDS = 10
 SPECS = [tiny_spec(crop) for crop in range(5)]
 CROPS = [spec.crop for spec in SPECS]
 MANIFESTS = ".prismcache/manifests/instance"

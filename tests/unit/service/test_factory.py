@@ -12,7 +12,7 @@ import pytest
 
 from prismcache.config import Settings
 from prismcache.errors import ConfigError, SourceUnreachableError, StorageError
-from prismcache.schema import CropProgress, JobRequest, LeaseRequest, Split, State
+from prismcache.schema import CropProgress, JobRequest, LeaseRequest, Progress, Split, State
 from prismcache_service import factory as factory_module
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.config import ServiceConfig
@@ -64,14 +64,16 @@ async def test_what_an_unfinished_job_a_lease_or_a_pin_names_is_protected(tmp_pa
 async def test_room_is_held_for_the_most_that_a_crop_can_take(lab: Lab) -> None:
     factory = Factory(lab.settings(), MemoryJobStore(), bounds=Bounds(max_bytes=10**9))
     reserved = {}
+    reports: list[Progress] = []
     for channels in (None, (0,)):
-        async with factory._room(CropName(INSTANCE, 0, channels)):
+        async with factory._room(CropName(INSTANCE, 0, channels), reports.append):
             reserved[channels] = (await factory.crops.usage()).reserved_bytes
-    async with factory._room(CropName(INSTANCE, 77)):  # not published: it cannot be made either
+    async with factory._room(CropName(INSTANCE, 77), reports.append):  # not published: it cannot be made either
         assert (await factory.crops.usage()).reserved_bytes == 0
     voxels = 12 * 30 * 32
     assert voxels * 7 < reserved[None] < voxels * 8 + (5 << 20)
     assert reserved[(0,)] < reserved[None]
+    assert not any(report.waiting_for for report in reports)
     await factory.aclose()
 
 
