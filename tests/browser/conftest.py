@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,19 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[playwright.Browser]:
+def launch() -> Iterator[Callable[[list[str]], playwright.Browser]]:
+    """Start a browser with flags; playwright's driver can run only once in a thread."""
     if CHROMIUM is None or not Path(CHROMIUM).exists():
         pytest.skip("no chromium: `sh .ci/install-chromium` as root on Debian, or name one with PRISM_CHROMIUM")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
+        yield lambda flags: driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+
+
+@pytest.fixture(scope="session")
+def browser(launch: Callable[[list[str]], playwright.Browser]) -> Iterator[playwright.Browser]:
+    started = launch(FLAGS)
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

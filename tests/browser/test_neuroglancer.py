@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from prismcache import Crop, PrismClient
-from tests.browser.conftest import CHROMIUM, FLAGS
+from tests.browser.conftest import FLAGS
 from tests.support.cache_root import tiny_spec
 from tests.support.labs import running_lab
 from tests.support.nginx import LACKING, Nginx
@@ -42,13 +42,10 @@ _VALUE = """([name, place]) => {
 
 
 @pytest.fixture(scope="module")
-def webgl() -> Iterator[Any]:
-    if CHROMIUM is None or not Path(CHROMIUM).exists():
-        pytest.skip("no chromium: `sh .ci/install-chromium` as root on Debian, or name one with PRISM_CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=_WEBGL)
-        yield started
-        started.close()
+def webgl(launch: Callable[[list[str]], Any]) -> Iterator[Any]:
+    started = launch(_WEBGL)
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="module")
