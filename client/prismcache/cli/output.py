@@ -17,7 +17,18 @@ from prismcache.cli.errors import show_error
 from prismcache.errors import error_from_problem
 from prismcache.layout import format_channels
 from prismcache.progress.reporter import Reporter
-from prismcache.schema import CropFile, CropInfo, Job, JobEvent, ServiceStatus, State, Verdict, VerifyResult
+from prismcache.schema import (
+    NO_CONTEXT,
+    CropFile,
+    CropInfo,
+    Job,
+    JobEvent,
+    Product,
+    ServiceStatus,
+    State,
+    Verdict,
+    VerifyResult,
+)
 from prismcache.units import format_bytes, format_voxel_size
 
 if TYPE_CHECKING:
@@ -67,8 +78,8 @@ def print_crop(info: CropInfo) -> None:
         if value:
             typer.echo(f"{name:<16}{value}")
     for file in info.files:
-        channels = _channels(info, file).replace("all", "all channels")
-        typer.echo(f"{'cached':<16}{channels}, {format_bytes(file.size)}, {file.path}")
+        content = _content(_channels(info, file).replace("all", "all channels"), file)
+        typer.echo(f"{'cached':<16}{content}, {format_bytes(file.size)}, {file.path}")
 
 
 def print_facts(found: Sequence[Facts]) -> None:
@@ -125,8 +136,8 @@ def print_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         since = "" if job.created_at is None else job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         channels = "all" if job.channels is None else format_channels(job.channels).replace("_", ",")
-        done = _crops_done(job)
-        rows.append((job.id[:length], job.state.value, job.split.value, done, channels, job.owner or "-", since))
+        what, done = _content(channels, job), _crops_done(job)
+        rows.append((job.id[:length], job.state.value, job.split.value, done, what, job.owner or "-", since))
     print_table(("job", "state", "split", "crops", "channels", "owner", "since"), rows)
 
 
@@ -195,7 +206,7 @@ def working(text: str) -> Iterator[None]:
 
 
 def _catalog_row(info: CropInfo) -> tuple[str, ...]:
-    cached = ", ".join(f"{_channels(info, file)} {format_bytes(file.size)}" for file in info.files)
+    cached = ", ".join(f"{_content(_channels(info, file), file)} {format_bytes(file.size)}" for file in info.files)
     shapes = ("x".join(map(str, shape or ())) for shape in (info.raw_shape, info.labels_shape, info.voxel_size))
     size = "" if info.source_bytes is None else format_bytes(info.source_bytes)
     bucket = f"error[{info.problem.code}]" if info.problem else size
@@ -217,6 +228,16 @@ def _channels(info: CropInfo, file: CropFile) -> str:
     if info.raw_shape is not None and len(file.channels) == info.raw_shape[0]:
         return "all"
     return f"ch {format_channels(file.channels).replace('_', ',')}"
+
+
+def _content(channels: str, of: CropFile | Job) -> str:
+    """Return what a file or job holds: its channels, with context if there is any, or a product."""
+    if of.product is not Product.CROP:
+        return of.product.value
+    if of.context == NO_CONTEXT:
+        return channels
+    reach = "all context" if of.context == "all" else f"context {','.join(map(str, of.context))}"
+    return f"{channels} with {reach}"
 
 
 def _crops_done(job: Job) -> str:

@@ -23,7 +23,7 @@ from prismcache.errors import (
     SourceDeniedError,
     UnknownChannelError,
 )
-from prismcache.schema import CropFile, CropInfo, Split, Verdict, VerifyResult
+from prismcache.schema import CropFile, CropInfo, Product, Split, Verdict, VerifyResult
 from tests.support.fake_backend import FakeBackend, broken, crop_file, job, ready, running
 
 ROOT = ("--root", "/lab/prism")
@@ -187,6 +187,28 @@ def test_ls_is_a_table_that_a_pipe_does_not_cut(run):
     assert lines[1] == "instance/0  3x300x650x650   200x500x500   400x168x168  1.6 GB  all 3.0 MB"
     assert lines[2].rstrip().endswith("ch 00-02 3.0 MB")
     assert lines[3].rstrip().endswith("-")
+
+
+def test_ls_and_info_say_which_file_has_context_or_is_a_product(run, backend):
+    file = crop_file(0)
+    files = [
+        file,
+        file.model_copy(update={"context": (16, 46, 46)}),
+        file.model_copy(update={"context": "all"}),
+        file.model_copy(update={"product": Product.FACTS}),
+    ]
+    info = CropInfo(split=Split.INSTANCE, crop=0, raw_shape=(3, 300, 650, 650), files=files)
+
+    async def catalog(*_: object, **__: object) -> list[CropInfo]:
+        return [info]
+
+    async def describe(*_: object, **__: object) -> CropInfo:
+        return info
+
+    backend.catalog, backend.describe = catalog, describe
+    shown = "all 3.0 MB, all with context 16,46,46 3.0 MB, all with all context 3.0 MB, facts 3.0 MB"
+    assert run("ls", *ROOT).stdout.splitlines()[1].endswith(shown)
+    assert "all channels with context 16,46,46, 3.0 MB" in run("info", "instance", "0", *ROOT).stdout
 
 
 def test_ls_shows_problems_and_unknowns(run, backend):
