@@ -136,7 +136,8 @@ class BodyReader:
         async with asyncio.timeout(self._settings.s3_object_timeout / 2):
             response = await self._client.get_object(Bucket=self._settings.s3_bucket, Key=key, **condition)
             length = int(response.get("ContentLength", size))
-            async with response["Body"] as stream:
+            stream = response["Body"]
+            async with stream:
                 while length == size and len(data) <= size and (piece := await stream.read(_PIECE_BYTES)):
                     data += piece
         return Body(
