@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import httpx2
@@ -29,7 +26,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from prismcache import AsyncPrismClient, PrismClient, testing
+from prismcache import testing
 from prismcache.arguments import as_context
 from prismcache.errors import (
     CropInUseError,
@@ -67,7 +64,6 @@ from prismcache.schema import (
 Key: TypeAlias = tuple[Split, int]
 Handler: TypeAlias = Callable[["Lab", Request], Awaitable[BaseModel | Response]]
 
-PUBLISHED = {(split, crop): ... for split in (Split.INSTANCE, Split.SEMANTIC) for crop in range(3)}
 POLL = 0.005
 ROUTES: list[tuple[str, str, Handler]] = []
 
@@ -147,13 +143,11 @@ class Lab(testing.Lab):
             self._record("finished", job)
 
 
-class FakeService:
-    """The service, inside its `with` block.
+class FakeService(testing.InMemoryService):
+    """The service of `prismcache.testing`, reached by HTTP, inside its `with` block.
 
     Attributes
     ----------
-    url, root
-        Where it is reached, and its cache folder.
     lab
         Its files, jobs, pins and leases.
     requests
@@ -165,17 +159,13 @@ class FakeService:
     """
 
     def __init__(self, crops: Mapping[tuple[str, int], Any] | None = None, *, token: str | None = None) -> None:
-        self._crops = {(Split(split), crop): given for (split, crop), given in (crops or PUBLISHED).items()}
-        self._token = token
-        self._stack = ExitStack()
-        self.requests: list[str] = []
+        super().__init__(crops, token=token)
         self.fault: Callable[[Request], Response | None] = lambda _: None
         self.transport = httpx2.ASGITransport(app=self._checked)
 
     def __enter__(self) -> Self:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prismcache-")))
-        self.root, self._downloads = folder / "root", folder / "downloads"
-        self.lab = Lab(self.root, self._crops)
+        super().__enter__()
+        self._lab = self.lab = Lab(self.root, self._crops)
         self._app = Starlette(
             routes=[Route(path, _endpoint(handler, self.lab), methods=[method]) for method, path, handler in ROUTES],
             exception_handlers={PrismError: _as_problem, ValidationError: _as_problem, HTTPException: _as_problem},
@@ -191,39 +181,6 @@ class FakeService:
         self._stack.callback(thread.join, 10)
         self._stack.callback(setattr, server, "should_exit", True)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def settings(self, *, mounted: bool = True, **settings: Any) -> dict[str, Any]:
-        """Return arguments for a client; not `mounted` means that files are downloaded."""
-        found: dict[str, Any] = {"url": self.url, "downloads": self._downloads, "token": self._token}
-        return found | ({"root": self.root} if mounted else {}) | settings
-
-    def client(self, *, mounted: bool = True, **settings: Any) -> PrismClient:
-        return PrismClient(**self.settings(mounted=mounted, **settings))
-
-    def async_client(self, *, mounted: bool = True, **settings: Any) -> AsyncPrismClient:
-        return AsyncPrismClient(**self.settings(mounted=mounted, **settings))
-
-    def cache(self, split: str | Split, crop: int) -> Path:
-        """Write a crop's file to the cache; return its path."""
-        with self.lab.lock:
-            return Path(self.lab.make(Split(split), FileName(crop)).path)
-
-    def hold(self) -> None:
-        """Let no job go on until `resume`."""
-        self.lab.held = True
-
-    def resume(self) -> None:
-        self.lab.held = False
-
-    def forget_jobs(self) -> None:
-        """Forget all jobs, as a service does whose database was deleted."""
-        with self.lab.lock:
-            self.lab.jobs.clear()
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, unless there is a `fault` or another token."""
