@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,10 +49,13 @@ def site(shared_site: Site) -> Iterator[Site]:
     shared_site.lab.proxy.clear()
 
 
-@pytest.fixture
-def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
-    """A page of a fresh profile, which fails the test if the console shows an error or another host is asked."""
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+@contextmanager
+def watched_page(browser: playwright.Browser, **options: Any) -> Iterator[tuple[playwright.Page, set[str]]]:
+    """Open a page of a fresh profile, with the hosts that it asks.
+
+    At the end, fail if that was more than one host, or if the console has shown an error.
+    """
+    context = browser.new_context(**options)
     opened = context.new_page()
     opened.set_default_timeout(30_000)
     problems: list[str] = []
@@ -59,8 +64,14 @@ def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
     opened.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
     context.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
     opened.problems = problems
-    yield opened
+    yield opened, hosts
     context.close()
     assert len(hosts) <= 1, f"the page asked more than one host: {hosts}"
     # A response that is an error is shown to the reader, and by the browser in its console.
     assert [text for text in problems if not text.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
+    with watched_page(browser, permissions=["clipboard-read", "clipboard-write"]) as (opened, _):
+        yield opened

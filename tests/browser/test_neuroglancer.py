@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from prismcache import Crop, PrismClient
-from tests.browser.conftest import FLAGS
+from tests.browser.conftest import FLAGS, watched_page
 from tests.support.cache_root import tiny_spec
 from tests.support.labs import running_lab
 from tests.support.nginx import LACKING, Nginx
@@ -72,19 +72,9 @@ def made(service: tuple[Service, str]) -> dict[str, Any]:
 
 @pytest.fixture
 def page(webgl: Any) -> Iterator[Any]:
-    """A page that fails the test if it asks another host, or if the console shows an error but for absent chunks."""
-    context = webgl.new_context(viewport={"width": 600, "height": 500}, ignore_https_errors=True)
-    opened = context.new_page()
-    opened.set_default_timeout(30_000)
-    problems: list[str] = []
-    hosts: set[str] = set()
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    opened.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
-    yield opened
-    context.close()
-    assert len(hosts) == 1, f"the page asked more than one host: {hosts}"
-    assert [text for text in problems if not text.startswith("Failed to load resource")] == []
+    with watched_page(webgl, viewport={"width": 600, "height": 500}, ignore_https_errors=True) as (opened, hosts):
+        yield opened
+    assert len(hosts) == 1, "the page asked no host"
 
 
 def cached(service: Service) -> Crop:
