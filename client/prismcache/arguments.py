@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from prismcache.catalog import published
 from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError
-from prismcache.numbers import parse_channels, parse_crops
+from prismcache.numbers import MAX_CROP, parse_channels, parse_crops
 from prismcache.schema import Context, JobRequest, Product, Split
 
 T = TypeVar("T")
@@ -21,7 +21,6 @@ T = TypeVar("T")
 Numbers: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | str
 """One number or several; also numpy's integers and arrays of integers, and text such as ``"0-4,7"``."""
 
-MAX_CROP = 999_999
 MAX_CHANNEL = 9_999
 MAX_CONTEXT = 99_999
 MAX_COUNT = 1000

@@ -14,12 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from prismcache.numbers import SPLIT_NAME
+from prismcache.numbers import MAX_CROP, SPLIT_NAME
 from prismcache.splits import OF_CLASSES, PRODUCTS, SplitEntry, Splits, Vector
 
 _PUBLISHED = Path(__file__).with_name("splits.toml")
 _MAX_FILE_BYTES = 1 << 20
-_MAX_CROP = 999_999  # as `schema.CropId`
 _RESERVED = {"raw", "labels", "labels_ids", *PRODUCTS}  # names that a crop's file has already
 _ARRAY = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*", re.ASCII)
 _TISSUE = re.compile(r"([a-z][a-z0-9_]{0,39})/(0|[1-9]\d{0,5})", re.ASCII)
@@ -204,7 +203,7 @@ def _tissues(value: object) -> tuple[tuple[int, str], ...]:
     if not isinstance(value, dict):
         raise _UnusableError(f"{value!r} is no table", remedy)
     for crop, other in value.items():
-        is_crop = crop.isascii() and crop.isdigit() and str(int(crop)) == crop and int(crop) <= _MAX_CROP
+        is_crop = crop.isascii() and crop.isdigit() and str(int(crop)) == crop and int(crop) <= MAX_CROP
         if not is_crop or not isinstance(other, str) or not _TISSUE.fullmatch(other):
             raise _UnusableError(f"{crop} = {other!r} names no two crops", remedy)
     return tuple((int(crop), other) for crop, other in value.items())

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 
 ALL = "all"
+MAX_CROP = 999_999
+"""The largest number that a crop can have."""
 SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
 """A split's name is that of a folder, and a part of URLs."""
 _PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)

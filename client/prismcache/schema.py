@@ -23,10 +23,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from prismcache.html import table
-from prismcache.numbers import SPLIT_NAME
+from prismcache.numbers import MAX_CROP, SPLIT_NAME
 from prismcache.units import EXPANSION, format_bytes, format_voxel_size
 
-CropId = Annotated[StrictInt, Field(ge=0, le=999_999)]
+CropId = Annotated[StrictInt, Field(ge=0, le=MAX_CROP)]
 ChannelId = Annotated[StrictInt, Field(ge=0, le=9_999)]
 Reach = Annotated[StrictInt, Field(ge=0, le=99_999)]
 Context = tuple[Reach, Reach, Reach] | Literal["all"]

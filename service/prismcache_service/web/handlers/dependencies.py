@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 
 from prismcache.arguments import as_context
 from prismcache.errors import ForbiddenError, RequestError, UnknownLinkError
+from prismcache.numbers import MAX_CROP
 from prismcache.schema import NO_CONTEXT, Product, Split
 from prismcache_service.cache import CropName
 from prismcache_service.crops import CropService, FaceService, LinkService, PreviewService
@@ -158,7 +159,7 @@ AnyCaller = Annotated[Caller, Depends(_caller)]
 
 Decimal = BeforeValidator(_decimal)
 SplitPath = Annotated[Split, Path(description="Which set of crops.")]
-CropPath = Annotated[int, Decimal, Path(ge=0, le=999_999, description="The crop's number.", examples=[0])]
+CropPath = Annotated[int, Decimal, Path(ge=0, le=MAX_CROP, description="The crop's number.", examples=[0])]
 JobId = Annotated[str, Depends(_job_id)]
 LeasePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,64}$", description="The lease's id.")]
 Channels = Annotated[tuple[int, ...] | None, Depends(_channels)]
