@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 THUMBNAIL_EDGE = 96
 """Pixels of a thumbnail's longer side at most."""
 
-_BRIGHT = (1, 99.5)  # percentiles of the slice that become black and full brightness, as in the service's previews
-_OPACITY = 0.4  # of labels over raw
+BRIGHT = (1, 99.5)
+"""Percentiles of a slice that become black and full brightness; also in the service's previews."""
+OPACITY = 0.4
+"""Of labels over raw; also in the service's previews."""
 _SMALL_EDGE = 300  # a picture with fewer pixels along its longer side is shown enlarged to as many
 
 
@@ -144,7 +146,7 @@ def draw(crop: OpenCrop, z: int | None, channels: Sequence[int], *, labels: bool
     raw = crop.read(slice_box, channels)[:, 0, ::step, ::step]
     mixed = np.zeros((*raw.shape[1:], 3), np.float32)
     for index, channel in enumerate(raw):
-        dark, bright = np.percentile(channel, _BRIGHT)
+        dark, bright = np.percentile(channel, BRIGHT)
         shown = np.clip((channel - dark) / max(bright - dark, 1), 0, 1)
         mixed[..., slice(None) if len(raw) == 1 else index % 3] += shown[..., None] if len(raw) == 1 else shown
     np.minimum(mixed, 1, out=mixed)
@@ -153,7 +155,7 @@ def draw(crop: OpenCrop, z: int | None, channels: Sequence[int], *, labels: bool
         found = np.zeros(crop.raw_shape[1:], np.uint32)
         found[y : y + crop.shape[1], x : x + crop.shape[2]] = crop.labels[z]
         found = found[::step, ::step]
-        mixed[found > 0] = (1 - _OPACITY) * mixed[found > 0] + _OPACITY * _colours(found[found > 0])
+        mixed[found > 0] = (1 - OPACITY) * mixed[found > 0] + OPACITY * _colours(found[found > 0])
     numbers = ", ".join(map(str, channels))
     caption = f"{crop.split.value} crop {crop.crop_id}, z {z}, channel{'s' * (len(channels) > 1)} {numbers}"
     return Picture((255 * mixed).astype(np.uint8), caption + ", labels" * labels)

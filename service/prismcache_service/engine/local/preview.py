@@ -19,6 +19,7 @@ from skimage.exposure import rescale_intensity
 from skimage.segmentation import find_boundaries
 
 from prismcache.crop import Crop
+from prismcache.crop.picture import BRIGHT, OPACITY
 from prismcache.errors import CropCorruptError, PrismError
 
 EDGE = 512
@@ -27,8 +28,6 @@ FAILED = 3
 """Exit status that goes with a problem. (1 and 2 are Python's own.)"""
 
 _NICE = 10  # requests and the making of crops go first
-_OPACITY = 0.4  # of labels inside their boundaries
-_BRIGHT = (1, 99.5)  # percentiles of the slice that become black and white
 
 
 def draw(path: str, channel: int) -> bytes:
@@ -58,10 +57,10 @@ def blend(raw: NDArray[np.uint8], labels: NDArray[np.uint32]) -> NDArray[np.uint
 
     Label 0 stays grey.
     """
-    dark, bright = np.percentile(raw, _BRIGHT)
+    dark, bright = np.percentile(raw, BRIGHT)
     grey = rescale_intensity(raw.astype(np.float32), in_range=(dark, max(bright, dark + 1)), out_range=(0, 1))
     boundaries = find_boundaries(labels, mode="inner")[..., None]
-    inside = label2rgb(labels, grey, alpha=_OPACITY, bg_label=0, bg_color=None)
+    inside = label2rgb(labels, grey, alpha=OPACITY, bg_label=0, bg_color=None)
     picture: NDArray[np.float64] = 255 * np.where(boundaries, label2rgb(labels, bg_label=0), inside)
     return picture.astype(np.uint8)
 
