@@ -31,7 +31,7 @@ import numpy as np
 
 Table = np.ndarray[Any, np.dtype[Any]]
 Read = Callable[[int, int], bytes]
-"""Returns so many bytes (second) from a place in the file (first), or fewer at its end."""
+"""Takes an offset in the file and a count, both in bytes; returns that many bytes, or fewer at the end of the file."""
 
 _MAGIC = b"PRISMSUM"
 _FOOT = 32 + 8 + len(_MAGIC)

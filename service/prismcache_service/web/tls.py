@@ -12,7 +12,7 @@ import structlog
 from prismcache.errors import ConfigError
 
 WATCH_SECONDS = 5.0
-"""Between two looks at the files; a renewed certificate is used within so many seconds."""
+"""Time between two looks at the files; a renewed certificate is used no later than that."""
 
 _log = structlog.get_logger(__name__)
 
