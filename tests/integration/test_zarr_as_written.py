@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 
 from prismcache import Crop, PrismClient, SourceWarning
+from prismcache.errors import InvalidSourceError
 from prismcache.layout import manifest_path
 from prismcache.schema import Split
+from prismcache_service.pipeline.plan import plan_crop, read_crop
 from tests.support.cache_root import tiny_spec
 from tests.support.crops import CropSpec, write_crop
 from tests.support.faults import FaultProxy, Rewrite
+from tests.support.folder_source import FolderSource
 from tests.support.s3 import S3Server
 
 SPEC = tiny_spec(0)
@@ -89,7 +93,52 @@ def _nowhere(crop: Path) -> None:
         _edit(crop / array / ".zattrs", dict.clear)
 
 
-WAYS = [_funlib, _multiscales, _one_channel_of_labels]
+def _scales_by_number(crop: Path) -> None:
+    """The same as ome-zarr-py names them, and a smaller scale that is listed first."""
+    _multiscales(crop)
+    (crop / "raw/s0").rename(crop / "raw/0")
+
+    def change(attributes: dict) -> None:
+        [image] = attributes["multiscales"]
+        small = {"path": "1", "coordinateTransformations": [{"type": "scale", "scale": [1, 800, 336, 336]}]}
+        image["datasets"] = [small, image["datasets"][0] | {"path": "0"}]
+
+    _edit(crop / "raw/.zattrs", change)
+
+
+WAYS = [_funlib, _multiscales, _scales_by_number, _one_channel_of_labels]
+
+
+def _nested(crop: Path) -> None:
+    for chunk in (crop / "raw").glob("[0-9]*"):
+        nested = crop / "nested" / chunk.name.replace(".", "/")
+        nested.parent.mkdir(parents=True, exist_ok=True)
+        chunk.rename(nested)
+    shutil.copytree(crop / "nested", crop / "raw", dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "named"),
+    [
+        (_nested, "raw/0/0/0/0", "raw/0.0.0.0"),
+        (
+            lambda crop: _edit(crop / "raw/.zarray", lambda a: a.update(dimension_separator="/")),
+            "raw/0.0.0.0",
+            "raw/0/0",
+        ),
+    ],
+    ids=["nested", "not-nested"],
+)
+def test_chunks_by_other_keys_than_the_metadata_names_are_not_absent(
+    tmp_path: Path, change: Callable[[Path], None], found: str, named: str
+) -> None:
+    folder = write_crop(tmp_path, SPEC)
+    change(folder)
+    source = FolderSource(folder.parent)
+    objects = asyncio.run(source.list_objects(folder.name))
+    crop = asyncio.run(read_crop(source, folder.name, objects))
+    with pytest.raises(InvalidSourceError, match=f"raw has chunks such as {found}, and .* names them as in {named}"):
+        plan_crop(crop, None, strict=False)
 
 
 def test_the_same_voxels_in_the_same_place(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Place]] = {
 @pytest.mark.parametrize("name", UNDERSTOOD)
 def test_understood(name: str) -> None:
     attributes, place = UNDERSTOOD[name]
-    assert read_place(WHERE, attributes) == place
+    assert read_place(WHERE, attributes, "s0") == place
 
 
 @pytest.mark.parametrize("unit", NM)
@@ -82,19 +82,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"voxel_size": ["4", 1, 1]}, "not three numbers"),
     "no size": ({"voxel_size": [4, 0, 1]}, "must be above 0"),
     **{
-        f"{key} of a transposed array": ({key: ["c", "x", "y", "z"]}, "has the axes x, y, z, and a crop's are z, y, x")
+        f"{key} {''.join(axes)}": ({key: axes}, f"has the axes {', '.join(axes)}, and a crop's end with z, y, x")
         for key in ("axis_names", "_ARRAY_DIMENSIONS", "dimension_names")
+        for axes in ("cxyz", ["z", "y", "x", "c"], ["z", "c", "y", "x"])
     },
     "a transposed NGFF": (
         {"multiscales": [multiscales()[0] | {"axes": [{"name": n, "type": "space"} for n in "yxz"]}]},
         "has the axes y, x, z",
     ),
+    "an NGFF without the array": ({"multiscales": [multiscales()[0] | {"datasets": [{"path": "s1"}]}]}, "not among"),
     "an empty NGFF": ({"multiscales": []}, "not OME-NGFF's"),
     "an odd NGFF": ({"multiscales": [{"datasets": 3}]}, "not OME-NGFF's"),
     "NaN in NGFF": (
         {
             "multiscales": [
-                {"datasets": [{"coordinateTransformations": [{"type": "scale", "scale": [float("nan")] * 3}]}]}
+                multiscales()[0]
+                | {
+                    "datasets": [
+                        {"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": [float("nan")] * 3}]}
+                    ]
+                }
             ]
         },
         "not finite",
@@ -112,4 +119,4 @@ REFUSED |= {"10**400": ({"offset": [0, 10**400, 0]}, "not finite")}
 def test_refused(name: str) -> None:
     attributes, words = REFUSED[name]
     with pytest.raises(InvalidSourceError, match=words):
-        read_place(WHERE, attributes)
+        read_place(WHERE, attributes, "s0")

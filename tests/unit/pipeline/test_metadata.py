@@ -73,7 +73,7 @@ def test_v3_keys_follow_the_chunk_key_encoding(encoding: dict[str, Any], key: st
 
 def test_a_transposed_v3_array_is_refused() -> None:
     document = json.dumps(V3 | {"dimension_names": ["x", "y", "z"]}).encode()
-    with pytest.raises(InvalidSourceError, match="has the axes x, y, z, and a crop's are z, y, x"):
+    with pytest.raises(InvalidSourceError, match="has the axes x, y, z, and a crop's end with z, y, x"):
         parse_array(WHERE, "labels", 3, {"zarr.json": document})
 
 

@@ -56,6 +56,10 @@ CASES: dict[str, list[tuple[Failure, type[PrismError], bool, str]]] = {
     "a busy or broken server": [
         (Failure(status), UNREACHABLE, True, f"responds {status}")
         for status in (408, 425, 429, 500, 502, 503, 504, 599)
+    ]
+    + [
+        (Failure(status, code), UNREACHABLE, True, f"responds {status} {code}")
+        for status, code in ((400, "RequestTimeout"), (403, "Throttling"), (409, "OperationAborted"))
     ],
     "a redirect": [
         (Failure(status), SourceError, False, "redirects are not followed") for status in (301, 302, 307, 308)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -24,6 +24,7 @@ import obstore
 from aiolimiter import AsyncLimiter
 from botocore.exceptions import NoCredentialsError
 from botocore.httpsession import get_cert_path
+from botocore.parsers import ResponseParserError
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -115,10 +116,12 @@ class BodyReader:
             try:
                 return await self._by_obstore(key, size, if_match)
             except BaseError as error:
-                if not _is_beyond_obstore(error):
+                is_page = "invalid utf-8" in str(error)  # of an error, whose status obstore then leaves out
+                if not is_page and not _is_beyond_obstore(error):
                     raise
-                self._sdk_only = True
-                _log.warning("bodies come through aiobotocore, more slowly: %s", failure_of(error).reason)
+                if not is_page:
+                    self._sdk_only = True
+                    _log.warning("bodies come through aiobotocore, more slowly: %s", failure_of(error).reason)
         return await self.read_by_sdk(key, size, if_match=if_match)
 
     async def _by_obstore(self, key: str, size: int, if_match: str | None) -> Body:
@@ -134,7 +137,8 @@ class BodyReader:
         condition = {} if if_match is None else {"IfMatch": if_match}
         data = bytearray()
         async with asyncio.timeout(self._settings.s3_object_timeout / 2):
-            response = await self._client.get_object(Bucket=self._settings.s3_bucket, Key=key, **condition)
+            with reading_response():
+                response = await self._client.get_object(Bucket=self._settings.s3_bucket, Key=key, **condition)
             length = int(response.get("ContentLength", size))
             stream = response["Body"]
             async with stream:
@@ -148,6 +152,17 @@ class BodyReader:
             response.get("ServerSideEncryption", ""),
             response.get("ContentType", ""),
         )
+
+
+@contextmanager
+def reading_response() -> Iterator[None]:
+    """Raise `ResponseParserError` for errors that botocore raises on responses that are none of S3's."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise ResponseParserError(f"{type(error).__name__}: {error}") from error
+    except AttributeError as error:  # aiohttp's, of a connection that broke off together with its response
+        raise ConnectionError("the connection broke off") from error
 
 
 def _is_beyond_obstore(error: Exception) -> bool:

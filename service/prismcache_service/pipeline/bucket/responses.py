@@ -36,6 +36,20 @@ _DENIED = frozenset(  # S3 sends some of these with 400; botocore makes 500 of a
         "TokenRefreshRequired",
     }
 )
+_PASSING = frozenset(  # S3 and its like send these with 400, 403 and 409, too
+    {
+        "BandwidthLimitExceeded",
+        "InternalError",
+        "OperationAborted",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
 _CERTIFICATE = re.compile(r"certificate", re.IGNORECASE)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9._-]{1,64})</Code>")
@@ -148,6 +162,16 @@ ROWS = (
         SourceDeniedError,
         remedy="Set this machine's clock.",
     ),
+    Row(
+        "a busy or broken server",
+        lambda f, _: (
+            f.code in _PASSING
+            or f.status in {408, 425, 429}
+            or (f.status >= 500 and f.status not in {501, 505} and f.code not in _DENIED)
+        ),
+        SourceUnreachableError,
+        retry=True,
+    ),
     Row("no permission", lambda f, _: f.status in {401, 403} or f.code in _DENIED, SourceDeniedError),
     Row(
         "no such bucket",
@@ -166,7 +190,7 @@ ROWS = (
         "a success that is no S3 response",
         lambda f, _: f.status == 200,
         ConfigError,
-        " with what is no listing: this is no S3 server",
+        " with what is no S3 response: this is no S3 server",
         "Check PRISMCACHE_S3_ENDPOINT_URL.",
     ),
     Row("a lost object", lambda f, _: f.status == 404, SourceCorruptError, ", though it was listed"),
@@ -175,12 +199,6 @@ ROWS = (
         lambda f, _: f.status == 412,
         SourceChangedError,
         ": it changed since it was listed",
-    ),
-    Row(
-        "a busy or broken server",
-        lambda f, _: f.status in {408, 425, 429} or (f.status >= 500 and f.status not in {501, 505}),
-        SourceUnreachableError,
-        retry=True,
     ),
     Row("a redirect", lambda f, _: 300 <= f.status < 400, SourceError, ": redirects are not followed"),
     Row("any other status", lambda _, __: True, SourceError),
@@ -220,24 +238,17 @@ def failure_of(error: BaseException) -> Failure:
             region=str(headers.get("x-amz-bucket-region") or said.get("Region", "")),
         )
     cause = error.kwargs.get("error") if isinstance(error, BotoCoreError) else error
-    if isinstance(cause, ResponseParserError):
-        return Failure(200)
-    if isinstance(cause, RedirectRefusedError):
-        return Failure(cause.status, region=cause.region)
-    text = str(error)
+    if isinstance(cause, ResponseParserError | RedirectRefusedError):
+        return Failure(getattr(cause, "status", 200), region=getattr(cause, "region", ""))
+    if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status != 407:
+        return Failure(reason=f"{_TUNNEL} with {cause.status} {cause.message}")
+    if getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in str(error):
+        return Failure(407)
+    text = str(cause or "") or str(error)  # aiohttp's own words are shorter than botocore's and give the reason
     if status := _STATUS.search(text):
         code, region = _CODE.search(text), _REGION.search(text)
         return Failure(int(status[1]), code[1] if code else "", region[1] if region else "")
-    return _without_response(cause, _short(error, text), text)
-
-
-def _without_response(cause: Any, reason: str, text: str) -> Failure:
-    """Return what is known without a server's response; of a proxy's, aiohttp gives the status, obstore a name."""
-    if getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in text:
-        return Failure(407)
-    if isinstance(cause, aiohttp.ClientHttpProxyError):
-        return Failure(reason=f"{_TUNNEL} with {cause.status} {cause.message}")
-    return Failure(reason=_TUNNEL if "TunnelUnsuccessful" in text else reason)
+    return Failure(reason=_TUNNEL if "TunnelUnsuccessful" in text else _short(error, text))
 
 
 def _short(error: BaseException, text: str) -> str:

@@ -35,7 +35,14 @@ from prismcache.errors import (
     SourceUnreachableError,
 )
 from prismcache.layout import SourceObject
-from prismcache_service.pipeline.bucket.bodies import CONNECT_TIMEOUT_S, MAX_STALL_S, Body, BodyReader, open_store
+from prismcache_service.pipeline.bucket.bodies import (
+    CONNECT_TIMEOUT_S,
+    MAX_STALL_S,
+    Body,
+    BodyReader,
+    open_store,
+    reading_response,
+)
 from prismcache_service.pipeline.bucket.responses import Failure, RedirectRefusedError, decide, failure_of
 from prismcache_service.pipeline.bucket.source import Source, bare_etag, md5_of, plain_md5
 
@@ -196,31 +203,38 @@ class S3Source(Source):
 
     async def _pages(self, prefix: str, delimiter: str) -> AsyncIterator[dict[str, Any]]:
         what = f"listing of s3://{self._settings.s3_bucket}/{prefix}"
-        token: dict[str, str] = {}
+        more: dict[str, str] = {}
         seen: set[str] = set()
         while True:
-            request = {"Bucket": self._settings.s3_bucket, "Prefix": prefix, "Delimiter": delimiter, **token}
+            request = {"Bucket": self._settings.s3_bucket, "Prefix": prefix, "Delimiter": delimiter, **more}
             page = await self._retrying(partial(self._page, what, request), what, _LIST_ATTEMPTS)
             keys = set(_keys(page))
             yield page
-            if not page["IsTruncated"]:
+            # Some servers and caches cut a listing without saying so: a page that is full may not be the last one.
+            if not page["IsTruncated"] and not 0 < len(keys) == page.get("MaxKeys", 1000):
                 return
             if keys <= seen:
                 raise SourceError(f"{what}: {self.endpoint} sends the same keys again, and says that there are more")
             seen |= keys
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            if token := page.get("NextContinuationToken"):
+                more = {"ContinuationToken": token}
+            else:  # every server knows the first version of the request, some know only that
+                more = {"Marker": page.get("NextMarker") or max(seen, default="")}
 
     async def _page(self, what: str, request: dict[str, str], _deadline: asyncio.Timeout) -> dict[str, Any]:
-        page: dict[str, Any] = await self._client.list_objects_v2(**request)
+        list_page = self._client.list_objects if "Marker" in request else self._client.list_objects_v2
+        with reading_response():
+            page: dict[str, Any] = await list_page(**request)
+            keys, sizes = _keys(page), [entry["Size"] for entry in page.get("Contents", ())]
         # botocore takes any 200 for a listing, and one that is none for one without keys: whatever is missing from it
         # would count as absent from the bucket, and become fill values.
         headers = page.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         if "IsTruncated" not in page and headers.get("content-length") == "0":
             raise _RetryableError(SourceUnreachableError(f"{what}: {self.endpoint} responds 200 without a body"))
-        if "IsTruncated" not in page or (page["IsTruncated"] and "NextContinuationToken" not in page):
+        if "IsTruncated" not in page or min(sizes, default=0) < 0:
             raise decide(Failure(200), what, self.endpoint, listing=True).error
-        other = next((key for key in _keys(page) if not key.startswith(request["Prefix"])), None)
-        if other is None and not _keys(page) and unquote(page.get("Prefix", request["Prefix"])) != request["Prefix"]:
+        other = next((key for key in keys if not key.startswith(request["Prefix"])), None)
+        if other is None and not keys and unquote(page.get("Prefix", request["Prefix"])) != request["Prefix"]:
             other = page["Prefix"]
         if other is not None:
             raise SourceError(
@@ -295,6 +309,23 @@ _REFUSE_REDIRECTS.on_request_redirect.append(_refuse)
 _REFUSE_REDIRECTS.freeze()
 
 
+async def _open_clients(opened: AsyncExitStack, settings: Settings, config: AioConfig) -> tuple[Any, Any]:
+    """Return an aiobotocore and an obstore client of the bucket, open until `opened` is."""
+    session = get_session()
+    # Nobody reads the listing's times, and telling what format they are in takes two thirds of reading it.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    plain = (settings.s3_endpoint_url or "").startswith("http://")
+    context = session.create_client(
+        "s3",
+        region_name=settings.s3_region,
+        endpoint_url=settings.s3_endpoint_url,
+        config=config,
+        verify=False if plain else None,
+    )
+    client = await opened.enter_async_context(context)
+    return client, await open_store(session, client, settings)
+
+
 @asynccontextmanager
 async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Source]:
     """Open the source that `settings` name for the time of the block.
@@ -304,7 +335,6 @@ async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Sou
     ConfigError
         If the endpoint is no URL or credentials were asked for and there are none.
     """
-    plain = (settings.s3_endpoint_url or "").startswith("http://")
     config = AioConfig(
         signature_version=UNSIGNED if settings.s3_anonymous else "s3v4",  # its default for URLs is the old "s3"
         retries={"total_max_attempts": 1},
@@ -316,19 +346,9 @@ async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Sou
         http_session_cls=_NoRedirects,
         max_pool_connections=settings.s3_concurrency,
     )
-    try:
-        session = get_session()
-        # Nobody reads the listing's times, and telling what format they are in takes two thirds of reading it.
-        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
-        context = session.create_client(
-            "s3",
-            region_name=settings.s3_region,
-            endpoint_url=settings.s3_endpoint_url,
-            config=config,
-            verify=False if plain else None,
-        )
-        async with context as client:
-            store = await open_store(session, client, settings)
-            yield S3Source(client, BodyReader(client, store, settings), settings, executor)
-    except (BotoCoreError, ValueError) as error:
-        raise ConfigError(f"the S3 settings are unusable: {error}") from error
+    async with AsyncExitStack() as opened:
+        try:
+            client, store = await _open_clients(opened, settings, config)
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"the S3 settings are unusable: {error}") from error
+        yield S3Source(client, BodyReader(client, store, settings), settings, executor)

@@ -7,9 +7,9 @@ attribute                                       meaning
 ``offset``                                      place of the first voxel's corner (Z,Y,X)
 ``units``, one or a list of one for each axis   of both, nm where it is missing
 ``multiscales``                                 OME-NGFF 0.4: ``scale``, ``translation`` and the axes' units, where
-                                                the attributes above say nothing; the first dataset counts
+                                                the attributes above say nothing; of the array's own dataset
 ``axis_names``, ``_ARRAY_DIMENSIONS``,          names of the axes, funlib's, xarray's and zarr v3's: where the last
-``dimension_names``, NGFF's ``axes``            three are x, y and z in another order than z, y, x, the array is refused
+``dimension_names``, NGFF's ``axes``            three are not z, y and x though these are there, it is refused
 ==============================================  =========================================================
 
 Of NGFF's axes, those of space are the last three. Its versions before 0.4 do not say where an array lies.
@@ -43,14 +43,14 @@ class Place:
     voxel_size: Vector | None
 
 
-def read_place(where: str, attributes: Mapping[str, Any]) -> Place:
-    """Return where an array lies; `where` begins every message.
+def read_place(where: str, attributes: Mapping[str, Any], scale: str | None = None) -> Place:
+    """Return where an array lies; `where` begins every message, `scale` is the array's path in its group of scales.
 
     Raises
     ------
     InvalidSourceError
         If an attribute is not three finite numbers, a voxel size is not above 0, two attributes disagree, a unit is
-        unknown or the axes are in another order.
+        unknown, the axes are in another order or the group's ``multiscales`` lack the array.
     """
     for key in ("axis_names", "_ARRAY_DIMENSIONS", "dimension_names"):
         _refuse_other_axes(where, attributes.get(key))
@@ -61,26 +61,29 @@ def read_place(where: str, attributes: Mapping[str, Any]) -> Place:
         raise InvalidSourceError(f"{where} has resolution {resolution} and another voxel_size, {voxel_size}")
     size = resolution or voxel_size
     if size is None or offset is None:
-        scale, translation = _of_multiscales(where, attributes.get("multiscales"))
+        scale, translation = _of_multiscales(where, attributes.get("multiscales"), scale)
         size, offset = size or scale, offset or translation
     if size is not None and min(size) <= 0:
         raise InvalidSourceError(f"{where} has attribute resolution = {size!r}, which must be above 0")
     return Place(offset, size)
 
 
-def _of_multiscales(where: str, multiscales: Any) -> tuple[Vector | None, Vector | None]:
+def _of_multiscales(where: str, multiscales: Any, scale: str | None) -> tuple[Vector | None, Vector | None]:
     if multiscales is None:
         return None, None
     try:
         first = multiscales[0]
-        if "coordinateTransformations" not in first["datasets"][0]:
+        dataset = next((d for d in first["datasets"] if scale in (None, d.get("path"))), None)
+        if dataset is None:
+            raise InvalidSourceError(f"{where} is not among the datasets that its group's multiscales name")
+        if "coordinateTransformations" not in dataset:
             return None, None
         _refuse_other_axes(where, [axis.get("name") for axis in first.get("axes", ())])
         nm = _factors(where, [axis.get("unit") for axis in first.get("axes", ()) if axis.get("type") == "space"])
         size: Vector | None = None
         offset: Vector | None = None
         for transform in (  # of one scale, then of all: applied in this order to an index
-            *first["datasets"][0]["coordinateTransformations"],
+            *dataset["coordinateTransformations"],
             *first.get("coordinateTransformations", ()),
         ):
             kind = transform["type"]
@@ -97,9 +100,9 @@ def _of_multiscales(where: str, multiscales: Any) -> tuple[Vector | None, Vector
 
 def _refuse_other_axes(where: str, names: Any) -> None:
     """Raise if the names say that the voxels lie transposed; other names, such as dim_0, say nothing."""
-    last = [str(name).lower() for name in names[-3:]] if isinstance(names, list | tuple) else []
-    if sorted(last) == ["x", "y", "z"] and last != ["z", "y", "x"]:
-        raise InvalidSourceError(f"{where} has the axes {', '.join(last)}, and a crop's are z, y, x")
+    all_ = [str(name).lower() for name in names] if isinstance(names, list | tuple | str) else []
+    if {"x", "y", "z"} <= set(all_) and all_[-3:] != ["z", "y", "x"]:
+        raise InvalidSourceError(f"{where} has the axes {', '.join(all_)}, and a crop's end with z, y, x")
 
 
 def _times(one: Vector, other: Vector) -> Vector:

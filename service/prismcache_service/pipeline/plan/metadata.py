@@ -27,6 +27,7 @@ from prismcache_service.pipeline.plan.conventions import read_place
 
 Shape = tuple[int, ...]
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
+_SCALES = ("s0", "0")  # names of the largest array in a group of scales: E11bio's and funlib's, ome-zarr's and bioio's
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_GRID_CHUNKS = 100_000  # a hundred times the published crops'; planning takes memory and time for each
 _MAX_CHANNELS = 10_000  # as many as a request can name
@@ -107,7 +108,12 @@ async def read_crop(
     entry = entry or published()["instance"]
     arrays = dict(zip(entry.datasets, entry.arrays, strict=True))
     names = [name for name in (entry.raw, entry.labels, *entry.arrays) if name]
-    keys = [f"{name}/{scale}{key}" for name in names for scale in ("", "s0/") for key in _DOCUMENTS]
+    keys = [
+        f"{name}/{scale}{key}"
+        for name in names
+        for scale in ("", *(f"{scale}/" for scale in _SCALES))
+        for key in _DOCUMENTS
+    ]
     items = [objects[key] for key in keys if key in objects]
     for item in items:
         if item.size > _MAX_METADATA_BYTES:
@@ -137,10 +143,12 @@ async def read_crop(
 
 def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes], *, is_any: bool = False) -> ArraySource:
     own = {key: documents[f"{name}/{key}"] for key in _DOCUMENTS if f"{name}/{key}" in documents}
-    largest = {key: documents[f"{name}/s0/{key}"] for key in _DOCUMENTS if f"{name}/s0/{key}" in documents}
-    if ".zarray" not in own and largest.keys() & {"zarr.json", ".zarray"}:  # a group of scales, as OME-NGFF has them
-        where = f"{folder}: array '{name}/s0'"
-        return parse_array(where, f"{name}/s0", ndim, largest, _group_attributes(where, own), is_any=is_any)
+    for scale in _SCALES if ".zarray" not in own else ():  # a group of scales, as OME-NGFF has them
+        path = f"{name}/{scale}"
+        largest = {key: documents[f"{path}/{key}"] for key in _DOCUMENTS if f"{path}/{key}" in documents}
+        if largest.keys() & {"zarr.json", ".zarray"}:
+            where = f"{folder}: array {path!r}"
+            return parse_array(where, path, ndim, largest, _group_attributes(where, own), is_any=is_any)
     where = f"{folder}: array {name!r}"
     if not own.keys() & {"zarr.json", ".zarray"}:
         raise InvalidSourceError(f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)")
@@ -193,7 +201,7 @@ def parse_array(
     except Exception as error:  # zarr raises many kinds on metadata that is no metadata
         raise InvalidSourceError(f"{where} has metadata that zarr cannot read: {error}") from error
     sample = array.metadata.encode_chunk_key((0,) * len(chunks))
-    place = read_place(where, attributes)
+    place = read_place(where, attributes, name.rpartition("/")[2] if inherited else None)
     separator = "/" if "/" in sample.removeprefix("c/") else "."
     return ArraySource(
         name=name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -233,7 +234,8 @@ def plan_crop(
     UnknownChannelError
         If the crop lacks a wanted channel.
     InvalidSourceError
-        If raw and labels cannot be aligned (`MisalignedError`) or carry unusable numbers.
+        If raw and labels cannot be aligned (`MisalignedError`) or carry unusable numbers, or chunks have other keys
+        than the metadata says.
     MissingChunksError
         If a needed chunk is not listed, and `strict` or raw's fill value is null.
     """
@@ -267,6 +269,8 @@ def plan_crop(
         for name, source in crop.arrays.items()
     )
     plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw, arrays, crop.absent)
+    for array in plan.in_order:
+        _refuse_other_keys(crop.folder, crop.objects, array)
     if strict and (absent := plan.absent()):
         raise MissingChunksError(f"{crop.folder}: {len(absent)} chunks are absent, the first is {absent[0]}")
     undefined = [] if crop.raw.has_fill else [v.key for v in raw.visits if v.item is None]
@@ -276,6 +280,25 @@ def plan_crop(
             remedy="Write the chunk, or a fill_value, into the source.",
         )
     return plan
+
+
+def _refuse_other_keys(folder: str, objects: Mapping[str, SourceObject], array: ArrayPlan) -> None:
+    """Raise if the bucket has chunks of an array, and none by a key that the metadata gives: all would count as absent.
+
+    zarr's older nested stores, for one, did not write their separator into the metadata.
+    """
+    if all(visit.item for visit in array.visits):
+        return
+    source = array.source
+    numbers = re.escape(source.separator).join([r"\d+"] * len(source.chunks))
+    own = re.compile(re.escape(f"{source.name}/{source.key_prefix}") + numbers)
+    any_ = re.compile(re.escape(f"{source.name}/") + r"(c[./])?\d+([./]\d+)*")
+    found = [key for key in objects if any_.fullmatch(key)]
+    if found and not any(map(own.fullmatch, found)):
+        raise InvalidSourceError(
+            f"{folder}: {source.name} has chunks such as {found[0]}, and its metadata names them as in "
+            f"{array.visits[0].key}"
+        )
 
 
 def _dtype_in_file(source: ArraySource) -> np.dtype[Any]:
