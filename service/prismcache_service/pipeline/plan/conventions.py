@@ -61,8 +61,8 @@ def read_place(where: str, attributes: Mapping[str, Any], scale: str | None = No
         raise InvalidSourceError(f"{where} has resolution {resolution} and another voxel_size, {voxel_size}")
     size = resolution or voxel_size
     if size is None or offset is None:
-        scale, translation = _of_multiscales(where, attributes.get("multiscales"), scale)
-        size, offset = size or scale, offset or translation
+        stretch, translation = _of_multiscales(where, attributes.get("multiscales"), scale)
+        size, offset = size or stretch, offset or translation
     if size is not None and min(size) <= 0:
         raise InvalidSourceError(f"{where} has attribute resolution = {size!r}, which must be above 0")
     return Place(offset, size)
