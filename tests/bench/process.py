@@ -58,10 +58,13 @@ def cpu_of_family() -> float:
     """CPU seconds, user and system, of this process and those that it has started, whether they run or have ended."""
     own = os.times()
     total = own.user + own.system + own.children_user + own.children_system
-    for pid in _family(os.getpid())[1:]:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+    return total + sum(map(cpu_of, _family(os.getpid())[1:]))
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds, user and system, of one running process, without those that it has started."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _sample(root: int, peaks: dict[int, int], ended: threading.Event) -> None:

@@ -47,6 +47,21 @@ def test_zarr_reads_the_same_voxels_without_a_copy(opened):
     assert np.array_equal(image["0"][1, 2:5, 3:9, 1], expected.raw[1, 2:5, 3:9, 1])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_chunks_of_slices_are_whole_slices(opened, axis):
+    crop, expected = opened
+    group = f"slices/{'zyx'[axis]}"
+    raw, labels = (zarr.open_group(crop.zarr_store(), mode="r")[f"{group}/{name}"] for name in ("raw", "labels"))
+    one = tuple(1 if other == axis else extent for other, extent in enumerate(crop.shape))
+    assert (raw.chunks, labels.chunks) == ((1, *one), one)
+    assert np.array_equal(raw[:], expected.raw)
+    assert np.array_equal(crop.labels_ids[labels[:]], expected.source_labels)
+    beyond = ".".join(str(crop.shape[axis] if other == axis else 0) for other in range(3))
+    aside = ".".join("0" if other == axis else "1" for other in range(3))
+    absent = [f"raw/0.{beyond}", f"raw/0.{aside}", "raw/99.0.0.0", f"labels/{beyond}", f"labels/{aside}", "labels/0.0"]
+    assert [key for key in absent if ZarrFace(crop).get(f"{group}/{key}") is not None] == []
+
+
 def test_groups_for_neuroglancer_have_all_channels_in_a_chunk_and_original_ids(opened):
     crop, expected = opened
     image = zarr.open_group(crop.zarr_store(), mode="r")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +13,41 @@ if TYPE_CHECKING:
     from prismcache.crop.boxes import Shape3
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of a cached file: `offset` of the first and `size`, both in bytes."""
+
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class ChunkTable:
     """Where the chunks of a dataset lie. Each is a zlib stream (RFC 1950) of the whole chunk, in C order.
 
     Attributes
     ----------
-    chunk
-        Shape of a chunk, (Z, Y, X) in voxels.
+    shape, chunk
+        Shape of the dataset and of a chunk, (Z, Y, X) in voxels.
     dtype
         Of the voxels.
     offsets, sizes
         (z, y, x) int64, first byte in the file and length of each chunk; length 0 is a chunk that was never written.
     """
 
+    shape: Shape3
     chunk: Shape3
     dtype: np.dtype[Any]
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     sizes: np.ndarray[Any, np.dtype[np.int64]]
+
+    def span(self, place: Sequence[int]) -> Span | None:
+        """Return where the chunk at (z, y, x) of the grid lies; None if it was never written, or is not in the grid."""
+        grid = self.sizes.shape
+        if len(place) != 3 or any(number >= extent for number, extent in zip(place, grid, strict=True)):
+            return None
+        size = int(self.sizes[tuple(place)])
+        return Span(int(self.offsets[tuple(place)]), size) if size else None
 
     def pairs(self) -> bytes:
         """Return (chunks, 2) uint64, little-endian: offset and size of each chunk, in C order of the grid."""
@@ -56,4 +74,4 @@ def chunk_table(dataset: h5py.Dataset) -> ChunkTable | None:
         masks.add(info.filter_mask)
 
     dataset.id.chunk_iter(note)
-    return ChunkTable(chunk, dataset.dtype, offsets, sizes) if masks <= {0} else None
+    return ChunkTable(dataset.shape, chunk, dataset.dtype, offsets, sizes) if masks <= {0} else None

@@ -17,28 +17,28 @@ key                     content
                         request; likewise ``labels/SPLIT/0/.chunks``
 ``all_channels/…``      an image group of its own: raw with all channels in each chunk, uncompressed
 ``original_ids/…``      a group of its own: labels with the ids of the source, (Z, Y, X) uint64
+``slices/AXIS/raw/…``   the array ``0`` in chunks of one slice across z, y or x each, uncompressed; and
+``slices/AXIS/labels``  labels likewise, zlib. For viewers that show one slice: it is one small request
 ======================  ==================================================================================
 
-A chunk that was never written has no key: its voxels are zarr's fill value, 0. The last two groups are for
-Neuroglancer, which mixes only channels that lie in one chunk. Their chunks are made when they are read, and are not
-listed.
+A chunk that was never written has no key: its voxels are zarr's fill value, 0. Chunks of the last three groups are
+made when they are read (`prismcache.crop.made_chunks`), and are not listed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prismcache.crop import ngff
-from prismcache.crop.chunks import ChunkTable, chunk_table
+from prismcache.crop.chunks import ChunkTable, Span, chunk_table
+from prismcache.crop.made_chunks import Made, of_all_channels, of_one_slice, of_original_ids
 from prismcache.crop.voxels import OpenCrop
 from prismcache.errors import CropCorruptError, CropNotCachedError, RequestError, StorageError
-from prismcache.layout import LABELS_IDS
+from prismcache.layout import AXIS_NAMES, LABELS_IDS
 
 if TYPE_CHECKING:
     import h5py
@@ -47,22 +47,6 @@ RAW = "0"
 _GROUP = {"zarr_format": 2}
 _ZLIB = {"id": "zlib", "level": 1}  # readers need the name only; the level is that of the writer
 _INDEX = re.compile(r"\d{1,9}(?:[./]\d{1,9})*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes of a cached file: `offset` of the first and `size`, both in bytes."""
-
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A chunk that is made of others: where they lie in the file (None: never written), and what is done with them."""
-
-    spans: tuple[Span | None, ...]
-    make: Callable[[Sequence[bytes | None]], bytes]
 
 
 class ZarrFace:
@@ -86,6 +70,7 @@ class ZarrFace:
         self._tables: dict[str, list[ChunkTable]] = {}
         self._documents = {".zgroup": _encoded(_GROUP)}
         self._unlisted: dict[str, bytes] = {}
+        self._chunks: dict[str, Callable[[list[int]], Span | Made | None]] = {}  # by the array's name
         self._add_image(crop)
         if crop.has_labels:
             self._add_labels(crop, f"labels/{crop.split.value}")
@@ -98,7 +83,8 @@ class ZarrFace:
         first = datasets[0]
         leading = [len(datasets)] if has_channels else []
         shape, chunks = (*leading, *first.shape), (*[1] * has_channels, *first.chunks)
-        self._tables[name] = [self._table(dataset) for dataset in datasets]
+        tables = self._tables[name] = [self._table(dataset) for dataset in datasets]
+        self._chunks[name] = partial(_of_channel, tables, ChunkTable.span) if has_channels else tables[0].span
         self._documents[f"{name}/.zarray"] = _encoded(_zarray(shape, chunks, first.dtype.str))
         self._documents[f"{name}/.zattrs"] = _encoded(ngff.place(**_where(first), has_channels=has_channels))
 
@@ -112,18 +98,17 @@ class ZarrFace:
         source = ngff.origin(split, crop.crop_id, channels, crop.provenance)
         self._documents[".zattrs"] = _encoded(image | {"prismcache": source})
         self._add_array(RAW, raw, has_channels=True)
-        self._chunk_bytes = math.prod(raw[0].chunks)
-        together = _zarray((len(raw), *raw[0].shape), (len(raw), *raw[0].chunks), "|u1", compressor=None)
-        self._unlisted |= {
-            f"{ngff.ALL_CHANNELS}/.zgroup": _encoded(_GROUP),
-            f"{ngff.ALL_CHANNELS}/.zattrs": _encoded(image),
-            f"{ngff.ALL_CHANNELS}/0/.zarray": _encoded(together),
-        }
+        shape, tables = (len(raw), *raw[0].shape), self._tables[RAW]
+        self._add_group(ngff.ALL_CHANNELS, image)
+        together = _zarray(shape, (len(raw), *raw[0].chunks), "|u1", compressor=None)
+        self._add_made(f"{ngff.ALL_CHANNELS}/0", together, partial(of_all_channels, tables))
+        for group in ("slices", *(f"slices/{axis}" for axis in AXIS_NAMES)):
+            self._add_group(group, {})
+        self._add_slices("raw", shape, "|u1", partial(_of_channel, tables, of_one_slice, deflated=False), None)
 
     def _add_labels(self, crop: OpenCrop, group: str) -> None:
         labels, ids, split = crop.labels, crop.labels_ids, crop.split.value
-        self._labels, self._ids, self._label_dtype = f"{group}/0", ids, labels.dtype
-        self._add_array(self._labels, [labels], has_channels=False)
+        self._add_array(f"{group}/0", [labels], has_channels=False)
         image = {"multiscales": [ngff.multiscale(f"{split} labels", **_where(labels), has_channels=False)]}
         self._documents |= {
             "labels/.zgroup": _encoded(_GROUP),
@@ -133,12 +118,33 @@ class ZarrFace:
             f"{LABELS_IDS}/.zarray": _encoded(_zarray(ids.shape, ids.shape, "<u8", compressor=None)),
             f"{LABELS_IDS}/0": ids.astype("<u8").tobytes(),
         }
+        [table] = self._tables[f"{group}/0"]
         of_source = {"multiscales": [ngff.multiscale(f"{split} ids", **_where(labels), has_channels=False)]}
-        self._unlisted |= {
-            f"{ngff.ORIGINAL_IDS}/.zgroup": _encoded(_GROUP),
-            f"{ngff.ORIGINAL_IDS}/.zattrs": _encoded(of_source),
-            f"{ngff.ORIGINAL_IDS}/0/.zarray": _encoded(_zarray(labels.shape, labels.chunks, "<u8")),
-        }
+        self._add_group(ngff.ORIGINAL_IDS, of_source)
+        originals = _zarray(labels.shape, labels.chunks, "<u8")
+        self._add_made(f"{ngff.ORIGINAL_IDS}/0", originals, partial(of_original_ids, table, ids))
+        self._add_slices("labels", labels.shape, labels.dtype.str, partial(of_one_slice, table, deflated=True), _ZLIB)
+
+    def _add_slices(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        chunk: Callable[..., Made | None],
+        compressor: Mapping[str, Any] | None,
+    ) -> None:
+        for number, axis in enumerate(AXIS_NAMES):
+            chunks = [*[1] * (len(shape) - 3), *shape[-3:]]
+            chunks[number - 3] = 1
+            array = _zarray(shape, chunks, dtype, compressor)
+            self._add_made(f"slices/{axis}/{name}", array, partial(chunk, axis=number))
+
+    def _add_group(self, name: str, attributes: Mapping[str, Any]) -> None:
+        self._unlisted |= {f"{name}/.zgroup": _encoded(_GROUP), f"{name}/.zattrs": _encoded(attributes)}
+
+    def _add_made(self, name: str, array: Mapping[str, Any], chunk: Callable[[list[int]], Made | None]) -> None:
+        self._unlisted[f"{name}/.zarray"] = _encoded(array)
+        self._chunks[name] = chunk
 
     def get(self, key: str) -> bytes | Span | Made | None:
         """Return the bytes of a key, where or of what they are made, or None if the hierarchy has no such key.
@@ -148,36 +154,10 @@ class ZarrFace:
         for documents in (self._documents, self._unlisted):
             if key in documents:
                 return documents[key]
-        for name, tables in self._tables.items():
+        for name, chunk in self._chunks.items():
             if key.startswith(f"{name}/") and _INDEX.fullmatch(index := key.removeprefix(f"{name}/")):
-                place = [int(part) for part in re.split(r"[./]", index)]
-                return _span(tables, place if name == RAW else [0, *place])
-        group, _, index = key.partition("/0/")
-        if f"{group}/0/.zarray" in self._unlisted and _INDEX.fullmatch(index):
-            return self._made(group, [int(part) for part in re.split(r"[./]", index)])
+                return chunk([int(part) for part in re.split(r"[./]", index)])
         return None
-
-    def _made(self, group: str, place: list[int]) -> Made | None:
-        if group == ngff.ORIGINAL_IDS:
-            span = _span(self._tables[self._labels], [0, *place])
-            return Made((span,), self._with_original_ids) if span else None
-        channels = range(len(self._tables[RAW]) if place[0] == 0 else 0)
-        spans = tuple(_span(self._tables[RAW], [channel, *place[1:]]) for channel in channels)
-        return Made(spans, self._together) if any(spans) else None
-
-    def _together(self, parts: Sequence[bytes | None]) -> bytes:
-        return b"".join(bytes(self._chunk_bytes) if part is None else _inflated(part) for part in parts)
-
-    def _with_original_ids(self, parts: Sequence[bytes | None]) -> bytes:
-        import numpy as np
-
-        try:
-            import numpy as np  # here, since the embedded client imports this module as it starts
-
-            ids = self._ids[np.frombuffer(_inflated(parts[0] or b""), self._label_dtype)]
-        except IndexError as error:
-            raise CropCorruptError(f"{self._path}: a label is larger than the table of original ids") from error
-        return zlib.compress(ids.astype("<u8").tobytes(), 1)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over all keys; those of chunks that were written, with dots."""
@@ -200,13 +180,6 @@ class ZarrFace:
 
 def _encoded(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document).encode()
-
-
-def _inflated(part: bytes) -> bytes:
-    try:
-        return zlib.decompress(part)
-    except zlib.error as error:
-        raise CropCorruptError(f"a chunk cannot be inflated: {error}") from error
 
 
 def _windows(crop: OpenCrop) -> dict[int, tuple[int, int]]:
@@ -238,13 +211,9 @@ def _zarray(
     }
 
 
-def _span(tables: Sequence[ChunkTable], index: Sequence[int]) -> Span | None:
-    """Return where the chunk at (channel's place, Z, Y, X) of the grid lies; None if there is none."""
-    channel, *place = index
-    if channel >= len(tables) or len(place) != 3:
-        return None
-    table = tables[channel]
-    if any(number >= extent for number, extent in zip(place, table.sizes.shape, strict=True)):
-        return None
-    size = int(table.sizes[tuple(place)])
-    return Span(int(table.offsets[tuple(place)]), size) if size else None
+def _of_channel(
+    tables: Sequence[ChunkTable], chunk: Callable[..., Span | Made | None], place: list[int], **options: Any
+) -> Any:
+    """Return a chunk of an array (C, Z, Y, X), whose channels are datasets of their own; `chunk` is given the rest."""
+    channel, *rest = place
+    return chunk(tables[channel], rest, **options) if channel < len(tables) else None

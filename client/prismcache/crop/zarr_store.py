@@ -7,9 +7,14 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from prismcache.crop.chunks import Span
+from prismcache.crop.made_chunks import Made
 from prismcache.crop.voxels import OpenCrop
-from prismcache.crop.zarr_face import Made, Span, ZarrFace
+from prismcache.crop.zarr_face import ZarrFace
 from prismcache.errors import CropCorruptError, MissingExtraError, RequestError, StorageError
+
+Found = bytes | Span | Made
+"""The bytes of a key, or where or of what they are made."""
 
 _READ_ONLY = "the zarr store of a cached crop is read only"
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -47,16 +52,32 @@ class FaceMapping(MutableMapping[str, Any]):
     def __reduce__(self) -> tuple[type[FaceMapping], tuple[OpenCrop]]:
         return type(self), (self._crop,)
 
-    def __getitem__(self, key: str) -> Any:
-        found = self._face.get(key)
-        if found is None:
-            raise KeyError(key)
+    def find(self, key: str) -> Found | None:
+        """Return the bytes of a key, or where or of what they are made; None if there is none. No I/O."""
+        return self._face.get(key)
+
+    def read(self, found: Found) -> bytes:
+        """Return the bytes of what `find` found.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be read.
+        CropCorruptError
+            If the file is shorter than it was, or a chunk cannot be inflated.
+        """
         if isinstance(found, Made):
             return found.make([self._read(span) if span else None for span in found.spans])
         return self._read(found) if isinstance(found, Span) else found
 
+    def __getitem__(self, key: str) -> Any:
+        found = self.find(key)
+        if found is None:
+            raise KeyError(key)
+        return self.read(found)
+
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._face.get(key) is not None
+        return isinstance(key, str) and self.find(key) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._face)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prismcache.crop import Crop
-from prismcache.crop.zarr_store import FaceMapping
+from prismcache.crop.zarr_store import FaceMapping, Found
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, Product, Split
 from prismcache_service.cache import CropName, DiskThreads, SingleFlight
@@ -90,12 +90,11 @@ class FaceService:
         while self._open:
             await self._threads.run(self._open.popitem()[1].crop.close)
 
-    async def content(self, face: OpenFace, key: str) -> bytes | None:
-        """Return the bytes of a key of a face, or None if it has no such key."""
-        if key not in face.content:
-            return None
-        found: bytes = await self._threads.run(face.content.__getitem__, key)
-        return found
+    async def read(self, face: OpenFace, found: Found) -> bytes:
+        """Return the bytes of what ``face.content.find`` found; errors as `FaceMapping.read` raises them."""
+        if isinstance(found, bytes):
+            return found
+        return await self._threads.run(face.content.read, found)
 
     async def _look(self, split: Split, crop: int) -> OpenFace:
         known = self._open.pop((split, crop), None)

@@ -5,6 +5,7 @@ A page is public, since it holds no data: its scripts ask the API with the token
 
 from __future__ import annotations
 
+import hashlib
 import re
 from importlib.resources import files
 from string import Template
@@ -19,16 +20,17 @@ router = APIRouter(include_in_schema=False)
 
 _PAGES = {"": "Crops", "jobs": "Jobs", "storage": "Storage", "view": "Viewer"}
 _TYPES = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
-_SECURITY = {
+_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
 }
 _FOLDER = files(__package__) / "static"
 _TEMPLATE = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
 _STATIC = {item.name: item.read_bytes() for item in _FOLDER.iterdir() if item.name.rpartition(".")[2] in _TYPES}
+# In the address of each file that a page loads, so that browsers keep them until they change.
+_VERSION = hashlib.sha256(b"".join(_STATIC[name] for name in sorted(_STATIC))).hexdigest()[:16]
 _IMPORT = re.compile(r'from "\./(\w+\.js)"')
 
 
@@ -50,10 +52,12 @@ def _render(name: str, request: Request) -> HTMLResponse:
         if page != "view"
     )
     page = _PAGES[name].lower()
-    preloads = "".join(f'<link rel="modulepreload" href="static/{each}">' for each in sorted(_modules(f"{page}.js")))
-    tokens = "needed" if request.app.state.tokens.enforced else ""
-    html = _TEMPLATE.substitute(title=_PAGES[name], page=page, links=links, preloads=preloads, tokens=tokens)
-    return HTMLResponse(html, headers=_SECURITY)
+    folder, tokens = f"static/{_VERSION}", "needed" if request.app.state.tokens.enforced else ""
+    preloads = "".join(f'<link rel="modulepreload" href="{folder}/{each}">' for each in sorted(_modules(f"{page}.js")))
+    html = _TEMPLATE.substitute(
+        title=_PAGES[name], page=page, links=links, static=folder, preloads=preloads, tokens=tokens
+    )
+    return HTMLResponse(html, headers=_HEADERS | {"Cache-Control": "no-cache"})
 
 
 @router.get("/")
@@ -80,9 +84,12 @@ async def view(request: Request) -> HTMLResponse:
     return _render("view", request)
 
 
-@router.get("/static/{name}")
-async def static(name: Annotated[str, Path(max_length=100)]) -> Response:
-    """Return a script, a style sheet or an image of the dashboard."""
+@router.get("/static/{version}/{name}")
+async def static(version: str, name: Annotated[str, Path(max_length=100)]) -> Response:
+    """Return a script, a style sheet or an image of the dashboard; for a page of another version, the present one."""
     if name not in _STATIC:
         raise RequestError("the dashboard has no such file")
-    return Response(_STATIC[name], headers=_SECURITY, media_type=_TYPES[name.rpartition(".")[2]])
+    keep = "max-age=31536000, immutable" if version == _VERSION else "no-cache"
+    return Response(
+        _STATIC[name], headers=_HEADERS | {"Cache-Control": keep}, media_type=_TYPES[name.rpartition(".")[2]]
+    )

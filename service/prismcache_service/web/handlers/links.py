@@ -106,8 +106,8 @@ async def read(link: SharedLink, key: zarr.Key, faces: Faces, request: Request) 
 async def view(link: SharedLink, faces: Faces, request: Request) -> RedirectResponse:
     """Lead a browser to Neuroglancer's page, with the whole state in its address."""
     face = await faces.face(link.split, link.crop)
-    attributes, array = [json.loads(await faces.content(face, key) or b"") for key in (".zattrs", "0/.zarray")]
-    has_labels = await faces.content(face, f"{ORIGINAL_IDS}/.zgroup") is not None
+    attributes, array = [json.loads(face.content[key]) for key in (".zattrs", "0/.zarray")]
+    has_labels = f"{ORIGINAL_IDS}/.zgroup" in face.content
     path = f"v1/shared/{request.path_params['capability']}/zarr"
     address = neuroglancer.address(path, attributes, array, has_labels=has_labels)
     headers = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}

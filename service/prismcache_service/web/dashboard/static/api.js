@@ -1,6 +1,6 @@
 // Requests to the service, with the token of this tab; errors as the service states them. Also used by workers.
 
-export const base = new URL("..", import.meta.url);
+export const base = new URL("../..", import.meta.url);
 const STORE = "prismcache-token";
 
 export class Failure extends Error {
@@ -23,14 +23,14 @@ export const token = {
   clear: () => sessionStorage.removeItem(STORE),
 };
 
-export async function request(path, { method = "GET", body, signal, headers: given = {}, bearer = token.get() } = {}) {
+export async function request(path, { body, headers: given = {}, bearer = token.get(), ...options } = {}) {
   const headers = { ...given };
   if (bearer) headers.Authorization = `Bearer ${bearer}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
     response = await fetch(new URL(path, base), {
-      method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body),
+      ...options, headers, body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;

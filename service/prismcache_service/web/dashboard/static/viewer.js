@@ -1,52 +1,40 @@
-// The page of one crop: slices along Z, Y or X, channels in colours, labels over them. Its state is in the URL.
+// The page of one crop: slices along Z, Y or X, channels in colours, labels over them.
 
 import { compose } from "./colours.js";
+import { buildControls } from "./controls.js";
 import { showDetails } from "./details.js";
 import { element, replace } from "./dom.js";
-import { attempt, begin, page, say } from "./session.js";
-import { openVolume } from "./volume.js";
+import { attempt, begin, page } from "./session.js";
+import { crop, hasWindows, isGainChosen, keepInUrl, shownChannels, split, viewOf } from "./view.js";
+import { AXES, openVolume } from "./volume.js";
 
-const AXES = ["z", "y", "x"];
-const URL_MS = 250; // between changes of the URL: browsers ignore more than 200 in 30 s
-const DARK = 5; // times brighter, where the brightness of the channels is not known
-const query = new URLSearchParams(location.search);
-const split = query.get("split") || "instance";
-const crop = Number(query.get("crop") || 0);
-const number = (name, fallback) => (query.has(name) ? Number(query.get(name)) : fallback);
-
-// Without tokens, the voxels need not wait for the response to who is asking.
-const opening = page.dataset.tokens ? null : openVolume(split, crop);
-opening?.catch(() => {}); // shown when it is waited for
+const SLOW_MS = 300; // a first slice that takes longer is shown channel by channel
 let volume;
-const view = { axis: 0, at: 0, channels: ["0", "1", "2"], gain: DARK, opacity: 0.3, windows: true };
-let shown = null; // the slice on the canvas
+let view;
+let canvas;
+let shown = null; // the labels of the slice on the canvas
 let [isDrawing, isStale] = [false, false];
-let urlTimer = 0;
 
-const hasWindows = () => volume.channels.some(({ low, high }) => low > 0 || high < 255);
-
-function keepInUrl() {
-  if (urlTimer) return;
-  const write = () => history.replaceState(null, "", `?${new URLSearchParams({
-    split, crop, axis: AXES[view.axis], at: view.at, c: view.channels.join(","), gain: view.gain, labels: view.opacity,
-    windows: Number(view.windows),
-  })}`);
-  write();
-  urlTimer = setTimeout(() => {
-    urlTimer = 0;
-    write();
-  }, URL_MS);
+// Request the planes of the present view: promises of channels, [{plane, colour, low, high}], and of labels.
+function requestPlanes() {
+  const { axis, at, windows } = view;
+  return {
+    channels: shownChannels(view, volume).map(async ({ index, colour }) => {
+      const { low, high } = windows ? volume.channels[index] : { low: 0, high: 255 };
+      return { ...(await volume.raw.plane(axis, at, index)), colour, low, high };
+    }),
+    labels: volume.labels.plane(axis, at),
+  };
 }
 
-// Planes to add: three chosen channels in red, green and blue, or all, channel i in colour i mod 3.
-function chosen() {
-  if (view.channels[0] === "all") return volume.channels.map((_, index) => ({ index, colour: index % 3 }));
-  return view.channels.flatMap((text, colour) => (text === "" ? [] : [{ index: Number(text), colour }]));
+async function open() {
+  volume = await openVolume(split, crop);
+  view = viewOf(volume);
 }
 
 // Draw the present view. While a slice is being drawn, only the newest view is remembered.
 async function draw() {
-  keepInUrl();
+  keepInUrl(view);
   isStale = true;
   if (isDrawing) return;
   isDrawing = true;
@@ -62,42 +50,50 @@ async function draw() {
 
 async function drawSlice() {
   const { axis, at, windows } = view;
-  const [labels, ...raw] = await Promise.all([
-    volume.labels.plane(axis, at),
-    ...chosen().map(async ({ index, colour }) => {
-      const { low, high } = windows ? volume.channels[index] : { low: 0, high: 255 };
-      return { ...(await volume.raw.plane(axis, at, index)), colour, low, high };
-    }),
-  ]);
-  const { width, height } = labels;
-  const canvas = document.getElementById("slice");
+  const began = performance.now();
+  const planes = requestPlanes();
+  const arrived = [];
+  const channels = planes.channels.map(async (coming) => {
+    arrived.push(await coming);
+    if (!shown && performance.now() - began > SLOW_MS) paint(axis, arrived, null);
+  });
+  const [labels] = await Promise.all([planes.labels, ...channels]);
+  paint(axis, arrived, labels.plane);
+  canvas.dataset.at = `${AXES[axis]}${at}`; // which slice the canvas shows
+  canvas.dataset.windows = windows && hasWindows(volume) ? "facts" : "none";
+  if (!shown) firstSliceIsThere();
+  shown = labels;
+  prefetch();
+}
+
+function paint(axis, channels, labels) {
+  const [height, width] = volume.raw.extent(axis);
   if (canvas.width !== width || canvas.height !== height) {
     [canvas.width, canvas.height] = [width, height];
     const [rows, columns] = volume.voxelSize.filter((_, other) => other !== axis); // voxels are no cubes
     canvas.style.aspectRatio = `${width * columns} / ${height * rows}`;
   }
-  const pixels = compose(raw, view.gain, labels.plane, view.opacity, width * height);
+  const pixels = compose(channels, view.gain, labels, view.opacity, width * height);
   canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
-  canvas.dataset.at = `${AXES[axis]}${at}`; // which slice the canvas shows
-  canvas.dataset.windows = windows && hasWindows() ? "facts" : "none";
-  if (!shown) performance.mark("first slice");
-  shown = labels;
-  prefetch();
 }
 
-// The slices beyond the present chunks, in both directions: fetch them before they are asked for.
+function firstSliceIsThere() {
+  performance.mark("first slice");
+  document.getElementById("under").textContent = "Move over the slice to read labels.";
+  volume.openRest().then(prefetch, () => {}); // until then, and if it fails, each slice comes from the service
+}
+
+// Fetch the chunks of this slice in the background, and of those beyond its chunks in both directions.
 function prefetch() {
-  const depth = volume.labels.chunks[view.axis];
+  const depth = volume.raw.size[view.axis];
   const first = Math.floor(view.at / depth) * depth;
-  for (const at of [first + depth, first - 1]) {
-    if (at < 0 || at >= volume.labels.shape[view.axis]) continue;
-    for (const { index } of chosen().slice(0, 3)) volume.raw.prefetch(view.axis, at, index);
-    volume.labels.prefetch(view.axis, at);
-  }
+  const channels = shownChannels(view, volume).map(({ index }) => index);
+  const beyond = [first + depth, first - 1].filter((at) => at >= 0 && at < volume.raw.shape[view.axis]);
+  volume.prefetch(view.axis, [{ at: view.at, channels }, ...beyond.map((at) => ({ at, channels: channels.slice(0, 3) }))]);
 }
 
 function move(to) {
-  view.at = Math.max(0, Math.min(volume.labels.shape[view.axis] - 1, to));
+  view.at = Math.max(0, Math.min(volume.raw.shape[view.axis] - 1, to));
   document.getElementById("at").value = view.at;
   document.getElementById("at-text").textContent = `${view.at}`;
   attempt(draw);
@@ -105,40 +101,22 @@ function move(to) {
 
 function turn(axis) {
   view.axis = axis;
-  const slider = document.getElementById("at");
-  slider.max = volume.labels.shape[axis] - 1;
-  move(Math.floor(volume.labels.shape[axis] / 2));
-}
-
-function channelChoice(colour, name) {
-  const options = [["", "none"], ...volume.channels.map(({ label }, index) => [String(index), label])];
-  if (colour === 0) options.push(["all", "all, mixed"]);
-  const choice = element("select", {
-    onchange: (event) => {
-      view.channels[colour] = event.target.value;
-      attempt(draw);
-    },
-  }, ...options.map(([value, text]) => element("option", { value, selected: view.channels[colour] === value }, text)));
-  return element("label", {}, name, choice);
-}
-
-function slider(name, attributes, onchange) {
-  return element("label", {}, name, element("input", { type: "range", ...attributes, oninput: (event) => onchange(Number(event.target.value)) }));
+  document.getElementById("at").max = volume.raw.shape[axis] - 1;
+  move(Math.floor(volume.raw.shape[axis] / 2));
 }
 
 function point(event) {
-  const canvas = event.currentTarget;
   const box = canvas.getBoundingClientRect();
   const x = Math.floor(((event.clientX - box.left) * canvas.width) / box.width);
   const y = Math.floor(((event.clientY - box.top) * canvas.height) / box.height);
   if (!shown || x < 0 || y < 0 || x >= shown.width || y >= shown.height) return;
   const label = shown.plane[y * shown.width + x];
-  const text = label ? `label ${label}, id ${volume.ids[label]} in the bucket` : "no label";
-  document.getElementById("under").textContent = `(${y}, ${x}): ${text}`;
+  const id = label && volume.ids ? `, id ${volume.ids[label]} in the bucket` : "";
+  document.getElementById("under").textContent = `(${y}, ${x}): ${label ? `label ${label}${id}` : "no label"}`;
 }
 
-function build(place) {
-  const canvas = element("canvas", {
+function buildCanvas() {
+  return element("canvas", {
     id: "slice", width: 1, height: 1, tabindex: 0, role: "img", "aria-label": `Slice of ${split}/${crop}; arrow keys change it`,
     onpointermove: point,
     onwheel: (event) => {
@@ -152,66 +130,39 @@ function build(place) {
       move(view.at + step);
     },
   });
-  replace(place,
-    element("div", { class: "controls" },
-      element("label", {}, "Axis", element("select", { onchange: (event) => turn(Number(event.target.value)) },
-        ...AXES.map((name, axis) => element("option", { value: axis, selected: axis === view.axis }, name.toUpperCase())))),
-      slider("Slice", { id: "at", min: 0, max: volume.labels.shape[view.axis] - 1, value: view.at }, move),
-      element("output", { id: "at-text" }, String(view.at)),
-      channelChoice(0, "Red"), channelChoice(1, "Green"), channelChoice(2, "Blue"),
-      element("label", { hidden: !hasWindows() }, element("input", {
-        id: "windows", type: "checkbox", checked: view.windows,
-        onchange: (event) => {
-          view.windows = event.target.checked;
-          attempt(draw);
-        },
-      }), "Windows from facts"),
-      slider("Brightness", { id: "gain", min: 1, max: 20, step: 0.5, value: view.gain }, (value) => {
-        view.gain = value;
-        attempt(draw);
-      }),
-      slider("Labels", { min: 0, max: 1, step: 0.05, value: view.opacity }, (value) => {
-        view.opacity = value;
-        attempt(draw);
-      })),
-    canvas,
-    element("p", { id: "under" }, "Move over the slice to read labels."));
 }
 
 // Windows of facts that were computed after the crop was opened.
 function takeWindows(facts) {
-  if (!volume || hasWindows()) return;
+  if (!volume || hasWindows(volume)) return;
   facts.channels.forEach(({ percentiles }, index) => {
-    const shares = Object.entries(percentiles).map(([share, value]) => [Number(share), value]);
-    Object.assign(volume.channels[index], { low: Object.fromEntries(shares)[1], high: Object.fromEntries(shares)[99.9] });
+    const shares = Object.fromEntries(Object.entries(percentiles).map(([share, value]) => [Number(share), value]));
+    Object.assign(volume.channels[index], { low: shares[1], high: shares[99.9] });
   });
-  document.getElementById("windows").parentElement.hidden = !hasWindows();
-  if (!query.has("gain")) setGain(1);
+  document.getElementById("windows").parentElement.hidden = !hasWindows(volume);
+  if (!isGainChosen()) {
+    view.gain = 1;
+    document.getElementById("gain").value = 1;
+  }
   attempt(draw);
 }
 
-function setGain(gain) {
-  view.gain = gain;
-  document.getElementById("gain").value = gain;
-}
-
 async function showSlices(place) {
-  volume = await (opening ?? openVolume(split, crop));
-  const last = volume.labels.shape.map((extent) => extent - 1);
-  view.axis = Math.max(0, AXES.indexOf(query.get("axis") || "z"));
-  view.at = Math.max(0, Math.min(number("at", Math.floor((last[view.axis] + 1) / 2)), last[view.axis]));
-  if (query.has("c")) view.channels = query.get("c").split(",");
-  else view.channels = [0, 1, 2].map((index) => (index < volume.channels.length ? String(index) : ""));
-  view.windows = number("windows", 1) === 1;
-  view.gain = number("gain", hasWindows() ? 1 : DARK);
-  view.opacity = number("labels", 0.3);
-  build(place);
+  await (opening ?? open());
+  canvas = buildCanvas();
+  const controls = buildControls(view, volume, { move, turn, changed: () => attempt(draw) });
+  replace(place, controls, canvas, element("p", { id: "under" }, "Loading the slice …"));
   await draw();
 }
+
+// Without tokens, the voxels need not wait for the response to who is asking.
+const opening = page.dataset.tokens ? null : open();
+opening?.catch(() => {}); // shown when it is waited for
 
 begin(async () => {
   document.title = `${split}/${crop} · prismcache`;
   document.querySelector("h1").textContent = `${split}/${crop}`;
+  page.classList.add("viewer");
   const [slices, details] = [element("div"), element("div")];
   replace(page, slices, details);
   await attempt(() => showSlices(slices));
