@@ -1,11 +1,13 @@
 // The page Crops: every published crop, what the cache has of it, and what the caller may do with it.
 
 import { json, request } from "./api.js";
-import { bar, button, bytes, element, failure, fileName, replace, table } from "./dom.js";
+import { bar, button, bytes, element, failure, LiveTable, replace } from "./dom.js";
+import { contentOf } from "./files.js";
 import { commandLine, copyButton, pythonLine } from "./lines.js";
 import { attempt, begin, follow, may, page, say } from "./session.js";
 
 const RELOAD_MS = 30_000;
+const STATES = { absent: "not cached", making: "being made", partial: "partly cached", cached: "cached" };
 let crops = [];
 let jobs = [];
 const failed = new Map(); // problems of crops that failed while this page was open
@@ -78,45 +80,60 @@ function actions(crop, progress) {
 function state(crop, progress) {
   const problem = failed.get(nameOf(crop)) || crop.problem;
   return element("span", {},
-    progress ? bar(progress, nameOf(crop)) : element("span", { class: crop.state }, crop.state),
+    progress ? bar(progress, nameOf(crop)) : element("span", { class: crop.state }, STATES[crop.state]),
     crop.pinned ? ", pinned" : "", problem ? element("br") : null, problem ? failure(problem) : null);
 }
 
+const pictured = (crop) => crop.files.find((file) => file.product === "crop" && file.channels.includes(0));
+
 function preview(crop) {
-  const file = crop.files.find((found) => found.channels.includes(0));
+  const file = pictured(crop);
   if (!file) return "";
   const known = previews.get(file.sha256);
   if (known) return element("img", { class: "preview", alt: `Middle slice of ${nameOf(crop)}`, src: known });
+  const place = element("span", { class: "preview" });
   if (known === undefined) {
-    previews.set(file.sha256, "");
-    request(`v1/crops/${crop.split}/${crop.crop}/preview.png`)
-      .then((response) => response.blob())
-      .then((blob) => {
-        previews.set(file.sha256, URL.createObjectURL(blob));
-        draw();
-      })
-      .catch(() => {}); // a crop without a picture is shown without one
+    place.crop = crop;
+    inView.observe(place);
   }
-  return element("span", { class: "preview" });
+  return place;
+}
+
+// Previews are asked for when their row comes into view, one after the other, since the service draws one at a time.
+const inView = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    inView.unobserve(target);
+    turn = turn.then(() => fetchPreview(target.crop));
+  }
+});
+let turn = Promise.resolve();
+
+async function fetchPreview(crop) {
+  const { sha256 } = pictured(crop);
+  if (previews.has(sha256)) return;
+  previews.set(sha256, "");
+  try {
+    const response = await request(`v1/crops/${crop.split}/${crop.crop}/preview.png`);
+    previews.set(sha256, URL.createObjectURL(await response.blob()));
+    draw();
+  } catch { /* a crop without a picture is shown without one */ }
 }
 
 function sizes(crop) {
-  const cached = crop.files.reduce((sum, file) => sum + file.size, 0);
-  return [
-    crop.source_bytes ? `${bytes(crop.source_bytes)} in the bucket` : "",
-    cached ? `${bytes(cached)} cached: ${crop.files.map(fileName).join(", ")}` : "",
-  ].filter(Boolean).join(", ");
+  return element("ul", { class: "plain" },
+    crop.source_bytes ? element("li", {}, `${bytes(crop.source_bytes)} in the bucket`) : null,
+    ...crop.files.map((file) => element("li", {}, `${bytes(file.size)} cached: ${contentOf(file, crop)}`)));
 }
 
-function row(crop) {
-  const progress = progressOf(crop);
+function row(crop, progress) {
   const shape = crop.labels_shape ? crop.labels_shape.join(" × ") : "";
   return element("tr", {},
     element("td", {}, preview(crop)),
     element("th", { scope: "row" }, nameOf(crop)),
     element("td", {}, state(crop, progress)),
     element("td", { class: "number" }, crop.raw_shape ? String(crop.raw_shape[0]) : ""),
-    element("td", {}, shape),
+    element("td", { class: "shape" }, shape),
     element("td", {}, sizes(crop)),
     element("td", { class: "actions" },
       copyButton("Python", pythonLine(crop.split, crop.crop), `Copy the Python line for ${nameOf(crop)}`),
@@ -124,14 +141,27 @@ function row(crop) {
     element("td", { class: "actions" }, ...actions(crop, progress)));
 }
 
+const heads = ["Preview", "Crop", "State", "Channels", "Shape (Z × Y × X)", "Size", "Copy", "Actions"];
+const list = new LiveTable("Crops", heads, "The bucket lists no crops, and none is cached.");
+const filter = element("input", { type: "search", id: "filter", placeholder: "such as instance/1 or cached", oninput: () => draw() });
+const count = element("span", { "aria-live": "polite" });
+
+// Show the crops whose name or state contains what is typed.
 function draw() {
-  const heads = ["Preview", "Crop", "State", "Channels", "Shape (Z × Y × X)", "Size", "Copy", "Actions"];
-  replace(page, table("Crops", heads, crops.map(row), "The bucket lists no crops, and none is cached."));
+  const wanted = filter.value.trim().toLowerCase();
+  const found = crops.filter((crop) => `${nameOf(crop)} ${STATES[crop.state]}`.includes(wanted));
+  count.textContent = wanted ? `${found.length} of ${crops.length} crops` : "";
+  list.show(found.map((crop) => {
+    const [name, progress] = [nameOf(crop), progressOf(crop)];
+    const data = [crop, progress, failed.get(name), previews.get(pictured(crop)?.sha256), [...busy].filter((key) => key.endsWith(` ${name}`))];
+    return { key: name, data, make: () => row(crop, progress) };
+  }));
 }
 
 begin(async () => {
-  await load();
+  replace(page, element("p", { class: "filter" }, element("label", { for: "filter" }, "Find"), " ", filter, " ", count), list.node);
   setInterval(() => attempt(load), RELOAD_MS);
+  await attempt(load);
   follow({
     jobs: (data) => {
       jobs = data.jobs;

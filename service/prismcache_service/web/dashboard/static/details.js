@@ -1,7 +1,8 @@
 // What the page of one crop shows besides its slices: lines to copy, files, facts, and how to have more of them made.
 
 import { json, request } from "./api.js";
-import { bar, button, bytes, element, failure, fileName, replace, table } from "./dom.js";
+import { bar, button, bytes, element, failure, replace, table } from "./dom.js";
+import { contentOf, fileName, isWhole } from "./files.js";
 import { commandLine, copyButton, curlLine, pythonLine } from "./lines.js";
 import { attempt, follow, may } from "./session.js";
 import { share } from "./share.js";
@@ -9,7 +10,6 @@ import { share } from "./share.js";
 const CONTEXTS = [["context 16,46,46", { context: [16, 46, 46] }], ["context all", { context: "all" }]];
 const isOpen = ({ state }) => state === "queued" || state === "running";
 
-const isWhole = (file) => fileName(file) === `crop_${file.crop}.h5`;
 const number = (value) => value.toFixed(1);
 const heading = (text) => element("h2", {}, text);
 
@@ -32,9 +32,10 @@ function summary({ raw_shape: raw, labels_shape: labels, voxel_size: size, expan
   return element("p", {}, parts.filter(Boolean).join("; "));
 }
 
-function fileTable(files) {
-  return table("Cached files", ["File", "Size", "Note"], files.map((file) => element("tr", {},
+function fileTable(crop) {
+  return table("Cached files", ["File", "Content", "Size", "Note"], crop.files.map((file) => element("tr", {},
     element("th", { scope: "row" }, fileName(file)),
+    element("td", {}, contentOf(file, crop)),
     element("td", { class: "number" }, bytes(file.size)),
     element("td", {}, [...file.notes, file.missing_chunks ? `${file.missing_chunks} chunks are absent from the bucket` : ""].join(" ")))),
   "No file of this crop is cached.");
@@ -79,7 +80,7 @@ export async function showDetails(place, split, crop, onFacts) {
     const { files } = info;
     replace(place, summary(info),
       heading("Use it"), lines(split, crop, files), files.some(isWhole) ? element("p", {}, share(split, crop)) : null,
-      heading("Files"), fileTable(files),
+      heading("Files"), fileTable(info),
       may("requester") ? element("p", {}, "Also make ", choice, " ", button("Make", order, `Make a file of ${name}`)) : null,
       progress ? element("p", {}, bar(progress, name)) : null,
       problem ? element("p", {}, failure(problem)) : null,

@@ -16,10 +16,48 @@ export function button(label, action, described) {
 }
 
 export function table(caption, heads, rows, empty) {
-  if (!rows.length) return element("p", { class: "empty" }, empty);
-  return element("div", { class: "scroll" }, element("table", { "aria-label": caption },
-    element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
-    element("tbody", {}, ...rows)));
+  const live = new LiveTable(caption, heads, empty);
+  live.show(rows.map((row, place) => ({ key: place, data: null, make: () => row })));
+  return live.node;
+}
+
+// A table of which a row stays as it is while its data do, so that updates disturb neither focus nor selection.
+export class LiveTable {
+  constructor(caption, heads, empty) {
+    this.heads = heads;
+    this.body = element("tbody");
+    this.table = element("table", { "aria-label": caption, hidden: true },
+      element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))), this.body);
+    this.empty = empty; // what is said in place of a table without rows
+    this.note = element("p", { class: "empty" }, "Loading …");
+    this.node = element("div", { class: "scroll" }, this.table, this.note);
+    this.rows = new Map(); // {data, node} by key; data as text
+  }
+
+  // Show `rows`, [{key, data, make}]; `make` makes a row if its data have changed.
+  show(rows) {
+    const old = this.rows;
+    this.rows = new Map(rows.map(({ key, data, make }) => {
+      const [text, known] = [JSON.stringify(data), old.get(key)];
+      return [key, known?.text === text ? known : { text, node: this.named(make()) }];
+    }));
+    keepFocus(this.body, () => {
+      const nodes = [...this.rows.values()].map(({ node }) => node);
+      const wanted = new Set(nodes);
+      for (const node of [...this.body.children]) if (!wanted.has(node)) node.remove();
+      nodes.forEach((node, place) => {
+        if (this.body.children[place] !== node) this.body.insertBefore(node, this.body.children[place] ?? null);
+      });
+    });
+    this.table.hidden = !rows.length;
+    this.note.textContent = rows.length ? "" : this.empty;
+  }
+
+  // Give each cell the name of its column, which a narrow window shows beside it.
+  named(row) {
+    [...row.children].forEach((cell, place) => { cell.dataset.head = this.heads[place]; });
+    return row;
+  }
 }
 
 export function bytes(count) {
@@ -32,8 +70,6 @@ export function bytes(count) {
   return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ${units[power - 1]}`;
 }
 
-export const fileName = (file) => file.path.split("/").at(-1);
-
 export function percent(done, total) {
   return total ? Math.min(100, Math.floor((100 * done) / total)) : 0;
 }
@@ -44,7 +80,7 @@ export function bar(crop, name) {
   const fetched = crop.bytes_total ? `${bytes(crop.bytes_done)} of ${bytes(crop.bytes_total)}` : crop.state;
   return element("span", {},
     element("progress", { max: 100, value, "aria-label": `${name}: ${value} %` }), ` ${value} % `,
-    crop.voxels_total ? "of the voxels" : fetched);
+    crop.voxels_total ? "of the voxels" : fetched, crop.waiting_for ? `, waiting for ${crop.waiting_for}` : "");
 }
 
 export function failure(problem) {
@@ -52,9 +88,15 @@ export function failure(problem) {
     `error[${problem.code}]: ${problem.detail}`, problem.remedy ? ` ${problem.remedy}` : "");
 }
 
-// Replace the content of `place`, and give the focus back to the control that had it.
+// Run `change`, and give the focus back to the control within `place` that had it, or to the one that took its place.
+function keepFocus(place, change) {
+  const had = place.contains(document.activeElement) ? document.activeElement : null;
+  change();
+  if (!had || had === document.activeElement) return;
+  if (had.isConnected) had.focus();
+  else place.querySelector(`[aria-label="${CSS.escape(had.getAttribute("aria-label") ?? "")}"]`)?.focus();
+}
+
 export function replace(place, ...children) {
-  const focused = place.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-  place.replaceChildren(...children.filter((child) => child !== null));
-  if (focused) place.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+  keepFocus(place, () => place.replaceChildren(...children.filter((child) => child !== null)));
 }

@@ -1,13 +1,17 @@
 // The page Jobs: what waits, what runs, and what has ended.
 
 import { json, request } from "./api.js";
-import { bar, button, bytes, element, failure, replace, table } from "./dom.js";
+import { bar, button, bytes, element, failure, LiveTable, replace } from "./dom.js";
+import { extraOf } from "./files.js";
 import { Rates } from "./rates.js";
 import { attempt, begin, follow, isMine, may, page } from "./session.js";
 
 let open = [];
 let recent = [];
 const rates = new Rates();
+const heads = ["Job", "State", "Owner", "Asked for", "Crops", "Actions"];
+const openTable = new LiveTable("Waiting and running jobs", heads, "No job is waiting or running.");
+const endedTable = new LiveTable("Ended jobs", heads, "No job has ended yet.");
 
 async function load() {
   recent = (await json("v1/jobs?limit=50")).jobs;
@@ -16,13 +20,13 @@ async function load() {
 
 function crops(job) {
   return element("ul", {}, ...job.crops.map((crop) => {
-    const name = `${job.split}/${crop.crop}`;
+    const name = [`${job.split}/${crop.crop}`, extraOf(job)].filter(Boolean).join(", ");
     if (crop.problem) return element("li", {}, `${name}: `, failure(crop.problem));
     if (crop.state === "running") {
       const rate = rates.of(`${job.id} ${crop.crop}`, crop.bytes_done);
       return element("li", {}, `${name}: `, bar(crop, name), rate ? `, ${bytes(rate)}/s` : null);
     }
-    return element("li", {}, `${name}: ${crop.state}`);
+    return element("li", {}, `${name}: ${crop.state}${crop.waiting_for ? `, waiting for ${crop.waiting_for}` : ""}`);
   }));
 }
 
@@ -46,14 +50,14 @@ function row(job) {
 function draw() {
   const live = new Map(open.map((job) => [job.id, job]));
   const ended = recent.filter((job) => !live.has(job.id) && job.state !== "queued" && job.state !== "running");
-  const heads = ["Job", "State", "Owner", "Asked for", "Crops", "Actions"];
-  replace(page,
-    element("h2", {}, "Waiting and running"), table("Waiting and running jobs", heads, open.map(row), "No job is waiting or running."),
-    element("h2", {}, "Ended"), table("Ended jobs", heads, ended.map(row), "No job has ended yet."));
+  const rows = (jobs) => jobs.map((job) => ({ key: job.id, data: job, make: () => row(job) }));
+  openTable.show(rows(open));
+  endedTable.show(rows(ended));
 }
 
 begin(async () => {
-  await load();
+  replace(page, element("h2", {}, "Waiting and running"), openTable.node, element("h2", {}, "Ended"), endedTable.node);
+  await attempt(load);
   follow({
     jobs: (data) => {
       open = data.jobs.filter((job) => job.state === "queued" || job.state === "running");

@@ -9,9 +9,10 @@ const signOut = document.getElementById("sign-out");
 export const page = document.getElementById("page");
 
 export function say(text) {
-  notice.textContent = text;
+  notice.querySelector("p").textContent = text;
   notice.hidden = !text;
 }
+notice.querySelector("button").addEventListener("click", () => say(""));
 
 const RETRY_MS = 2000;
 let isLost = false; // whether the notice is that the service does not respond
@@ -49,8 +50,9 @@ signOut.addEventListener("click", () => {
   location.reload();
 });
 
-// Sign in if the service wants it, then run `start`.
+// Sign in if the service wants it, then run `start` once; a later sign-in loads the page anew.
 export async function begin(start) {
+  let hasStarted = false;
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     token.set(document.getElementById("token").value.trim());
@@ -59,12 +61,19 @@ export async function begin(start) {
 
   async function enter() {
     caller = await json("v1/me");
+    if (hasStarted) location.reload();
+    hasStarted = true;
     say("");
     form.hidden = true;
     signOut.hidden = !token.get();
     await start();
   }
-  await attempt(enter);
+
+  async function tryToEnter() {
+    await attempt(enter);
+    if (isLost && !hasStarted) setTimeout(tryToEnter, RETRY_MS);
+  }
+  await tryToEnter();
 }
 
 // Follow the service for as long as the page is open: `handlers` by event name. All tabs share one stream.
