@@ -1,6 +1,6 @@
 # What people type, and what CI runs. Needs make and Python 3.11 or newer, no more; `make` lists the targets.
 .POSIX:
-.PHONY: help demo test lint test-all test-torch test-adapters test-browser notebook screenshots test-compose test-floors bench bench-crop bench-products bench-service bench-viewer bench-cluster constraints clean
+.PHONY: help demo test coverage lint test-all test-torch test-adapters test-browser notebook screenshots test-compose test-floors bench bench-crop bench-products bench-service bench-viewer bench-cluster constraints clean
 
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
@@ -17,6 +17,10 @@ TORCH_READY = $(TORCH_VENV)/.ready
 ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
 FLOORS_READY = $(FLOORS_VENV)/.ready
 BENCH_READY = $(VENV)/.bench-ready
+# Tests start hundreds of processes: without kept byte code each would compile some 30,000 lines.
+KEEP = PYTHONDONTWRITEBYTECODE=
+# A file's tests run in one process, one after the other, and share its fixtures; long files come first.
+SPREAD = -n auto --dist loadfile --no-loadscope-reorder
 # pip shows its progress to people, and errors only to a log.
 PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install $$(test -t 1 || echo -qq)
 
@@ -27,9 +31,12 @@ help: ## List the targets
 demo: $(TORCH_READY) ## Show the main job on a stand-in for the bucket: from S3 to a U-Net that learns
 	@$(TORCH_VENV)/bin/python -m tests.demo
 
-test: $(READY) ## Run all tests but torch's, with branch coverage
+test: $(READY) ## Run all tests but torch's and the adapters'
+	$(KEEP) $(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+coverage: $(READY) ## Run the same with branch coverage, which takes half as long again
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(KEEP) $(BIN)/coverage run -m pytest $(SPREAD) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -53,10 +60,10 @@ test-all: ## Run the tests on every supported Python (PYTHONS="3.11 3.12 3.13")
 	[ -z "$$failed$$absent" ]
 
 test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environment of their own
-	$(TORCH_VENV)/bin/python -m pytest tests/torch $(ARGS)
+	$(KEEP) $(TORCH_VENV)/bin/python -m pytest tests/torch $(ARGS)
 
 test-browser: $(READY) ## Run the tests of the dashboard in a real browser (Debian: sh .ci/install-chromium)
-	$(BIN)/python -m pytest tests/browser $(ARGS)
+	$(KEEP) $(BIN)/python -m pytest tests/browser $(ARGS)
 
 notebook: $(TORCH_READY) ## Run docs/notebook.ipynb, and write what its cells show into it
 	PRISM_NOTEBOOK=1 PRISMCACHE_ROOT=/tmp/prism $(TORCH_VENV)/bin/python -m pytest -q tests/torch/test_notebook.py
@@ -65,13 +72,13 @@ screenshots: $(READY) ## Take the pictures in README anew, from the real pages
 	PRISM_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screenshots.py
 
 test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real engine
-	$(BIN)/python -m pytest tests/compose $(ARGS)
+	$(KEEP) $(BIN)/python -m pytest tests/compose $(ARGS)
 
 test-floors: $(READY) $(FLOORS_READY) ## Run the product on the lowest versions that pyproject.toml allows, on Python 3.11
-	FLOORS_PYTHON=$(FLOORS_VENV)/bin/python $(BIN)/python -m pytest tests/floors $(ARGS)
+	$(KEEP) FLOORS_PYTHON=$(FLOORS_VENV)/bin/python $(BIN)/python -m pytest tests/floors $(ARGS)
 
 test-adapters: $(READY) $(ADAPTERS_READY) ## Run the tests with gunpowder, funlib, MONAI, napari and zarr 2, in an environment of their own
-	PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
+	$(KEEP) PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
 
 bench: $(BENCH_READY) ## Compare with torch_em, s5cmd and the limits: table and plot (ARGS=--quick: a minute)
 	@$(BIN)/python -m tests.bench.speed $(ARGS)

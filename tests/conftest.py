@@ -6,13 +6,14 @@ What they need is imported when they are asked for: the torch tests run without 
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -29,6 +30,60 @@ _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 # starts. A signal with a handler goes back to its default in a new program.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_STDERR = pytest.StashKey[int]()
+
+
+def _end_process_after(seconds: float, config: pytest.Config) -> None:
+    """End this process with the stacks of all its threads, unless told otherwise within so many seconds."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[_STDERR])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # while a test runs, pytest has a file in its place
+    config.pluginmanager.register(Silence(config))
+
+
+def _limited(item: pytest.Item) -> Generator[None, Any, Any]:
+    """End the process if setup, call or teardown takes 1.25 times the test's timeout; xdist goes on with another.
+
+    pytest-timeout raises an exception in the main thread, once: an event loop may swallow it, and code may wait on in a
+    `finally`. At the first failure pytest-timeout and pytest cancel their timers, so a teardown would have none.
+    """
+    marker = item.get_closest_marker("timeout")
+    _end_process_after(1.25 * float(marker.args[0] if marker else item.config.getini("timeout")), item.config)
+    return (yield)
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True, tryfirst=True)(_limited)
+pytest_runtest_call = pytest.hookimpl(wrapper=True, tryfirst=True)(_limited)
+pytest_runtest_teardown = pytest.hookimpl(wrapper=True, tryfirst=True)(_limited)
+
+
+class Silence:
+    """End the process if nothing is reported for five minutes: a controller, or a worker that gets no tests."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self) -> None:
+        _end_process_after(300, self._config)
+
+    def pytest_sessionfinish(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, sched: Any) -> None:
+    """Go on without a test that ended its worker, and without the files that this worker had finished.
+
+    xdist puts all of them in its queue again. It would end one worker after another, and wait for reports of no tests.
+    """
+    for file, tests in list(sched.workqueue.items()):
+        tests.pop(crashitem, None)
+        if all(tests.values()):
+            del sched.workqueue[file]
 
 
 @pytest.fixture(scope="session")
@@ -53,17 +108,6 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
     ):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / folder))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-@pytest.fixture(scope="module")
-def unmeasured_processes() -> Iterator[None]:
-    """Leave the processes that a module starts out of the coverage figures: measuring costs half as much time again.
-
-    For modules that start many, and whose processes do nothing that no other test does.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.support.compose import LAB_PATH, Stack, ended, job
 from tests.support.docker_engine import Engine
 from tests.support.processes import eventually
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(300, func_only=True)]
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(300)]
 
 CROPS = [0, 1, 2, 5, 12, 13]
 

@@ -18,7 +18,7 @@ from tests.support.compose import Stack, free_port
 from tests.support.docker_engine import REPOSITORY, Engine
 from tests.support.processes import eventually
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(300, func_only=True)]
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(300)]
 
 MONITORING = REPOSITORY / "docker" / "monitoring"
 IMAGE = "prismcache-prometheus:test"

@@ -17,7 +17,7 @@ from tests.support.compose import KILL, LAB_PATH, OWNER, Stack, ended, job
 from tests.support.docker_engine import Engine
 from tests.support.processes import eventually
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(300, func_only=True)]
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(300)]
 
 TOOLS = ("cc", "gcc", "ld", "make", "pip", "pip3", "rclone")
 STATUS = "print(open('/proc/self/status').read())"

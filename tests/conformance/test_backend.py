@@ -23,8 +23,6 @@ from tests.support.processes import eventually
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 @dataclass
 class LabStage:

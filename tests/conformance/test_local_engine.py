@@ -21,7 +21,7 @@ from tests.conformance.engine import EngineConformance, ignore, make, task
 from tests.support.cache_root import Lab
 from tests.support.processes import Watched, environment, eventually, workers_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("unmeasured_processes")]
+pytestmark = pytest.mark.anyio
 
 
 class TestLocalEngine(EngineConformance):

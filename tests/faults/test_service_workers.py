@@ -53,13 +53,13 @@ def always_healthy(service: Service) -> Iterator[None]:
                     failures.append(error)
                 slowest[0] = max(slowest[0], time.monotonic() - began)
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     try:
         yield
     finally:
         ended.set()
-        asking.join()
+        asking.join(20)
     assert failures == []
     assert 0 < slowest[0] < 4
 

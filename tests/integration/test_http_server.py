@@ -24,8 +24,6 @@ from tests.support.labs import running_lab
 from tests.support.processes import workers_of
 from tests.support.service import Service, service_config
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 SPEC = tiny_spec(0)
 CHUNK = re.compile(r"/labels/\d")
 
@@ -151,7 +149,7 @@ def test_many_clients_are_served_while_a_crop_is_made(lab: Lab, tmp_path: Path) 
                     found = Job.model_validate(own.get(path).json())
                 states.append(found.state)
 
-        threads = [threading.Thread(target=wait) for _ in range(30)]
+        threads = [threading.Thread(target=wait, daemon=True) for _ in range(30)]
         for thread in threads:
             thread.start()
         assert http.get("/healthz").status_code == 200

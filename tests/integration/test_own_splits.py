@@ -29,8 +29,6 @@ from tests.support.crops import BUCKET
 from tests.support.labs import running_lab
 from tests.support.service import Service, service_config
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 SYNAPSES = own_splits.synapse_arrays()
 MITO = own_splits.lab_arrays()
 

@@ -24,8 +24,6 @@ from tests.support.oracle import reference_crop
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 SPEC, SEMANTIC = tiny_spec(2), tiny_spec(0, "semantic")
 PRODUCTS = ("unlabelled", "avg_barcodes")
 

@@ -35,8 +35,6 @@ from tests.support.faults import Status
 from tests.support.labs import running_lab
 from tests.support.processes import run, workers_of
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 SPEC = tiny_spec()
 OFFSET, RESOLUTION = list(SPEC.raw_offset), list(SPEC.resolution)
 MB = 1_000_000

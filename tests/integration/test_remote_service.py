@@ -31,8 +31,6 @@ from tests.support.processes import eventually
 from tests.support.service import Service, service_config
 from tests.support.stored_crops import store_crop
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 CROPS = (0, 1, 2)
 
 
@@ -177,7 +175,7 @@ def test_a_restart_in_mid_job_is_ridden_out(own_service, lab, tmp_path, end):
             except PrismError as error:
                 found.append(error)
 
-    thread = threading.Thread(target=train)
+    thread = threading.Thread(target=train, daemon=True)
     thread.start()
     eventually(lambda: rule.hits > 0, "crop 1 is being fetched")
     if end == "kill":

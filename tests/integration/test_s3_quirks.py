@@ -334,7 +334,7 @@ async def _read_all(source: Source) -> None:
 
 async def test_etags_that_are_no_md5_are_named_with_the_setting(proxy: FaultProxy) -> None:
     proxy.add(REVERSED, listing=True)
-    async with opened(proxy) as source:
+    async with opened(proxy, s3_object_timeout=0.5) as source:
         listed = await source.list_objects(FOLDER)
         errors = []
         for key in ("raw/.zarray", "raw/.zattrs"):

@@ -117,7 +117,7 @@ def test_hosts_that_need_no_proxy_are_asked_directly(plain, folder, tmp_path, mo
 )
 def test_a_proxy_that_refuses_is_an_error_that_leaves_nothing_open(secure, certificate, monkeypatch, refusal, words):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
-    settings = Settings.load({}, s3_endpoint_url=secure.endpoint, s3_object_timeout=2)
+    settings = Settings.load({}, s3_endpoint_url=secure.endpoint, s3_object_timeout=0.5)
     item = SourceObject(key="raw/.zarray", size=10, etag="abc")
 
     async def refused() -> list[str]:

@@ -19,8 +19,6 @@ from tests.support.processes import eventually, workers_of
 from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 CLIENTS = 200
 SPEC = many_objects_spec(0)
 OTHER = tiny_spec(1)

@@ -20,8 +20,6 @@ from tests.support.service import Service, service_config
 from tests.support.service_jobs import Desk, are_right, codes
 from tests.support.stored_crops import store_crop
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 MB = 1_000_000
 SPECS = [tiny_spec(crop) for crop in range(3)]
 PROMISE = file_bytes_bound(SPECS[0].labels_shape, SPECS[0].channels)
@@ -62,13 +60,13 @@ def watched_quota(lab: Lab, quota: int) -> Iterator[list[int]]:
                     total += path.stat().st_size
             seen.append(total)
 
-    looking = threading.Thread(target=look)
+    looking = threading.Thread(target=look, daemon=True)
     looking.start()
     try:
         yield seen
     finally:
         ended.set()
-        looking.join()
+        looking.join(20)
     assert max(seen) <= quota
 
 

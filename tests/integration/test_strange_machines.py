@@ -12,8 +12,6 @@ import pytest
 
 from tests.support.s3 import S3Server
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = 54_321
 """A user id without a name, a home folder or anything else."""

@@ -7,14 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from prismcache import PrismClient, Verdict
 from tests.support.cache_root import Lab, many_objects_spec, published, quarantined, tiny_spec, unfinished
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import Finished, command
-
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 ONE = many_objects_spec(0)
 TWENTY = [tiny_spec(crop) for crop in range(1, 21)]

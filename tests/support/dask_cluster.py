@@ -97,7 +97,7 @@ class DaskCluster:
         """SIGKILL; its workers then end by themselves."""
         assert self._scheduler is not None
         self._scheduler.kill()
-        self._scheduler.wait()
+        self._scheduler.wait(TERMINATION_S)
 
     def end(self) -> None:
         """End what runs: the workers first, since they take their leave of the scheduler."""
@@ -110,7 +110,7 @@ class DaskCluster:
                     process.wait(TERMINATION_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    process.wait()
+                    process.wait(TERMINATION_S)
         self._workers.clear()
 
     def _start(

@@ -76,7 +76,7 @@ __all__ = [
     "Truncate",
 ]
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = STOP_TIMEOUT = 10.0
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "te", "trailer", "upgrade"}
 _LISTED_ETAG = re.compile(rb"<ETag>([^<&\"]*)</ETag>")
@@ -263,7 +263,9 @@ class FaultProxy:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
-            thread.join()
+            thread.join(STOP_TIMEOUT)
+            if thread.is_alive():
+                raise TimeoutError(f"the proxy of {self.upstream} does not end")
 
     def __enter__(self) -> Self:
         return self.start()

@@ -200,10 +200,10 @@ class Command:
             worker.wait()
 
     def end(self) -> None:
-        """Kill it if it still runs, and forget its output."""
+        """Kill it if it still runs, and forget its output, which its workers may still hold open."""
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate()
+        self._process.communicate(timeout=DEADLINE)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class S3Server:
             process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.wait(STOP_TIMEOUT)
 
     @property
     def pid(self) -> int:

@@ -67,7 +67,7 @@ def other_process(tmp_path: Path):
 
 def end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.wait()
+    process.wait(20)
 
 
 def test_a_lock_is_held_by_one_until_it_is_released(locks: MakingLocks) -> None:

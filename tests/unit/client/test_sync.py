@@ -115,13 +115,13 @@ def test_threads_share_one_client(embedded):
     with PrismClient("/lab/prism") as client:
         found: list[list[str]] = []
         threads = [
-            threading.Thread(target=lambda: found.append(client.ensure("instance", 0, progress=False)))
+            threading.Thread(target=lambda: found.append(client.ensure("instance", 0, progress=False)), daemon=True)
             for _ in range(8)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(30)
         assert found == [[CROP_0]] * 8
         assert len(embedded) == 1
 

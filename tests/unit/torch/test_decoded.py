@@ -126,7 +126,7 @@ def test_two_processes_may_make_the_same_one(facts: CropFacts, layout: Layout, t
     begin = context.Event()
 
     def make() -> None:
-        begin.wait()
+        begin.wait(60)
         check(Sidecars(folder).arrays(facts.path, layout, lambda: opened(facts)))
 
     makers = [context.Process(target=make) for _ in range(3)]

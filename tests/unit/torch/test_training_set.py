@@ -81,7 +81,7 @@ def test_a_crop_that_joins_is_seen_by_a_process_that_was_forked_before(service) 
     def child() -> None:
         before = board.look(1)
         queue.put("ready")
-        told.wait()
+        told.wait(60)
         queue.put((before, board.look(1), board.look(0)))
 
     process = context.Process(target=child)

@@ -114,7 +114,7 @@ def test_commands_at_the_same_time_lose_no_token(path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(30)
 
     assert len(list_tokens(path)) == 20
     assert [entry.name for entry in path.parent.iterdir() if entry.name.endswith(".tmp")] == []
