@@ -178,7 +178,7 @@ def write_product(root: Path, split: Split, crop: int, arrays: CropArrays, produ
     crop_file = root / crop_path(split, crop)
     path = root / crop_path(split, crop, product=product)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    made = make(crop_file, sha256_of(crop_file), product, temporary, 0o644)
+    made = make(crop_file, sha256_of(crop_file), product, temporary, mode=0o644, memory_limit=1 << 30)
     temporary.replace(path)
     return _publish(root, split, FileName(crop, product=product), arrays, made.crop_sha256)
 

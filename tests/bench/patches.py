@@ -1,8 +1,9 @@
 """`make bench-patches`: random patches of a full-size crop as tensors, ours against torch_em's dataset on its own file.
 
 Raw of one channel and labels, (32, 256, 256) voxels, both as float32. torch_em reads a file of the same voxels as it
-writes it itself. The limit is a slice of arrays in memory, cast. Each figure is a process of its own; "two workers"
-is a `DataLoader` with batches of one. The files are in the page cache.
+writes it itself. The limit is a slice of arrays in memory, cast. "Two workers" is a `DataLoader` with batches of one.
+The files are in the page cache. The datasets take turns, so that what else the machine does meets all of them;
+medians and ranges are printed. Each figure goes to standard error as soon as it is known.
 
 ``--chunks`` writes the same voxels in other chunk shapes and measures reading without a cache.
 """
@@ -11,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from tests.support.s3 import S3Server
 _FOLDER = Path("build/bench")
 _PATCH = (32, 256, 256)
 _CHANNEL = 0
+_SAMPLES = 100_000
 _PLAIN = ("torch_em", "prismcache, none", "prismcache, mmap", "prismcache, ram", "slice of arrays in memory")
 _FULL = (
     "torch_em, its transforms",
@@ -46,6 +47,7 @@ _FULL = (
 )
 _CONTEXT = (16, 46, 46)
 _WIDE = ("prismcache, none, context", "prismcache, ram, context")
+_WARM_UP = 4  # patches
 _CHUNKS = (
     (16, 64, 64),
     (8, 64, 64),
@@ -58,33 +60,51 @@ _CHUNKS = (
 )
 
 
+@dataclass(frozen=True)
+class Figure:
+    """Patches a second, and CPU milliseconds a patch."""
+
+    rate: float
+    cpu_ms: float
+
+
+Figures = dict[tuple[str, int], list[Figure]]
+"""By the dataset's name and the number of workers."""
+
+
 def main() -> None:
-    """Print a Markdown table of medians."""
+    """Print Markdown tables."""
     arguments = _parser().parse_args()
-    if arguments.case:
-        print(json.dumps(_measure(arguments.case, arguments)))
-        return
+    warnings.simplefilter("ignore")  # of libraries, for each patch
     ours, theirs = _files(quick=arguments.quick)
+    seconds = min(arguments.seconds, 1.0) if arguments.quick else arguments.seconds
     if arguments.chunks:
-        _chunk_table(ours, arguments)
+        _chunk_table(ours, arguments.runs, seconds)
         return
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for _ in range(arguments.runs):
-        for name, workers in itertools.product((*_PLAIN, *_FULL, *_WIDE), (0, 2)):
-            found.setdefault((name, workers), []).append(_run(name, workers, ours, theirs, arguments))
-    _print_table(found)
+    names = [name for name in (*_PLAIN, *_FULL, *_WIDE) if arguments.only in name]
+    datasets, ready = {}, {}
+    for name in names:
+        begin = time.perf_counter()
+        datasets[name] = _dataset(name, ours, theirs)
+        ready[name] = time.perf_counter() - begin
+    found: Figures = {}
+    for run, (name, workers) in itertools.product(range(arguments.runs), itertools.product(names, (0, 2))):
+        figure = _measure(datasets[name], workers, seconds)
+        found.setdefault((name, workers), []).append(figure)
+        each = f"{name}, {workers} workers: {figure.rate:.1f} patches/s, {figure.cpu_ms:.1f} CPU ms"
+        print(f"run {run + 1} of {arguments.runs}: {each}", file=sys.stderr, flush=True)
+    _print_table(found, [name for name in names if name in _PLAIN], ready)
+    _print_table(found, [name for name in names if name in _FULL], ready)
     _print_context(found, _patch_of(ours), _context_of(ours))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3, help="medians of so many are printed")
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long each is measured")
-    parser.add_argument("--quick", action="store_true", help="a small crop, one short run: only to see that it works")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long each is measured")
+    parser.add_argument("--only", default="", help="only datasets whose name has this text, such as transforms")
+    parser.add_argument("--quick", action="store_true", help="a small crop and short runs: only to see that it works")
     parser.add_argument("--chunks", action="store_true", help="compare chunk shapes of the file instead")
-    for hidden in ("--case", "--ours", "--theirs", "--sidecars"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
@@ -107,52 +127,33 @@ def _files(*, quick: bool) -> tuple[Path, Path]:
     return ours, theirs
 
 
-def _run(name: str, workers: int, ours: Path, theirs: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    seconds = 1.0 if arguments.quick else arguments.seconds
-    sidecars = ours.parent.parent / "decoded"
-    command = [sys.executable, "-m", "tests.bench.patches", "--case", name, "--workers", str(workers)]
-    command += ["--ours", str(ours), "--theirs", str(theirs), "--sidecars", str(sidecars), "--seconds", str(seconds)]
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}
-    )
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def _measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    if "torch_em" in name:
-        import torch_em.transform  # noqa: F401 - takes seconds, which are not the dataset's
-    begin = time.perf_counter()
-    dataset = _dataset(name, Path(arguments.ours), Path(arguments.theirs), Path(arguments.sidecars))
-    ready = time.perf_counter() - begin
-    patches = _batches(dataset, arguments.workers)
-    for _ in range(4):
-        _, labels = next(patches)
-        assert labels.shape[-3:] == _patch_of(Path(arguments.ours))
+def _measure(dataset: Dataset[Any], workers: int, seconds: float) -> Figure:
+    patches = _batches(dataset, workers)
+    for _ in range(_WARM_UP):
+        next(patches)
     count, begin, before = 0, time.perf_counter(), cpu_of_family()
-    while time.perf_counter() - begin < arguments.seconds:
+    while (wall := time.perf_counter() - begin) < seconds:
         next(patches)
         count += 1
-    wall, cpu = time.perf_counter() - begin, cpu_of_family() - before
-    return {"rate": count / wall, "cpu_ms": 1000 * cpu / count, "ready_s": ready}
+    cpu = cpu_of_family() - before
+    patches.close()  # ends the workers
+    return Figure(count / wall, 1000 * cpu / count)
 
 
-def _batches(dataset: Dataset[Any], workers: int) -> Iterator[Any]:
-    while True:
-        if workers:
-            yield from DataLoader(dataset, batch_size=1, num_workers=workers)
-        else:
-            yield from (dataset[index] for index in range(len(dataset)))
+def _batches(dataset: Dataset[Any], workers: int) -> Generator[Any]:
+    if workers:
+        yield from DataLoader(dataset, batch_size=1, num_workers=workers)
+    else:
+        yield from (dataset[index] for index in range(_SAMPLES))
 
 
-def _dataset(name: str, ours: Path, theirs: Path, sidecars: Path) -> Dataset[Any]:
-    samples = 100_000
+def _dataset(name: str, ours: Path, theirs: Path) -> Dataset[Any]:
     if name == "slice of arrays in memory":
-        return _Slices(ours, samples)
+        return _Slices(ours)
     kind, _, rest = name.partition(", ")
     shape = _patch_of(ours)
     if kind == "torch_em":
-        return _torch_em(theirs, shape, samples, plain=not rest)
+        return _torch_em(theirs, shape, plain=not rest)
     cache, _, transforms = rest.partition(", ")
     options: dict[str, Any] = {}
     if transforms == "context":
@@ -162,20 +163,20 @@ def _dataset(name: str, ours: Path, theirs: Path, sidecars: Path) -> Dataset[Any
 
         options = {"raw_transform": get_raw_transform(), "transform": get_augmentations("anisotropic")}
     return PrismDataset(
-        ours, patch_shape=shape, channels=_CHANNEL, n_samples=samples, label_dtype=torch.float32, cache=cache,
-        cache_folder=sidecars, **options,
+        ours, patch_shape=shape, channels=_CHANNEL, n_samples=_SAMPLES, label_dtype=torch.float32, cache=cache,
+        cache_folder=_FOLDER / "decoded", **options,
     )  # fmt: skip
 
 
-def _torch_em(path: Path, shape: tuple[int, int, int], samples: int, *, plain: bool) -> Dataset[Any]:
+def _torch_em(path: Path, shape: tuple[int, int, int], *, plain: bool) -> Dataset[Any]:
     import torch_em
     from torch_em.data import SegmentationDataset
 
     file, raw = str(path), raw_dataset(_CHANNEL)
     if plain:
-        return SegmentationDataset(file, raw, file, LABELS, shape, n_samples=samples)
+        return SegmentationDataset(file, raw, file, LABELS, shape, n_samples=_SAMPLES)
     return torch_em.default_segmentation_dataset(
-        file, raw, file, LABELS, shape, ndim=3, n_samples=samples, is_seg_dataset=True,
+        file, raw, file, LABELS, shape, ndim=3, n_samples=_SAMPLES, is_seg_dataset=True,
         transform=torch_em.transform.get_augmentations("anisotropic"),
     )  # fmt: skip
 
@@ -183,13 +184,13 @@ def _torch_em(path: Path, shape: tuple[int, int, int], samples: int, *, plain: b
 class _Slices(Dataset[Any]):
     """What no dataset can beat: a box of arrays in memory, cast to tensors."""
 
-    def __init__(self, path: Path, samples: int) -> None:
+    def __init__(self, path: Path) -> None:
         with Crop(path) as crop:
             self._raw, self._labels = crop.channel(_CHANNEL)[...], crop.labels[...]
-        self._shape, self._samples = _patch_of(path), samples
+        self._shape = _patch_of(path)
 
     def __len__(self) -> int:
-        return self._samples
+        return _SAMPLES
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         extents = zip(self._raw.shape, self._shape, strict=True)
@@ -215,49 +216,52 @@ def _context_of(ours: Path) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _print_context(
-    found: dict[tuple[str, int], list[dict[str, float]]], patch: tuple[int, int, int], context: tuple[int, int, int]
-) -> None:
+def _print_context(found: Figures, patch: tuple[int, int, int], context: tuple[int, int, int]) -> None:
     print(f"\nWith {context} voxels of context around a patch; voxels are those of raw and labels.\n")
     print("| dataset | patches/s, two workers | million voxels | CPU ns a voxel, one process |\n|---|---|---|---|")
     labels = math.prod(patch)
     wide = math.prod(size + 2 * by for size, by in zip(patch, context, strict=True))
     for name in _WIDE:
         for case, voxels in ((name.removesuffix(", context"), 2 * labels), (name, wide + labels)):
-            rate = statistics.median(run["rate"] for run in found[case, 2])
-            cpu = statistics.median(run["cpu_ms"] for run in found[case, 0])
-            print(f"| {case} | {rate:.1f} | {voxels / 1e6:.1f} | {1e6 * cpu / voxels:.1f} |")
+            if (case, 0) in found:
+                rate, cpu = _median(found[case, 2], "rate"), _median(found[case, 0], "cpu_ms")
+                print(f"| {case} | {rate:.1f} | {voxels / 1e6:.1f} | {1e6 * cpu / voxels:.1f} |")
 
 
-def _print_table(found: dict[tuple[str, int], list[dict[str, float]]]) -> None:
-    def median(name: str, workers: int, what: str) -> float:
-        return statistics.median(run[what] for run in found[name, workers])
-
-    print(f"Patches a second of {_PATCH}, raw of one channel and labels as float32; medians.\n")
-    columns = ("patches/s", "× torch_em", "× limit", "CPU ms", "CPU × torch_em")
+def _print_table(found: Figures, names: list[str], ready: dict[str, float]) -> None:
+    """Print rates and CPU of datasets, the first of which is what the others are compared with."""
+    if not names:
+        return
+    print(f"\nPatches a second of {_PATCH}, raw of one channel and labels as float32; medians (lowest–highest).\n")
+    columns = ("patches/s", "×", "CPU ms", "×")
     heading = [f"{way}: {columns[0]} | {' | '.join(columns[1:])}" for way in ("one process", "two workers")]
     print(f"| dataset | {' | '.join(heading)} | ready s |")
     print("|---" * (2 + 2 * len(columns)) + "|")
-    for name in (*_PLAIN, *_FULL):
-        reference = _FULL[0] if name in _FULL else _PLAIN[0]
+    for name in names:
         cells = []
         for workers in (0, 2):
-            rate, cpu = median(name, workers, "rate"), median(name, workers, "cpu_ms")
-            cells += [f"{rate:.1f}", f"{rate / median(reference, workers, 'rate'):.1f}"]
-            cells += [f"{rate / median(_PLAIN[-1], workers, 'rate'):.2f}"]
-            cells += [f"{cpu:.1f}", f"{median(reference, workers, 'cpu_ms') / cpu:.1f}"]
-        print(f"| {name} | {' | '.join(cells)} | {median(name, 0, 'ready_s'):.2f} |")
+            ours, theirs = found[name, workers], found[names[0], workers]
+            rate, cpu = _median(ours, "rate"), _median(ours, "cpu_ms")
+            rates = [figure.rate for figure in ours]
+            cells += [f"{rate:.1f} ({min(rates):.1f}–{max(rates):.1f})", f"{rate / _median(theirs, 'rate'):.2f}"]
+            cells += [f"{cpu:.1f}", f"{_median(theirs, 'cpu_ms') / cpu:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} | {ready[name]:.2f} |")
 
 
-def _chunk_table(ours: Path, arguments: argparse.Namespace) -> None:
+def _median(figures: list[Figure], what: str) -> float:
+    return statistics.median(getattr(figure, what) for figure in figures)
+
+
+def _chunk_table(ours: Path, runs: int, seconds: float) -> None:
     print("| chunk | file MB | deflate CPU s | patches/s | CPU ms a patch |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=ours.parent.parent) as folder:
         for chunk in _CHUNKS:
-            path = Path(folder) / "crop.h5"
+            path = Path(folder) / f"crop_{'_'.join(map(str, chunk))}.h5"
             cpu = _rechunk(ours, path, chunk)
-            runs = [_run("prismcache, none", 0, path, path, arguments) for _ in range(arguments.runs)]
-            rate, used = (statistics.median(run[what] for run in runs) for what in ("rate", "cpu_ms"))
+            dataset = _dataset("prismcache, none", path, path)
+            figures = [_measure(dataset, 0, seconds) for _ in range(runs)]
+            rate, used = (_median(figures, what) for what in ("rate", "cpu_ms"))
             print(f"| {chunk} | {path.stat().st_size / 1e6:.1f} | {cpu:.2f} | {rate:.1f} | {used:.1f} |", flush=True)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import httpx2
 import pytest
 
@@ -110,6 +112,15 @@ def test_the_job_completes_although_the_service_is_killed_twice(lab: Stack) -> N
         path = lab.storage / Path(crop.file.path).relative_to(LAB_PATH)
         assert hashlib.sha256(path.read_bytes()).hexdigest() == crop.file.sha256
     eventually(lambda: not list(lab.storage.glob("*/.*.tmp")), "nothing unfinished is left")
+
+
+def test_a_product_is_made_in_the_container_and_lies_beside_its_crop(lab: Stack) -> None:
+    with PrismClient(url=lab.url, token=lab.tokens["requester"], root=lab.storage) as client:
+        (path,) = client.ensure("instance", 13, product="avg_barcodes", timeout=60, progress=False)
+        (facts,) = client.ensure("instance", 13, product="facts", timeout=60, progress=False)
+    assert path == str(lab.storage / "instance" / "crop_13.avg_barcodes.h5")
+    with h5py.File(path) as file:
+        assert len(file["avg_barcodes"]) == len(json.loads(Path(facts).read_text())["channels"])
 
 
 def test_nothing_in_the_containers_can_write_outside_its_volumes(lab: Stack) -> None:

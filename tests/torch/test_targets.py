@@ -13,12 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from prismcache import CropCorruptError, CropNotCachedError, PrismClient, RequestError
-from prismcache._testing_files import CropArrays, write_crop
-from prismcache.crop import manifest_of
-from prismcache.layout import crop_file_name
+from prismcache._testing_files import CropArrays, write_crop, write_product
 from prismcache.schema import Product, Split
 from prismcache.torch import PrismDataset
-from prismcache_service.pipeline.products import make_product
 from tests.support import products_oracle as oracle
 from tests.support.faults import FaultProxy, Stall
 
@@ -41,10 +38,8 @@ def crop_arrays() -> CropArrays:
 def path(tmp_path: Path) -> Path:
     """A semantic crop with its products beside it."""
     path = Path(write_crop(tmp_path, Split.SEMANTIC, 0, crop_arrays()).path)
-    manifest = manifest_of(path)
-    assert manifest is not None
     for product in PRODUCTS:
-        make_product(path, manifest.sha256, product, path.with_name(crop_file_name(0, product=product)), 0o644)
+        write_product(tmp_path, Split.SEMANTIC, 0, crop_arrays(), product)
     return path
 
 

@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 
 from prismcache import Crop, CropCorruptError, CropNotCachedError, PrismError, StorageError
-from prismcache._testing_files import VOXEL_SIZE, crop_arrays, write_crop
-from prismcache.crop import manifest_of
-from prismcache.layout import crop_file_name
+from prismcache._testing_files import VOXEL_SIZE, crop_arrays, write_crop, write_product
 from prismcache.schema import Product, Split
-from prismcache_service.pipeline.products import make_product
 
 
 def crop_with_facts(root: Path, split: Split) -> Path:
     path = Path(write_crop(root, split, 3, crop_arrays(split, 3, None)).path)
-    manifest = manifest_of(path)
-    assert manifest is not None
-    target = path.with_name(crop_file_name(3, product=Product.FACTS))
-    make_product(path, manifest.sha256, Product.FACTS, target, 0o644)
+    write_product(root, split, 3, crop_arrays(split, 3, None), Product.FACTS)
     return path
 
 

@@ -21,10 +21,11 @@ from prismcache.schema import CropFile, Problem, Product, Split
 from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import CropTask, News
+from prismcache_service.engine.local import worker as worker_module
 from prismcache_service.engine.local.worker import Outbox, Worker
-from prismcache_service.pipeline import products
 from prismcache_service.pipeline.bucket.sources import Sources
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
+from prismcache_service.pipeline.products import MadeProduct
 
 pytestmark = pytest.mark.anyio
 
@@ -36,18 +37,18 @@ CONTENT = HDF5_SIGNATURE.ljust(100, b".")
 async def test_a_product_is_published_only_if_its_crop_is_still_the_one_that_it_was_made_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
-    cache, make_product = CropCache(tmp_path), products.make_product
+    cache, make_product = CropCache(tmp_path), worker_module.make_product
     write_crop(tmp_path, Split.INSTANCE, 0, crop_arrays(Split.INSTANCE, 0, None))
 
-    def make(*arguments: Any) -> products.MadeProduct:
-        made = make_product(*arguments)
+    def make(*arguments: Any, **options: Any) -> MadeProduct:
+        made = make_product(*arguments, **options)
         if meanwhile == "replaced":
             write_crop(tmp_path, Split.INSTANCE, 0, crop_arrays(Split.INSTANCE, 1, None))
         elif meanwhile == "removed":
             cache.remove(CropName(Split.INSTANCE, 0))
         return made
 
-    monkeypatch.setattr(products, "make_product", make)
+    monkeypatch.setattr(worker_module, "make_product", make)
     lines = io.BytesIO()
     worker = worker_of(tmp_path, lines, Maker())
     await worker.work(CropTask(NAME, "a1"))

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from scipy import ndimage
 
-from prismcache.errors import CropCorruptError, PrismError, RequestError
+from prismcache.errors import CropCorruptError, MemoryLimitError, PrismError, RequestError
 from prismcache.schema import Product, Split
 from prismcache_service.pipeline.products import RECIPES, make_product
-from prismcache_service.pipeline.products import arrays as arrays_module
-from prismcache_service.pipeline.products.arrays import barcode_labels, tiles
+from prismcache_service.pipeline.products import slabs as slabs_module
+from prismcache_service.pipeline.products.arrays import NearVoxels, barcode_labels
+from prismcache_service.pipeline.products.slabs import columns
 from tests.support import products_oracle as oracle
 from tests.support.voxels import SMALL_TILE, LabelVoxels, RawVoxels
 
@@ -26,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 VOXEL_SIZE = (400, 168, 168)
 SHAPE = (37, 90, 70)
 OFFSET = (8000, 1680, 3360)
+LIMIT = 10**10
 
 
 def ids_of(split: Split) -> Array:
@@ -56,15 +59,14 @@ def raw_of(channels: int) -> Array:
 
 def make(tmp_path: Path, product: Product) -> Path:
     target = tmp_path / f"{product.value}.tmp"
-    made = make_product(tmp_path / "crop_2.h5", "5a" * 32, product, target, 0o644)
+    made = make_product(tmp_path / "crop_2.h5", "5a" * 32, product, target, mode=0o644, memory_limit=LIMIT)
     assert (made.product, made.recipe, made.crop_sha256) == (product, RECIPES[product], "5a" * 32)
     assert made.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert made.size == target.stat().st_size
     return target
 
 
-@pytest.mark.parametrize("split", [Split.INSTANCE, Split.SEMANTIC])
-@pytest.mark.parametrize("channels", [10, 12, 18])
+@pytest.mark.parametrize(("split", "channels"), [(Split.INSTANCE, 18), (Split.INSTANCE, 12), (Split.SEMANTIC, 10)])
 def test_barcodes_are_exact_means_and_within_one_of_floating_point(tmp_path: Path, split: Split, channels: int) -> None:
     raw = raw_of(channels)
     labels = write_crop(tmp_path / "crop_2.h5", raw, ids_of(split), split)
@@ -96,21 +98,51 @@ SPARSE[30, 10, 60:] = 6
 SPARSE[30:, 40:60, 10:20] = 11
 
 
-@pytest.mark.parametrize("tile_voxels", [1, 300_000, 10**9])
+@pytest.mark.parametrize("column_bytes", [1, 2_000_000])
 @pytest.mark.parametrize(
     "ids",
     [ids_of(Split.SEMANTIC), SPARSE, np.zeros(SHAPE, np.uint64), np.full(SHAPE, 3, np.uint64)],
     ids=["classes", "sparse", "no labels", "no background"],
 )
-def test_distances_equal_those_of_the_whole_crop_however_it_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: Array, tile_voxels: int
+def test_products_equal_those_of_the_whole_crop_however_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: Array, column_bytes: int
 ) -> None:
-    monkeypatch.setattr(arrays_module, "_TILE_VOXELS", tile_voxels)
-    write_crop(tmp_path / "crop_2.h5", raw_of(1), ids, Split.SEMANTIC)
-    with h5py.File(make(tmp_path, Product.FGBG)) as file:
-        np.testing.assert_array_equal(file["fgbg"][()], oracle.fgbg(ids, VOXEL_SIZE))
-    with h5py.File(make(tmp_path, Product.BORDER_MASK)) as file:
-        np.testing.assert_array_equal(file["border_mask"][()], oracle.border_mask(ids, VOXEL_SIZE))
+    monkeypatch.setattr(slabs_module, "_COLUMN_BYTES", column_bytes)
+    raw = raw_of(1)
+    labels = write_crop(tmp_path / "crop_2.h5", raw, ids, Split.SEMANTIC)
+    expected = {
+        "fgbg": oracle.fgbg(ids, VOXEL_SIZE),
+        "border_mask": oracle.border_mask(ids, VOXEL_SIZE),
+        "unlabelled": oracle.unlabelled(ids),
+        "avg_barcodes/ch_00": oracle.avg_barcodes(raw, labels)[0],
+    }
+    for name, voxels in expected.items():
+        with h5py.File(make(tmp_path, Product(name.partition("/")[0]))) as file:
+            np.testing.assert_array_equal(file[name][()], voxels)
+
+
+@given(
+    arrays_of.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)), fill=st.just(False)),
+    st.tuples(*(st.sampled_from([4, 6, 7, 40_000]),) * 3),
+    st.sampled_from([7, 12, 21, 35, 90_000]),
+)
+def test_near_voxels_are_those_of_scipys_distances(mask: Array, voxel_size: tuple[int, int, int], limit: int) -> None:
+    for with_mask in (True, False):
+        near = NearVoxels(mask.shape, limit, voxel_size, with_mask=with_mask)
+        for z, plane in enumerate(mask):
+            near.add(z, plane, np.s_[:, :])
+        expected = ndimage.distance_transform_edt(~mask, sampling=voxel_size) < limit if mask.any() else mask
+        np.testing.assert_array_equal(near.found(slice(None)), expected & (with_mask | ~mask))
+
+
+@pytest.mark.parametrize("product", [Product.AVG_BARCODES, Product.FACTS, Product.BORDER_MASK])
+def test_too_little_memory_is_a_typed_error_with_the_numbers(tmp_path: Path, product: Product) -> None:
+    write_crop(tmp_path / "crop_2.h5", raw_of(1), ids_of(Split.SEMANTIC), Split.SEMANTIC)
+    with pytest.raises(MemoryLimitError, match=r"needs \d+ MB of memory, the limit is 20 MB"):
+        make_product(
+            tmp_path / "crop_2.h5", "5a" * 32, product, tmp_path / "made.tmp", mode=0o644, memory_limit=20_000_000
+        )
+    assert not (tmp_path / "made.tmp").exists()
 
 
 @pytest.mark.parametrize("ids", [np.zeros(SHAPE, np.uint64), np.full(SHAPE, 2**64 - 1, np.uint64)])
@@ -184,20 +216,18 @@ def test_two_runs_give_equal_bytes(tmp_path: Path) -> None:
 
 
 @given(
-    st.tuples(*(st.integers(1, 200),) * 3),
-    st.tuples(*(st.integers(0, 30),) * 3),
-    st.sampled_from([1, 100_000, 3_000_000]),
+    st.tuples(*(st.integers(1, 400),) * 2),
+    st.tuples(*(st.integers(0, 30),) * 2),
+    st.sampled_from([1, 30_000, 60_000, 10**6]),
 )
-def test_tiles_cover_each_voxel_once_in_whole_chunks(
-    shape: tuple[int, int, int], margin: tuple[int, int, int], voxels: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(arrays_module, "_TILE_VOXELS", voxels)
-        found = list(tiles(shape, (16, 64, 64), margin))
+def test_columns_cover_each_voxel_once_in_whole_chunks(shape: Any, margin: Any, most: int) -> None:
     seen = np.zeros(shape, np.uint8)
-    for tile in found:
-        seen[tile.box] += 1
-        assert all(s.start % c == 0 for s, c in zip(tile.box, (16, 64, 64), strict=True))
-        for box, wide, inner in zip(tile.box, tile.wide, tile.inner, strict=True):
+    for column in columns(shape, (64, 64), margin, most):
+        seen[column.box] += 1
+        assert all(part.start % 64 == 0 for part in column.box)
+        for box, wide, inner, by, extent in zip(column.box, column.wide, column.inner, margin, shape, strict=True):
             assert (wide.start + inner.start, wide.start + inner.stop) == (box.start, box.stop)
+            assert (wide.start, wide.stop) == (max(0, box.start - by), min(extent, box.stop + by))
+        size, least = (seen[column.wide].size, np.prod([64 + 2 * by for by in margin]))
+        assert size <= max(most, least)
     assert (seen == 1).all()

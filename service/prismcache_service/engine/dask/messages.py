@@ -19,7 +19,7 @@ TOPIC = "prismcache"
 """Dask's topic under which workers send `DaskNews`."""
 
 _PACKAGES = (
-    "prismcache", "distributed", "aiobotocore", "h5py", "isal", "numcodecs", "numpy", "obstore", "scipy", "zarr",
+    "prismcache", "distributed", "aiobotocore", "h5py", "isal", "numcodecs", "numpy", "obstore", "zarr",
 )  # fmt: skip
 _PLACE = ("root", "s3_endpoint_url", "s3_bucket", "s3_prefix")
 

@@ -38,6 +38,7 @@ from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine import CropTask, News
 from prismcache_service.pipeline.bucket.sources import Sources
 from prismcache_service.pipeline.materialize import MadeCrop, Materializer
+from prismcache_service.pipeline.products import make_product
 from prismcache_service.pipeline.progress import Report
 
 ALIVE_S = 1.0
@@ -95,7 +96,7 @@ class Worker:
     """Makes and publishes crops for one engine."""
 
     def __init__(self, settings: Settings, outbox: Outbox, materializer: Materializer, sources: Sources) -> None:
-        self._cache = CropCache(settings.root)
+        self._cache, self._memory_limit = CropCache(settings.root), settings.memory_limit
         self._outbox = outbox
         self._materializer, self._sources = materializer, sources
 
@@ -147,8 +148,6 @@ class Worker:
         CropNotCachedError
             If the crop is not cached, or another file took its place meanwhile.
         """
-        from prismcache_service.pipeline.products import make_product  # scipy takes 0.3 s of a worker's start
-
         crop_name = CropName(name.split, name.crop)
         found = (await self._cache.find(crop_name)).file
         crop = await self._cache.threads.run(self._cache.manifest, crop_name)
@@ -160,7 +159,14 @@ class Worker:
             loop.call_soon_threadsafe(report, progress)
 
         made = await asyncio.to_thread(
-            make_product, path, crop.sha256, name.product, temporary, FILE_MODE, report_from_thread
+            make_product,
+            path,
+            crop.sha256,
+            name.product,
+            temporary,
+            mode=FILE_MODE,
+            memory_limit=self._memory_limit,
+            report=report_from_thread,
         )
         now = await self._cache.threads.run(self._cache.manifest, crop_name)
         if now is None or now.sha256 != crop.sha256:

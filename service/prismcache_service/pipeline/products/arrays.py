@@ -1,18 +1,14 @@
-"""What products are computed from: grown and eroded labels, sums of raw for each label, distances. Pure.
+"""What products are computed from: grown and eroded labels, sums of raw for each label, near voxels. Pure.
 
 The definitions are those of E11bio's training code; all arrays are (Z, Y, X) slabs or boxes of a crop.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Labels = np.ndarray[Any, np.dtype[np.uint32]]
@@ -21,11 +17,7 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 Triple = tuple[int, int, int]
 
 BRIGHT = (1, 3, 10, 11)
-"""Original ids of the semantic classes that are bright in raw."""
-VESSELS = (5, 6)
-"""Original ids of vessels."""
-
-_TILE_VOXELS = 3_000_000  # with its margin; the distance transform takes some 50 bytes a voxel
+"""Original ids of the semantic classes that are bright in raw; vessels are none of them."""
 
 
 def barcode_labels(labels: Labels) -> Labels:
@@ -68,10 +60,13 @@ def barcode_labels(labels: Labels) -> Labels:
 def label_sums(labels: Array, values: Array, count: int) -> Counts:
     """Return (count,) int64: the sum of `values`, integers below 2**16, over the voxels of each label in a slab.
 
-    Exact: a slab's sum is below 2**53, so that the floating-point numbers of ``bincount`` are whole.
+    Plane by plane, since ``bincount`` makes copies of 16 bytes a voxel. Exact: a plane's sum is below 2**53, so that
+    the floating-point numbers of ``bincount`` are whole.
     """
-    sums = np.bincount(labels.reshape(-1), weights=values.reshape(-1), minlength=count)
-    return sums.astype(np.int64)
+    sums = np.zeros(count, np.int64)
+    for plane, weights in zip(labels, values, strict=True):
+        sums += np.bincount(plane.reshape(-1), weights.reshape(-1), count).astype(np.int64)
+    return sums
 
 
 def mean_table(sums: Counts, counts: Counts) -> Bytes:
@@ -89,48 +84,74 @@ def mean_table(sums: Counts, counts: Counts) -> Bytes:
     return table
 
 
-def near(mask: Array, limit_nm: float, voxel_size: Triple) -> Array:
-    """Return where the Euclidean distance to the nearest voxel of `mask` is less than `limit_nm`; bool."""
-    if not mask.any():
-        return np.zeros(mask.shape, bool)
-    return np.asarray(distance_transform_edt(~mask, sampling=voxel_size) < limit_nm)
+class NearVoxels:
+    """The voxels of a box whose Euclidean distance to the nearest voxel of a mask is less than a limit.
 
+    Exact, since all numbers are integers. A plane of the mask marks the planes that the limit reaches, each with a
+    cross-section of the ball around its voxels.
 
-@dataclass(frozen=True)
-class Tile:
-    """A box of a crop, and the wider box that distances below a limit are computed in.
-
-    Attributes
+    Parameters
     ----------
-    box
-        The voxels whose distances are wanted.
-    wide
-        `box` and its margin, cut off at the crop's border.
-    inner
-        `box` in the coordinates of `wide`.
+    shape
+        (Z, Y, X) of the box, in voxels.
+    limit, voxel_size
+        The limit, and the size (Z, Y, X) of a voxel, in nm.
+    with_mask
+        Whether the voxels of the mask itself count, whose distance is 0.
     """
 
-    box: tuple[slice, slice, slice]
-    wide: tuple[slice, slice, slice]
-    inner: tuple[slice, slice, slice]
+    def __init__(self, shape: Triple, limit: int, voxel_size: Triple, *, with_mask: bool) -> None:
+        unit = math.gcd(limit, *voxel_size)
+        self._limit, self._with_mask = limit // unit, with_mask
+        self._z, self._y, self._x = (size // unit for size in voxel_size)
+        self._marks = np.zeros(shape, np.uint8)  # 1: near; 2 or 3: in the mask, and does not count
+
+    def add(self, z: int, mask: Array, inner: tuple[slice, slice]) -> None:
+        """Add plane `z` of the mask, bool (Y, X): `inner` of it is the box, around which it has all that is near."""
+        squares = plane_distances(mask, self._limit, (self._y, self._x))[inner]
+        for step in range(-(-self._limit // self._z)):
+            near = squares < self._limit**2 - (step * self._z) ** 2
+            for plane in {z - step, z + step} & set(range(len(self._marks))):
+                self._marks[plane] |= near
+        if not self._with_mask:
+            self._marks[z] |= mask[inner].view(np.uint8) << 1
+
+    def found(self, planes: slice) -> Bytes:
+        """Return some planes, (Z, Y, X) uint8: 1 where a voxel is near; all planes of the mask have been added."""
+        found: Bytes = (self._marks[planes] == 1).view(np.uint8)
+        return found
 
 
-def tiles(shape: Triple, chunk: Triple, margin: Triple) -> Iterator[Tile]:
-    """Cut a crop into boxes of whole chunks, small enough with their margins, in C order."""
-    size = list(chunk)
-    for axis in (2, 1):
-        fits = (
-            _TILE_VOXELS
-            * (size[axis] + 2 * margin[axis])
-            // math.prod(n + 2 * m for n, m in zip(size, margin, strict=True))
-        )
-        wanted = min(shape[axis], max(size[axis], fits - 2 * margin[axis]))
-        size[axis] = max(1, wanted // chunk[axis]) * chunk[axis] if wanted < shape[axis] else shape[axis]
-    for corner in itertools.product(*(range(0, n, step) for n, step in zip(shape, size, strict=True))):
-        box, wide, inner = [], [], []
-        for first, step, by, extent in zip(corner, size, margin, shape, strict=True):
-            stop, low = min(extent, first + step), max(0, first - by)
-            box.append(slice(first, stop))
-            wide.append(slice(low, min(extent, stop + by)))
-            inner.append(slice(first - low, stop - low))
-        yield Tile((box[0], box[1], box[2]), (wide[0], wide[1], wide[2]), (inner[0], inner[1], inner[2]))
+def plane_distances(mask: Array, limit: int, voxel_size: tuple[int, int]) -> Array:
+    """Return the square of the distance to the nearest voxel of a mask in a plane, where it is below ``limit**2``.
+
+    First along X by the places of the nearest voxels of the mask, then along Y as the least of the rows that the limit
+    reaches: for limits of 30 voxels a third of the time of scipy's distance transform, and in integers.
+
+    Parameters
+    ----------
+    mask
+        (Y, X) bool.
+    limit, voxel_size
+        The limit, and the size (Y, X) of a voxel, in the same unit.
+
+    Returns
+    -------
+    ndarray
+        (Y, X), unsigned integers; `limit` squared or more where the mask is farther.
+    """
+    dtype = np.uint32 if limit < 1 << 15 else np.uint64  # sums of two squares fit
+    reach_y, reach_x = (-(-limit // size) for size in voxel_size)
+    places, far = np.arange(mask.shape[1], dtype=np.int32), np.int32(mask.shape[1] + reach_x)
+    before = np.maximum.accumulate(np.where(mask, places, -far), axis=1)
+    after = np.minimum.accumulate(np.where(mask, places, 2 * far)[:, ::-1], axis=1)[:, ::-1]
+    along_x = np.minimum(np.minimum(places - before, after - places), reach_x).astype(dtype)
+    along_x *= dtype(voxel_size[1])
+    along_x *= along_x
+    least: Array = along_x.copy()
+    moved = np.empty_like(along_x)
+    for step in range(1, min(reach_y, len(mask))):
+        np.add(along_x, dtype((step * voxel_size[0]) ** 2), out=moved)
+        np.minimum(least[:-step], moved[step:], out=least[:-step])
+        np.minimum(least[step:], moved[:-step], out=least[step:])
+    return least

@@ -9,9 +9,8 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import find_objects
 
-from prismcache_service.pipeline.products.arrays import Array, Bytes, Counts, Labels, Triple, label_sums
+from prismcache_service.pipeline.products.arrays import Array, Bytes, Counts, Triple, label_sums
 
 _RAW_PERCENTILES = (1, 50, 99, 99.9)
 _SIZE_PERCENTILES = (1, 25, 50, 75, 99)
@@ -38,22 +37,32 @@ class FactsCollector:
         self._sums: Counts = np.zeros((len(channels), count), np.int64)
         self._histograms: Counts = np.zeros((len(channels), 256), np.int64)
 
-    def add_labels(self, labels: Labels, z: int) -> None:
-        """Count a (Z, Y, X) slab of labels whose first plane is plane `z` of the crop."""
+    def add_labels(self, labels: Array, corner: Triple) -> None:
+        """Count a (Z, Y, X) slab of labels, integers of pointers' size, whose first voxel is `corner` of the crop."""
         count = len(self._ids)
-        self._voxels += np.bincount(labels.reshape(-1), minlength=count)
-        for axis, first in enumerate((z, 0, 0)):
-            along = np.arange(first, first + labels.shape[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
-            self._places[axis] += label_sums(labels, np.broadcast_to(along, labels.shape), count)
-        for label, box in enumerate(find_objects(labels), 1):
-            if box is not None:
-                for axis, first in enumerate((z, 0, 0)):
-                    self._low[axis, label] = min(self._low[axis, label], first + box[axis].start)
-                    self._high[axis, label] = max(self._high[axis, label], first + box[axis].stop)
+        for z, plane in enumerate(labels, corner[0]):
+            voxels = np.bincount(plane.reshape(-1), minlength=count)
+            there = np.flatnonzero(voxels)
+            self._voxels += voxels
+            self._places[0] += z * voxels
+            self._widen(0, there, z, z + 1)
+            for axis, lines in ((1, plane), (2, plane.T)):
+                flat = lines.reshape(-1)
+                along = np.repeat(np.arange(corner[axis], corner[axis] + len(lines)), lines.shape[1])
+                self._places[axis] += np.bincount(flat, along, count).astype(np.int64)
+                low, high = np.empty((2, count), np.int64)
+                low[flat[::-1].copy()] = along[::-1].copy()  # of several numbers for one label, the last one stays
+                high[flat] = along + 1
+                self._widen(axis, there, low[there], high[there])
+
+    def _widen(self, axis: int, labels: Array, low: Array | int, high: Array | int) -> None:
+        self._low[axis, labels] = np.minimum(self._low[axis, labels], low)
+        self._high[axis, labels] = np.maximum(self._high[axis, labels], high)
 
     def add_raw(self, index: int, raw: Bytes, labels: Array) -> None:
         """Count a (Z, Y, X) slab of the channel ``channels[index]`` beside its labels."""
-        self._histograms[index] += np.bincount(raw.reshape(-1), minlength=256)
+        for plane in raw:
+            self._histograms[index] += np.bincount(plane.reshape(-1), minlength=256)
         self._sums[index] += label_sums(labels, raw, len(self._ids))
 
     def facts(self, *, offset: Triple, voxel_size: Triple, semantic: bool) -> dict[str, Any]:
