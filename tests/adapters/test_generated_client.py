@@ -37,7 +37,7 @@ def generated(served: tuple[str, str], tmp_path_factory: pytest.TempPathFactory)
     """Import a module of the generated package, without a warning of the generator."""
     folder = tmp_path_factory.mktemp("generated")
     config = folder / "config.yaml"
-    config.write_text("content_type_overrides: {image/png: application/octet-stream}")  # as docs/lab-server.md says
+    config.write_text("content_type_overrides: {image/png: application/octet-stream}")  # as docs/http-api.md says
     generate = [
         "generate",
         "--config",

@@ -1,4 +1,4 @@
-"""The README's curl examples run as they stand."""
+"""The curl examples in docs/http-api.md run as they stand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prismcache.config import Settings
 from tests.support.s3 import S3Server
 from tests.support.service import Service, service_config
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "http-api.md"
 
 
 def shell_lines() -> list[str]:
-    """The lines of the README's curl block, without their prompts."""
-    blocks = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
+    """Return the lines of the document's first curl block, without their prompts."""
+    blocks = re.findall(r"```console\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     block = next(block for block in blocks if "curl" in block)
     return [line.removeprefix("$ ") for line in block.splitlines()]
 
