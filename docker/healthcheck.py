@@ -1,4 +1,4 @@
-"""Whether the service in this container can work: status 0 if ``/readyz`` says so, else 1 with what it says."""
+"""Exit with 0 if ``/readyz`` of this container's service says ready; else print the response and exit with 1."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 
 
 def main() -> int:
-    """Ask the service, directly: a proxy that the environment names is of no use on loopback."""
+    """Ask the service directly, without a proxy that the environment names."""
     port = int(os.environ.get("PRISMCACHE_PORT") or 8765)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=8)
     if os.environ.get("PRISMCACHE_TLS_CERT"):
         context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is made out for the lab's name
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the certificate is for the lab's host name
         connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=8, context=context)
     try:
         connection.request("GET", "/readyz")
