@@ -20,6 +20,7 @@ from prismcache.cli import serve as serve_commands
 from prismcache.cli import service as service_commands
 from prismcache.cli.errors import Command, CommandGroup, warnings_as_lines
 from prismcache.cli.options import (
+    EXIT_CODES,
     AnyCropsArgument,
     AnySplitArgument,
     ChannelsOption,
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="prismcache",
     cls=CommandGroup,
-    help="Training-ready E11bio PRISM crops, each pulled from S3 once, verified and cached as HDF5.",
-    epilog=examples("ls", "ensure instance 0 5", "ensure semantic all --channels 0-2", "ensure --help"),
+    help="Fetch E11bio's PRISM training crops from S3, check them, and cache them as HDF5 files.",
+    epilog=examples("ls", "ensure instance 0 5", "ensure semantic all --channels 0-2", "ensure --help") + EXIT_CODES,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -103,18 +104,18 @@ def ensure(  # noqa: PLR0913 - each is an option that people type
     product: Annotated[
         str | None,
         typer.Option(
-            help="unlabelled, avg_barcodes, fgbg, border_mask or facts, made from the crop (default: the crop itself)",
+            help="What to make from the crop: unlabelled, avg_barcodes, fgbg, border_mask or facts (default: the crop)",
             autocompletion=lambda: ["unlabelled", "avg_barcodes", "fgbg", "border_mask", "facts"],
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse crops with chunks absent from the bucket")] = False,
-    timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if chunks are absent from the bucket")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait (default: no limit)")] = None,
     progress: Annotated[
-        bool | None, typer.Option(help="Bars in any case, or nothing (default: bars in a terminal, lines elsewhere)")
+        bool | None, typer.Option(help="Always show bars, or show nothing (default: bars in a terminal, else lines)")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch crops that are not cached yet; print their paths in the order asked."""
+    """Fetch crops that are not cached yet; print the paths of their files."""
     wanted = read_crops(crops)
     only = read_channels(channels)
     with _client(settings) as client, warnings_as_lines():
@@ -140,7 +141,7 @@ def list_crops(
     refresh: Annotated[bool, typer.Option("--refresh", help="Read the bucket's listing again")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the published crops, and what is cached of them."""
+    """List the published crops and their cached files."""
     from prismcache.cli.output import print_catalog, print_json, working
 
     with _client(settings) as client, working("reading the catalog"):
@@ -154,7 +155,7 @@ def list_crops(
 @app.command(cls=Command, epilog=examples("info instance 0", "info semantic 3 --json"))
 @with_settings
 def info(settings: dict[str, Any], split: SplitArgument, crop: CropArgument, *, as_json: JsonOption = False) -> None:
-    """Show one crop in full: shapes, voxel size, offset, sizes, cached files."""
+    """Show one crop: shapes, voxel size, offset, sizes, cached files."""
     from prismcache.cli.output import print_crop, print_json, working
 
     with _client(settings) as client, working("reading the crop's metadata"):
@@ -172,10 +173,10 @@ def facts(
     split: SplitArgument,
     crops: CropsArgument,
     *,
-    csv: Annotated[bool, typer.Option("--csv", help="Print a row for each neuron: box, centroid, barcode")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a row for each label: box, centroid, barcode")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show labels, foreground and brightness of crops, fetching the crops first if need be."""
+    """Show labels, foreground and brightness of crops; fetch the crops first if they are not cached."""
     from prismcache.cli.output import print_facts, print_json, print_neurons
     from prismcache.loading import service_part
 
@@ -199,10 +200,12 @@ def verify(
     split: AnySplitArgument = None,
     crops: AnyCropsArgument = None,
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Set bad files aside and fetch them again")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Move corrupt files to the quarantine and fetch them again")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read cached files again and compare them with their manifests; exit 1 if one stays corrupt."""
+    """Read cached files again and compare their checksums; exit with 1 if a file stays corrupt."""
     from prismcache.cli.output import print_json, print_verdicts, working
     from prismcache.schema import Verdict
 
@@ -224,10 +227,10 @@ def remove(
     split: SplitArgument,
     crops: CropsArgument,
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete cached files, all channels and subsets of each crop; print the paths of the deleted files."""
+    """Delete all cached files of crops; print the paths of the deleted files."""
     from prismcache.cli.output import files_text
 
     wanted = read_crops(crops)
@@ -252,20 +255,24 @@ def export(  # noqa: PLR0913 - each is an option that people type
     settings: dict[str, Any],
     split: SplitArgument,
     crop: CropArgument,
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make, as crop_0.zarr")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make, such as crop_0.zarr")],
     *,
     channels: ChannelsOption = None,
     label_values: Annotated[
         str | None, typer.Option(help="consecutive or original (default: original in semantic crops)")
     ] = None,
-    label_dtype: Annotated[str | None, typer.Option(help="As uint16 (default: uint32, or uint64 for original)")] = None,
-    layout: Annotated[str, typer.Option(help="ngff (OME-Zarr), or e11: raw, labels, unlabelled in one group")] = "ngff",
+    label_dtype: Annotated[
+        str | None, typer.Option(help="Such as uint16 (default: uint32, or uint64 for original)")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="ngff (OME-Zarr) or e11 (raw, labels and unlabelled in one group)")
+    ] = "ngff",
     arrays: Annotated[
-        str | None, typer.Option(help="As raw,labels,avg_barcodes (default: raw,labels; in layout e11 also unlabelled)")
+        str | None, typer.Option(help="Such as raw,labels,avg_barcodes (default: raw,labels; for e11 also unlabelled)")
     ] = None,
     context: ContextOption = None,
 ) -> None:
-    """Write a crop as zarr, fetching it first if it is not cached; print the folder's path."""
+    """Write a crop as zarr; fetch the crop first if it is not cached; print the folder's path."""
     from prismcache.adapters.zarr import to_zarr
     from prismcache.cli.output import working
 
@@ -296,12 +303,12 @@ def adopt(
     settings: dict[str, Any],
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Made by prismcache, elsewhere"),
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Files that prismcache made elsewhere"),
     ],
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy files of another cache into this one, if attributes, checksums and bucket say that they are right."""
+    """Check files of another cache against their checksums and the bucket; copy them into this cache."""
     import asyncio
 
     from prismcache.cli.output import working

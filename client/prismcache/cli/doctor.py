@@ -1,4 +1,4 @@
-"""``prismcache doctor``: whether everything is as prismcache needs it and, where it is not, what to do."""
+"""``prismcache doctor`` checks what prismcache needs, and says what to do if a check fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 @with_options({name: SETTINGS_OPTIONS[name] for name in ("root", "url", "s3_endpoint_url", "s3_bucket", "s3_prefix")})
 def doctor(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """Check root, umask, locks, clock, bucket, service, token, mount and versions; exit 1 if a check fails."""
+    """Check cache folder, clock, bucket, service, token, mount and versions; exit with 1 if a check fails."""
     import asyncio
 
     from prismcache.cli.checks import Finding, Verdict, findings

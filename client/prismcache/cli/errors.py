@@ -75,10 +75,12 @@ class CommandGroup(_PlainFlags, TyperGroup):
             from prismcache.errors import StorageError
 
             message = f"standard output cannot be written: {error.strerror or error}"
-            show_error(StorageError(message, remedy="Write it somewhere else; what was fetched stays cached."))
+            show_error(
+                StorageError(message, remedy="Write the output to another place; crops that were fetched stay cached.")
+            )
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted; nothing half-written counts as cached", err=True)
+            typer.echo("interrupted; no half-written file counts as cached", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             from prismcache.errors import PrismError  # not sooner: --help must not wait for pydantic

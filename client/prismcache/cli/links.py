@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from prismcache.links import MadeLink
     from prismcache.remote.api import ServiceApi
 
-ExpiresOption = Annotated[str, typer.Option("--expires", help="How long it can be used, as 12h, 7d or 52w")]
-NoteOption = Annotated[str, typer.Option("--note", help="A line for the list of links")]
+ExpiresOption = Annotated[str, typer.Option("--expires", help="Time until the link expires: 12h, 7d or 52w")]
+NoteOption = Annotated[str, typer.Option("--note", help="Text to remember the link by, in the list of links")]
 
 links = typer.Typer(
-    name="links", cls=CommandGroup, help="List, make and revoke links to single crops that need no token.",
+    name="links", cls=CommandGroup, help="List, make and revoke links to crops, which need no token.",
     epilog=examples("links", "links make instance 0 --expires 12h", "links revoke 1f0c2a77d3e4b590"),
     invoke_without_command=True,
 )  # fmt: skip
@@ -44,7 +44,7 @@ def link(
     note: NoteOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a link to a cached crop that needs no token; print its URLs, the only time that they are shown."""
+    """Make a link to a cached crop, which needs no token; print its URLs, which are not shown again."""
     made = _make(settings, split, crop, read_duration(expires), note)
     if as_json:
         from prismcache.cli.output import print_json
@@ -56,13 +56,13 @@ def link(
     if made.neuroglancer_url:
         typer.echo(f"neuroglancer  {made.neuroglancer_url}")
     end = f"{made.expires_at.astimezone():%Y-%m-%d %H:%M}"
-    typer.echo(f"{split}/{crop}: whoever has a URL can read the crop until {end}", err=True)
-    typer.echo(f"`prismcache links revoke {made.id}` ends that sooner", err=True)
+    typer.echo(f"{split}/{crop}: everybody who has a URL can read the crop until {end}", err=True)
+    typer.echo(f"`prismcache links revoke {made.id}` revokes the link", err=True)
 
 
 @with_service
 def view(settings: dict[str, Any], split: SplitArgument, crop: CropArgument) -> None:
-    """Open a cached crop in the browser: in Neuroglancer where the service has it, else in the dashboard's viewer."""
+    """Open a cached crop in the browser: in Neuroglancer if the service has it, else in the service's viewer."""
     import webbrowser
 
     from prismcache.config import Settings
@@ -70,7 +70,7 @@ def view(settings: dict[str, Any], split: SplitArgument, crop: CropArgument) -> 
     made = _make(settings, split, crop, timedelta(hours=12), "prismcache view")
     url = made.neuroglancer_url or f"{Settings.load(**settings).url}/view?split={split}&crop={crop}"
     if not webbrowser.open(url):
-        typer.echo("no browser could be opened; the address is", err=True)
+        typer.echo("no browser could be opened; open this address yourself:", err=True)
     typer.echo(url)
 
 
@@ -85,7 +85,7 @@ def list_by_default(settings: dict[str, Any], ctx: typer.Context) -> None:
 @links.command("list", cls=Command, epilog=examples("links list", "links list --json"))
 @with_service
 def list_links(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """List the valid links of your token; those of all for an admin. Their URLs are not kept."""
+    """List the valid links of your token, or all links for an admin. Their URLs are not kept."""
     _print_links(settings, as_json=as_json)
 
 
@@ -93,11 +93,13 @@ def list_links(settings: dict[str, Any], *, as_json: JsonOption = False) -> None
 @with_service
 def revoke(
     settings: dict[str, Any],
-    ids: Annotated[list[str], typer.Argument(metavar="ID", help="As `links` prints it", show_default=False)],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID", help="Id of the link, as `links` prints it", show_default=False)
+    ],
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke links, so that the service refuses their URLs."""
+    """Revoke links; the service then refuses their URLs."""
 
     async def revoke_all(api: ServiceApi) -> None:
         for link_id in ids:
@@ -118,7 +120,7 @@ def _make(settings: dict[str, Any], split: str, crop: int, life: timedelta, note
 
     hours = life.total_seconds() / 3600
     if hours > MAX_HOURS:
-        raise typer.BadParameter("a link ends after a year at the latest", param_hint="--expires")
+        raise typer.BadParameter("a link can be valid for a year (52w) at most", param_hint="--expires")
     try:
         request = LinkRequest(split=as_split(split), crop=crop, hours=hours, note=note)
     except ValueError:

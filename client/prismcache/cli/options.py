@@ -22,7 +22,8 @@ from prismcache.numbers import parse_channels, parse_crops
 P = ParamSpec("P")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 SPLITS = f"{', '.join(published())}, or a split of your lab's catalog"
-SETTINGS = "Settings (each also from the environment)"
+SETTINGS = "Settings (also as environment variables)"
+EXIT_CODES = "\n\nExit codes: 0 done, 1 failed, 2 wrong command line or setting, 130 interrupted"
 
 
 def _setting(flag: str, text: str) -> Any:
@@ -52,7 +53,7 @@ def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
 def _is_no_number(split: str | None) -> str | None:
     """Refuse ``ensure 0`` and ``ensure instance/0``, as `ls` prints crops."""
     if split is not None and split[:1].isdigit():
-        raise typer.BadParameter(f"{split} is no split; name the split before the crops: {', '.join(published())}")
+        raise typer.BadParameter(f"{split} is not a split; write the split before the crops: {', '.join(published())}")
     if split is not None and "/" in split:
         raise typer.BadParameter(f"write split and crop as two words: {split.replace('/', ' ', 1)}")
     return split
@@ -71,60 +72,93 @@ def _crops_argument(text: str) -> Any:
 SplitArgument = Annotated[str, _split_argument(SPLITS)]
 AnySplitArgument = Annotated[str | None, _split_argument(f"{SPLITS} (default: all)")]
 CropArgument = Annotated[
-    int, typer.Argument(metavar="CROP", help="The crop's number", autocompletion=_crop_numbers, show_default=False)
+    int,
+    typer.Argument(
+        metavar="CROP", help="Number of the crop, such as 0", autocompletion=_crop_numbers, show_default=False
+    ),
 ]
-CropsArgument = Annotated[list[str], _crops_argument("0 5, 0-4, 0,3 or all")]
-AnyCropsArgument = Annotated[list[str] | None, _crops_argument("0 5, 0-4, 0,3 or all (default: all)")]
-ChannelsOption = Annotated[str | None, typer.Option(help="Only these channels: 0,3 or 0-2 (default: all)")]
+CropsArgument = Annotated[list[str], _crops_argument("Numbers of crops: 0 5, 0-4, 0,3 or all")]
+AnyCropsArgument = Annotated[list[str] | None, _crops_argument("Numbers of crops: 0 5, 0-4, 0,3 or all (default: all)")]
+ChannelsOption = Annotated[str | None, typer.Option(help="Channels to keep: 0,3 or 0-2 (default: all)")]
 ContextOption = Annotated[
-    str | None, typer.Option(help="Voxels of raw around the labels: 16, or Z,Y,X as 16,46,46, or all (default: 0)")
+    str | None,
+    typer.Option(help="Voxels of raw to keep around the labels: 16, or Z,Y,X such as 16,46,46, or all (default: 0)"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text, errors too")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print results and errors as JSON")]
 
 SETTINGS_OPTIONS: dict[str, Any] = {
-    "root": Annotated[Path | None, _setting("--root", "Cache folder")],
-    "url": Annotated[str | None, _setting("--url", "The lab's prismcache service; without it, work runs here")],
-    "catalog": Annotated[Path | None, _setting("--catalog", "A lab's own catalog file, which adds splits")],
-    "s3_endpoint_url": Annotated[str | None, _setting("--s3-endpoint-url", "S3 endpoint; default: AWS")],
-    "s3_bucket": Annotated[str | None, _setting("--s3-bucket", "Bucket of the crops")],
-    "s3_prefix": Annotated[str | None, _setting("--s3-prefix", "Prefix of the crops in it")],
-    "s3_concurrency": Annotated[int | None, _setting("--s3-concurrency", "Objects in flight for one crop")],
-    "memory_limit": Annotated[str | None, _setting("--memory-limit", "Memory for making one crop, as 400MB or 1GiB")],
-    "workers": Annotated[int | None, _setting("--workers", "Crops made at the same time")],
+    "root": Annotated[Path | None, _setting("--root", "Cache folder (default: the user's cache folder)")],
+    "url": Annotated[
+        str | None, _setting("--url", "Address of the lab's service (default: none; this machine does the work)")
+    ],
+    "catalog": Annotated[Path | None, _setting("--catalog", "Catalog file with your lab's own splits (default: none)")],
+    "s3_endpoint_url": Annotated[str | None, _setting("--s3-endpoint-url", "Address of the S3 server (default: AWS)")],
+    "s3_bucket": Annotated[str | None, _setting("--s3-bucket", "Bucket (default: e11bio-prism)")],
+    "s3_prefix": Annotated[
+        str | None, _setting("--s3-prefix", "Folder in the bucket (default: ls/models/training_data)")
+    ],
+    "s3_concurrency": Annotated[
+        int | None, _setting("--s3-concurrency", "Objects fetched at the same time (default: 32)")
+    ],
+    "memory_limit": Annotated[
+        str | None, _setting("--memory-limit", "Peak memory for one crop, such as 1GiB (default: 400MB)")
+    ],
+    "workers": Annotated[int | None, _setting("--workers", "Crops made at the same time (default: 2)")],
 }
 
 
-SERVICE_OPTIONS: dict[str, Any] = {"url": Annotated[str | None, _setting("--url", "The lab's prismcache service")]}
+SERVICE_OPTIONS: dict[str, Any] = {"url": Annotated[str | None, _setting("--url", "Address of the lab's service")]}
 
 TOKEN_OPTIONS: dict[str, Any] = {
-    "tokens_file": Annotated[Path | None, _setting("--tokens-file", "Hashed tokens and roles")],
-    "state_folder": Annotated[Path | None, _setting("--state-folder", "Local folder for the database and the tokens")],
+    "tokens_file": Annotated[
+        Path | None, _setting("--tokens-file", "File with hashed tokens (default: tokens.json in --state-folder)")
+    ],
+    "state_folder": Annotated[
+        Path | None,
+        _setting("--state-folder", "Local folder for database and tokens (default: the user's state folder)"),
+    ],
 }
 
 SERVE_OPTIONS: dict[str, Any] = {
-    "host": Annotated[str | None, _setting("--host", "Address to listen on")],
-    "port": Annotated[int | None, _setting("--port", "Port to listen on; 0 takes a free one")],
-    "public_url": Annotated[str | None, _setting("--public-url", "What users call the service behind a proxy")],
-    "tls_cert": Annotated[Path | None, _setting("--tls-cert", "Certificate, a PEM file: the service speaks https")],
-    "tls_key": Annotated[Path | None, _setting("--tls-key", "Its private key, if not in the same file")],
+    "host": Annotated[str | None, _setting("--host", "Address to listen on (default: 127.0.0.1, this machine only)")],
+    "port": Annotated[int | None, _setting("--port", "Port to listen on; 0 takes a free one (default: 8765)")],
+    "public_url": Annotated[
+        str | None, _setting("--public-url", "Address that users type, if a proxy stands in front")
+    ],
+    "tls_cert": Annotated[
+        Path | None, _setting("--tls-cert", "PEM file of the certificate, for https (default: http)")
+    ],
+    "tls_key": Annotated[Path | None, _setting("--tls-key", "PEM file of the private key (default: in --tls-cert)")],
     "trusted_proxies": Annotated[
-        str | None, _setting("--trusted-proxies", "Proxies in front, as '127.0.0.1 10.0.0.0/8'")
+        str | None, _setting("--trusted-proxies", "Addresses of proxies in front, such as '127.0.0.1 10.0.0.0/8'")
     ],
     **{name: option for name, option in SETTINGS_OPTIONS.items() if name != "url"},
-    "engine": Annotated[str | None, _setting("--engine", "local: crops are made here; dask: on a Dask cluster")],
+    "engine": Annotated[str | None, _setting("--engine", "Where crops are made: local or dask (default: local)")],
     "dask_scheduler": Annotated[
-        str | None, _setting("--dask-scheduler", "Its scheduler, as tcp://host:8786, or a scheduler file")
+        str | None, _setting("--dask-scheduler", "Dask scheduler: tcp://host:8786, or a scheduler file")
     ],
-    "advertised_root": Annotated[Path | None, _setting("--advertised-root", "The cache folder as others call it")],
-    "max_bytes": Annotated[str | None, _setting("--max-bytes", "Most that the cache may hold, as 500GB or 2TiB")],
-    "min_free_bytes": Annotated[str | None, _setting("--min-free-bytes", "What stays free on the disk")],
-    "s3_bandwidth_limit": Annotated[str | None, _setting("--s3-bandwidth-limit", "Bytes a second, as 100MB")],
-    "database_url": Annotated[str | None, _setting("--database-url", "Job store; default: SQLite in --state-folder")],
+    "advertised_root": Annotated[
+        Path | None, _setting("--advertised-root", "Path of the cache folder on other machines (default: --root)")
+    ],
+    "max_bytes": Annotated[
+        str | None, _setting("--max-bytes", "Quota for the cache folder, such as 500GB (default: none)")
+    ],
+    "min_free_bytes": Annotated[
+        str | None, _setting("--min-free-bytes", "Bytes that stay free on the disk (default: 1GB)")
+    ],
+    "s3_bandwidth_limit": Annotated[
+        str | None, _setting("--s3-bandwidth-limit", "Bytes per second from the bucket, such as 100MB (default: none)")
+    ],
+    "database_url": Annotated[
+        str | None, _setting("--database-url", "Database for jobs (default: SQLite in --state-folder)")
+    ],
     **TOKEN_OPTIONS,
-    "log_format": Annotated[str | None, _setting("--log-format", "console or json")],
+    "log_format": Annotated[str | None, _setting("--log-format", "console or json (default: console)")],
     "insecure": Annotated[
         bool | None,
-        typer.Option("--insecure", help="Listen beyond this machine without tokens", rich_help_panel=SETTINGS),
+        typer.Option(
+            "--insecure", help="Let other machines connect although there are no tokens", rich_help_panel=SETTINGS
+        ),
     ],
 }
 
@@ -172,7 +206,7 @@ def read_duration(text: str) -> timedelta:
     """Return how long ``12h``, ``90d`` or ``52w`` is."""
     match = re.fullmatch(r"([1-9]\d{0,4})([hdw])", text)
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no duration; write 12h, 90d or 52w", param_hint="--expires")
+        raise typer.BadParameter(f"{text!r} is not a duration; write 12h, 90d or 52w", param_hint="--expires")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 

@@ -10,23 +10,29 @@ import typer
 from prismcache.cli.errors import Command, CommandGroup
 from prismcache.cli.options import SERVE_OPTIONS, TOKEN_OPTIONS, JsonOption, examples, read_duration, with_options
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is", show_default=False)]
-RoleOption = Annotated[str, typer.Option("--role", help="reader, requester or admin")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of the person or program that will use the token", show_default=False),
+]
+RoleOption = Annotated[
+    str,
+    typer.Option("--role", help="reader (list, download), requester (also request crops) or admin (also evict, pin)"),
+]
 ExpiresOption = Annotated[
-    str | None, typer.Option("--expires", help="How long it can be used, as 12h, 90d or 52w (default: no end)")
+    str | None, typer.Option("--expires", help="Time until the token expires: 12h, 90d or 52w (default: never)")
 ]
 
 _WHEN = "a running service notices this within 2 s"
 
 tokens = typer.Typer(
-    name="token", cls=CommandGroup, help="Make, revoke and list the tokens of this machine's service.",
+    name="token", cls=CommandGroup, help="Create, revoke and list the tokens of this machine's service.",
     epilog=examples("token create ada --role requester", "token list"), no_args_is_help=True,
 )  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    panel = "Commands of the machine that keeps the service"
+    panel = "Commands for the machine that runs the service"
     shown = examples(
         "serve --root /lab/prism",
         "serve --root /lab/prism --host 0.0.0.0 --max-bytes 500GB",
@@ -38,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
 @with_options(SERVE_OPTIONS)
 def serve(settings: dict[str, Any]) -> None:
-    """Serve the cache folder of this machine to the lab, until it is told to stop."""
+    """Run the service for the lab on this machine, until Ctrl-C."""
     _load("serve")(_config(settings))
 
 
@@ -54,7 +60,7 @@ def create_token(
     expires: ExpiresOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a token and print it, the only time that it is shown."""
+    """Create a token and print it; it is not shown again."""
     until = None if expires is None else datetime.now(UTC) + read_duration(expires)
     auth = _load("token")
     config = _config(settings)
@@ -73,7 +79,7 @@ def create_token(
 @tokens.command("revoke", cls=Command, epilog=examples("token revoke ada"))
 @with_options(TOKEN_OPTIONS)
 def revoke_token(settings: dict[str, Any], name: NameArgument, *, as_json: JsonOption = False) -> None:
-    """Revoke a token, so that the service refuses it."""
+    """Revoke a token; the service then refuses it."""
     auth = _load("token")
     auth.revoke_token(auth.tokens_path(_config(settings)), name)
     if as_json:
@@ -86,7 +92,7 @@ def revoke_token(settings: dict[str, Any], name: NameArgument, *, as_json: JsonO
 @tokens.command("list", cls=Command, epilog=examples("token list", "token list --json"))
 @with_options(TOKEN_OPTIONS)
 def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """List names and roles; tokens themselves are not kept."""
+    """List names, roles, expiry and last use; the tokens themselves are not kept."""
     auth = _load("token")
     records = [
         record.model_dump(mode="json", exclude={"sha256"})
@@ -96,7 +102,7 @@ def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> Non
         _print_json({"tokens": records})
         return
     if not records:
-        typer.echo("there are no tokens; `prismcache token create NAME` makes one", err=True)
+        typer.echo("there are no tokens; `prismcache token create NAME` creates one", err=True)
     for record in records:
         end = f" until {record['expires_at']}" if record["expires_at"] else ""
         used = f", last used {record['last_used_at']}" if record["last_used_at"] else ", never used"

@@ -30,11 +30,13 @@ PANEL = "Commands for the lab's service (PRISMCACHE_URL)"
 _PAGE = 100
 
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="The job's id, or how the id begins", show_default=False)
+    str, typer.Argument(metavar="JOB", help="Id of the job, or its first characters", show_default=False)
 ]
 LatestJobArgument = Annotated[
     str | None,
-    typer.Argument(metavar="JOB", help="The job's id, or how the id begins (default: the latest)", show_default=False),
+    typer.Argument(
+        metavar="JOB", help="Id of the job, or its first characters (default: the latest job)", show_default=False
+    ),
 ]
 with_service = with_options(SERVICE_OPTIONS)
 with_service_or_root = with_options({name: SETTINGS_OPTIONS[name] for name in ("root", "url")})
@@ -59,10 +61,10 @@ def register(app: typer.Typer) -> None:
 def jobs(
     settings: dict[str, Any],
     *,
-    state: Annotated[str | None, typer.Option(help="queued, running, done, failed or cancelled")] = None,
-    split: Annotated[str | None, typer.Option(help=SPLITS)] = None,
-    mine: Annotated[bool, typer.Option("--mine", help="Only those of your token")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first")] = 20,
+    state: Annotated[str | None, typer.Option(help="queued, running, done, failed or cancelled (default: all)")] = None,
+    split: Annotated[str | None, typer.Option(help=f"{SPLITS} (default: all)")] = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only jobs of your token")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Number of jobs")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List the service's jobs, newest first."""
@@ -71,7 +73,7 @@ def jobs(
     from prismcache.schema import State
 
     if state is not None and state not in list(State):
-        raise typer.BadParameter(f"{state!r} is none of {', '.join(State)}", param_hint="--state")
+        raise typer.BadParameter(f"{state!r} is not one of {', '.join(State)}", param_hint="--state")
     filters: dict[str, Any] = {"state": state and State(state), "split": split and as_split(split), "mine": mine}
 
     async def newest(api: ServiceApi) -> list[Job]:
@@ -91,7 +93,7 @@ def jobs(
 
 @with_service
 def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: JsonOption = False) -> None:
-    """Show a job's progress until it ends; exit 1 if it fails. With --json, one line for each event."""
+    """Show a job's progress until it ends; exit with 1 if it fails. With --json, print a line for each event."""
     from prismcache.cli.output import end_of_job, show_event
     from prismcache.errors import UnknownJobError
     from prismcache.progress.reporter import make_reporter
@@ -117,7 +119,7 @@ def watch(settings: dict[str, Any], job: LatestJobArgument = None, *, as_json: J
 
 @with_service
 def cancel(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = False) -> None:
-    """Cancel a job; crops that another job wants are made all the same."""
+    """Cancel a job for everybody; crops that another job wants are still made."""
     ended = ask(settings, lambda api: api.cancel(job))
     if as_json:
         from prismcache.cli.output import print_json
@@ -129,19 +131,19 @@ def cancel(settings: dict[str, Any], job: JobArgument, *, as_json: JsonOption = 
 
 @with_service
 def pin(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, *, as_json: JsonOption = False) -> None:
-    """Have the service never evict these crops."""
+    """Tell the service never to evict crops."""
     _print_pins(_each(settings, split, crops, lambda api, of, crop: api.pin(of, crop)), as_json=as_json)
 
 
 @with_service
 def unpin(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, *, as_json: JsonOption = False) -> None:
-    """Let the service evict these crops again."""
+    """Allow the service to evict crops again."""
     _print_pins(_each(settings, split, crops, lambda api, of, crop: api.unpin(of, crop)), as_json=as_json)
 
 
 @with_service
 def evict(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, *, as_json: JsonOption = False) -> None:
-    """Delete these crops from the service's cache; print the service's paths of the deleted files."""
+    """Delete crops from the service's cache; print the paths of the deleted files."""
     deleted = _each(settings, split, crops, lambda api, of, crop: api.evict(of, crop))
     removed = [file for files in deleted for file in files]
     if as_json:
@@ -155,7 +157,7 @@ def evict(settings: dict[str, Any], split: SplitArgument, crops: CropsArgument, 
 
 @with_service_or_root
 def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """Delete the files that were found wrong and set aside, of the service or, without one, of --root."""
+    """Delete corrupt files that were set aside, of the service or, without a service, of --root."""
     cleared = _ask_either(settings, lambda service: service.clear_quarantine())
     if as_json:
         from prismcache.cli.output import print_json
@@ -169,7 +171,7 @@ def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -
 
 @with_service_or_root
 def status(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
-    """Show queue, disk and quota of the service or, without one, of --root."""
+    """Show jobs, disk and quota of the service or, without a service, of --root."""
     from prismcache.cli.output import print_json, print_status
 
     found = _ask_either(settings, lambda service: service.status())
