@@ -1,6 +1,6 @@
-"""`make demo`: the whole road from a bucket to a gradient, with the commands that a user types.
+"""`make demo`: from a bucket to a trained network, with the commands that a user types.
 
-The bucket is a stand-in for the real one. Crops are fetched embedded, then by a service, then trained on.
+The bucket is a small copy on this machine. Crops are fetched without a service, then by a service, then used in training.
 """
 
 from __future__ import annotations
@@ -33,21 +33,20 @@ def main() -> None:
     """Make the bucket, serve it, and get crops from it."""
     cache = _FOLDER / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    _say("Small crops in the published layout are made, where build/demo/bucket does not have them yet.")
+    _say("1. A small bucket. Made-up crops are written to build/demo/bucket, unless they are there already.")
     bucket = demo_bucket(_FOLDER / "bucket")
     with S3Server(bucket) as server:
         _say(
-            "A stand-in for the real bucket (s3://e11bio-prism, which is the default) is served by rclone on this",
-            f"machine: small crops in the published layout, at {server.endpoint}.",
+            f"rclone now serves them at {server.endpoint}, in place of the real bucket (s3://e11bio-prism, the default).",
         )
         environment = os.environ | {"PRISMCACHE_S3_ENDPOINT_URL": server.endpoint, "PRISMCACHE_ROOT": str(cache)}
-        _say("The first time, the crops are fetched, verified, aligned and relabelled:")
+        _say("2. The first call fetches, checks, aligns and relabels the crops; stdout has their paths:")
         paths = _prismcache("ensure instance 0 5", environment)
-        _say("The second time, they are there:")
+        _say("3. The second call finds them cached:")
         _prismcache("ensure instance 0 5", environment)
         _prismcache("ls", environment)
         _prismcache("verify", environment)
-        _say("What training code reads (as torch_em's own loader would):")
+        _say("4. What a file contains, read with h5py:")
         _python(_READ.format(path=paths.split()[0]), environment)
         _train(server.endpoint)
 
@@ -58,12 +57,12 @@ def _train(endpoint: str) -> None:
     shutil.rmtree(lab, ignore_errors=True)
     settings = Settings.load({}, root=(lab / "prism").absolute(), s3_endpoint_url=endpoint)
     with Service(service_config(settings, (lab / "state").absolute())) as service:
-        _say(f"For a whole lab, one service fetches: `prismcache serve` now runs at {service.url}.")
+        _say(f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}, and PRISMCACHE_URL names it.")
         environment = os.environ | {"PRISMCACHE_URL": service.url, "PRISMCACHE_ROOT": str(settings.root)}
         _prismcache("ensure instance 0 1", environment)
         _prismcache("status", environment)
         picture = _FOLDER / "prediction.png"
-        _say("A tiny 3-D U-Net trains on its crops (tests/demo_training.py):")
+        _say("6. A tiny 3-D U-Net trains on these crops (tests/demo_training.py):")
         subprocess.run([sys.executable, "-m", "tests.demo_training", str(picture)], env=environment, check=True)
 
 

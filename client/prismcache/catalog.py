@@ -73,7 +73,7 @@ def _entries(path: Path, taken: Iterable[str] = ()) -> list[SplitEntry]:
         line = re.search(r"at line (\d+)", str(error))
         place = f"{path}:{line[1]}" if line else str(path)
         remedy = "Correct this line; https://toml.io explains TOML."
-        raise _config_error(f"catalog {place} is no TOML: {error}", remedy) from None
+        raise _config_error(f"catalog {place} is not TOML: {error}", remedy) from None
     if unknown := sorted(document.keys() - {"splits"}):
         remedy = "Write splits as tables, [splits.NAME]."
         raise _config_error(f"catalog {path}:{_line_of(text, None, unknown[0])}: unknown key {unknown[0]!r}", remedy)
@@ -106,10 +106,10 @@ def _config_error(message: str, remedy: str) -> Exception:
 
 def _check_name(name: str, table: object, taken: Iterable[str]) -> None:
     if not isinstance(table, dict):
-        raise _UnusableError("it is no table", f"Write [splits.{name}] and the keys below.")
+        raise _UnusableError("it is not a table", f"Write [splits.{name}] and the keys below.")
     if not SPLIT_NAME.fullmatch(name):
         raise _UnusableError(
-            "this is no name for a split", "Take small letters, digits and _, at most 40, with a letter first."
+            "this name cannot be used for a split", "Take small letters, digits and _, at most 40, with a letter first."
         )
     if name in taken:
         raise _UnusableError("this name is that of a published split", "Choose another name: files must not be mixed.")
@@ -137,27 +137,27 @@ def _checked(entry: SplitEntry) -> SplitEntry:
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.isprintable():
-        raise _UnusableError(f"{value!r} is no text", "Write text in quotes, on one line.")
+        raise _UnusableError(f"{value!r} is not text", "Write text in quotes, on one line.")
     return value
 
 
 def _folder(value: object) -> str:
     text = _text(value).strip("/")
     if (text and not _ARRAY.fullmatch(text)) or ".." in text.split("/"):
-        raise _UnusableError(f"{value!r} is no folder", "Write names with / between them, such as training/mito.")
+        raise _UnusableError(f"{value!r} is not a folder", "Write names with / between them, such as training/mito.")
     return text
 
 
 def _array(value: object) -> str:
     text = _folder(value)
     if not text:
-        raise _UnusableError(f"{value!r} is no array", 'Write its path in a crop\'s folder, such as "volumes/raw".')
+        raise _UnusableError(f"{value!r} is not an array", 'Write its path in a crop\'s folder, such as "volumes/raw".')
     return text
 
 
 def _arrays(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise _UnusableError(f"{value!r} is no list", 'Write for example ["volumes/mask"].')
+        raise _UnusableError(f"{value!r} is not a list", 'Write for example ["volumes/mask"].')
     return tuple(map(_array, value))
 
 
@@ -176,7 +176,7 @@ def _products(value: object) -> tuple[str, ...]:
 def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or abs(value) >= 2**53:  # type: ignore[arg-type]
-        raise _UnusableError(f"{value!r} is no number", "Write a number such as 5 or 4.8.")
+        raise _UnusableError(f"{value!r} is not a number", "Write a number such as 5 or 4.8.")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -201,23 +201,23 @@ def _vector(of: Callable[[object], float]) -> Callable[[object], Vector]:
 def _tissues(value: object) -> tuple[tuple[int, str], ...]:
     remedy = 'Write for example { 0 = "instance/2" }: crop 0 of this split is the tissue of instance crop 2.'
     if not isinstance(value, dict):
-        raise _UnusableError(f"{value!r} is no table", remedy)
+        raise _UnusableError(f"{value!r} is not a table", remedy)
     for crop, other in value.items():
         is_crop = crop.isascii() and crop.isdigit() and str(int(crop)) == crop and int(crop) <= MAX_CROP
         if not is_crop or not isinstance(other, str) or not _TISSUE.fullmatch(other):
-            raise _UnusableError(f"{crop} = {other!r} names no two crops", remedy)
+            raise _UnusableError(f"{crop} = {other!r} does not name two crops", remedy)
     return tuple((int(crop), other) for crop, other in value.items())
 
 
 def _bucket(value: object) -> str:
     if not _BUCKET.fullmatch(_text(value)):
-        raise _UnusableError(f"{value!r} is no bucket", "Write the bucket's name alone, without s3:// or a path.")
+        raise _UnusableError(f"{value!r} is not a bucket name", "Write the bucket's name alone, without s3:// or a path.")
     return str(value)
 
 
 def _url(value: object) -> str:
     if not _text(value).startswith(("http://", "https://")):
-        raise _UnusableError(f"{value!r} is no URL", "Begin with http:// or https://.")
+        raise _UnusableError(f"{value!r} is not a URL", "Begin with http:// or https://.")
     return str(value).rstrip("/")
 
 

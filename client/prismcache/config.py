@@ -178,7 +178,7 @@ def _config_error(error: ValidationError) -> ConfigError:
         meant = f"; did you mean {near[0]!r}?" if near else ""
         return ConfigError(f"there is no setting {name!r}{meant}", remedy="`prismcache.Settings` describes them all.")
     if first["type"].startswith("byte_size"):  # pydantic's words: "could not parse value and unit from byte string"
-        reason = "it is no size; write 400MB or 1GiB"
+        reason = "it is not a size; write 400MB or 1GiB"
     return ConfigError(
         f"setting {name!r} is unusable: {reason}",
         remedy=f"Change {ENV_PREFIX}{name.upper()} or the argument {name!r}.",

@@ -142,7 +142,7 @@ class SourceDeniedError(SourceError):
     code, title = "source_denied", "The source bucket refuses access"
     default_remedy = (
         "Check PRISMCACHE_S3_BUCKET and PRISMCACHE_S3_PREFIX; for a private bucket set PRISMCACHE_S3_ANONYMOUS=false "
-        "and give credentials the usual AWS way."
+        "and give AWS credentials (AWS_ACCESS_KEY_ID, a profile or a role)."
     )
 
 
@@ -167,12 +167,12 @@ class MisalignedError(InvalidSourceError):
 
 class MissingChunksError(SourceError):
     code, title = "missing_chunks", "Chunks are absent from the source"
-    default_remedy = "Leave out strict to take absent chunks as zarr's fill value, as zarr itself does."
+    default_remedy = "Leave out strict: absent chunks then get zarr's fill value, and a warning says so."
 
 
 class StorageError(PrismError):
     code, status, title = "storage_error", 503, "A folder or the job store failed"
-    default_remedy = "Look at the disk, the mount and the permissions of the path in the message; then try again."
+    default_remedy = "Check the disk, the mount and the permissions of the path in the message; then try again."
 
 
 class NoSpaceError(StorageError):
@@ -186,7 +186,7 @@ class StorageUnwritableError(StorageError):
 
 
 class QuotaExceededError(StorageError):
-    code, status, title = "quota_exceeded", 422, "Larger than the cache may ever be"
+    code, status, title = "quota_exceeded", 422, "Larger than the quota"
     default_remedy = "Ask for fewer channels, or have the service's PRISMCACHE_MAX_BYTES raised."
 
 
@@ -242,7 +242,7 @@ class UnknownLeaseError(PrismError):
 
 class UnknownLinkError(PrismError):
     code, status, title = "unknown_link", 404, "No such link"
-    default_remedy = "Ask whoever sent it for a new one; `prismcache link` makes links."
+    default_remedy = "Ask the person who sent the link for a new one; `prismcache link` makes links."
 
 
 class ServiceError(PrismError):
@@ -252,12 +252,12 @@ class ServiceError(PrismError):
 
 class ServiceUnreachableError(ServiceError):
     code, status, title = "service_unreachable", 503, "The prismcache service does not respond"
-    default_remedy = "Check PRISMCACHE_URL and that the service runs."
+    default_remedy = "Check PRISMCACHE_URL, and that the service is running."
 
 
 class ServiceBusyError(ServiceError):
     code, status, title = "busy", 429, "The service is at a limit"
-    default_remedy = "Try again after the seconds that Retry-After gives."
+    default_remedy = "Try again later; the header Retry-After gives the seconds."
 
 
 class UnauthorizedError(ServiceError):

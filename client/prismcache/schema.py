@@ -41,7 +41,7 @@ def _number_list(value: object) -> object:
 
 
 _NumberList = BeforeValidator(_number_list)
-"""Says in a caller's terms that one number or a text is no list."""
+"""Says in a caller's terms that one number or a text is not a list."""
 
 
 class Split(StrEnum):

@@ -181,7 +181,7 @@ class Splits(Mapping[str, SplitEntry]):
         """Return the `UnknownSplitError` for a name; its message names the splits that there are."""
         from prismcache.errors import UnknownSplitError  # here, since it needs pydantic
 
-        return UnknownSplitError(f"{name!r} is no split; the splits are {', '.join(map(repr, self._entries))}")
+        return UnknownSplitError(f"{name!r} is not a split; the splits are {', '.join(map(repr, self._entries))}")
 
     def same_tissue(self, name: str, crop: int) -> tuple[str, ...]:
         """Return the other crops, such as ``instance/2``, that show the tissue of a crop."""

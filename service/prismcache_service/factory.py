@@ -271,7 +271,7 @@ async def _tidy_for_ever(factory: Factory, keep_jobs: timedelta) -> None:
             await factory.store.forget_jobs(datetime.now(UTC) - keep_jobs)
             await _sweep(factory)
         except (PrismError, OSError) as error:
-            _log.warning("tidying up failed; next try in %.0f s: %s", _HOUSEKEEPING_S, error)
+            _log.warning("cleaning up failed; the next try is in %.0f s: %s", _HOUSEKEEPING_S, error)
         await asyncio.sleep(_HOUSEKEEPING_S)
 
 

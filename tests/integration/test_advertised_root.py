@@ -28,7 +28,7 @@ def test_paths_are_told_as_others_call_the_folder(s3_server: S3Server, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("shown", "words"), [("other", "another folder on this machine"), ("lab/prism", "no absolute path")]
+    ("shown", "words"), [("other", "another folder on this machine"), ("lab/prism", "not an absolute path")]
 )
 def test_a_name_that_cannot_be_right_is_refused_at_the_start(
     s3_server: S3Server, tmp_path: Path, shown: str, words: str

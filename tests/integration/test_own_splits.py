@@ -149,7 +149,7 @@ def test_the_catalog_lists_all_splits_and_what_shows_the_same_tissue(client: Pri
 
 def test_a_split_that_the_catalog_lacks_is_refused_with_those_it_has(client: PrismClient) -> None:
     for ask in (client.ensure, client.describe, client.verify, client.remove):
-        with pytest.raises(UnknownSplitError, match=r"'nuclei' is no split; the splits are .*'synapses', 'mito'"):
+        with pytest.raises(UnknownSplitError, match=r"'nuclei' is not a split; the splits are .*'synapses', 'mito'"):
             ask("nuclei", 0)
 
 

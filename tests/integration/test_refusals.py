@@ -252,7 +252,7 @@ def test_the_refusals_did_no_harm(lab: Lab, client: PrismClient) -> None:
 
 @pytest.mark.parametrize("split", ["test", "Instance", ""])
 def test_unknown_split(client: PrismClient, split: str) -> None:
-    with pytest.raises(UnknownSplitError, match="is no split; the splits are 'instance', 'semantic', 'synapses'"):
+    with pytest.raises(UnknownSplitError, match="is not a split; the splits are 'instance', 'semantic', 'synapses'"):
         client.ensure(split, 0, progress=False)
 
 
@@ -346,7 +346,7 @@ def test_a_bucket_that_does_not_exist(elsewhere: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("ensure", "none", "0"), 2, "error[unknown_split]: 'none' is no split"),
+        (("ensure", "none", "0"), 2, "error[unknown_split]: 'none' is not a split"),
         (("ensure", "instance", "999"), 1, "error[unknown_crop]: crop 999 of split 'instance'"),
         (
             ("ensure", "instance", "0", "--channels", "5"),

@@ -181,11 +181,11 @@ def _the_same_page_for_ever() -> Action:
 
 
 REFUSED_LISTINGS = {
-    "a web page": (Html(), ConfigError, "no S3 server"),
+    "a web page": (Html(), ConfigError, "not an S3 server"),
     "404": (
         Rewrite(lambda _: Reply(404, {"content-type": "text/html"}, b"<p>not here<br>")),
         ConfigError,
-        "no S3 server",
+        "not an S3 server",
     ),
     "501": (Rewrite(lambda _: error_reply(501)), SourceError, "501"),
     "the clock": (_refused_by("RequestTimeTooSkewed"), SourceDeniedError, "403 RequestTimeTooSkewed.*machine's clock"),
@@ -199,9 +199,9 @@ REFUSED_LISTINGS = {
         SourceError,
         "the same keys again",
     ),
-    "no sizes": (listing("<Size>[^<]*</Size>", ""), ConfigError, "no S3 server"),
-    "sizes below nought": (listing("<Size>", "<Size>-"), ConfigError, "no S3 server"),
-    "an index of files": (Html(b'<html><a href="raw/">raw/</a></html>'), ConfigError, "no S3 server"),
+    "no sizes": (listing("<Size>[^<]*</Size>", ""), ConfigError, "not an S3 server"),
+    "sizes below nought": (listing("<Size>", "<Size>-"), ConfigError, "not an S3 server"),
+    "an index of files": (Html(b'<html><a href="raw/">raw/</a></html>'), ConfigError, "not an S3 server"),
     "another region": (
         _redirect(301, "http://localhost:9/", "eu-west-1"),
         ConfigError,

@@ -149,7 +149,7 @@ def check_locks(folder: Path, exclusive: bool, seconds: float, clock: float) -> 
 def check_clock(server: str, difference: float | None) -> Finding:
     """Decide whether this machine's clock is right; `difference` are seconds to the server's, None if unknown."""
     if difference is None:
-        return Finding("clock", Verdict.SKIPPED, f"the {server} server did not say its time")
+        return Finding("clock", Verdict.SKIPPED, f"the {server} server did not send its time")
     detail = f"{difference:+.0f} s from the {server} server's"
     if abs(difference) > _CLOCK_S:
         return Finding("clock", Verdict.WARNING, detail, "Synchronise the clock, as with chrony or systemd-timesyncd.")
@@ -159,8 +159,8 @@ def check_clock(server: str, difference: float | None) -> Finding:
 def check_mount(mount: Path | None, file: CropFile | None) -> Finding:
     """Decide whether `mount` shows the service's root; `file` is one that the service has."""
     if mount is None:
-        remedy = "" if file is None else "Where this machine mounts the service's folder, set PRISMCACHE_ROOT to it."
-        return Finding("mount", Verdict.SKIPPED, "none is set, so crops are downloaded", remedy)
+        remedy = "" if file is None else "If this machine mounts the service's folder, set PRISMCACHE_ROOT to the mount."
+        return Finding("mount", Verdict.SKIPPED, "no mount is set, so crops are downloaded", remedy)
     if file is None:
         return Finding("mount", Verdict.SKIPPED, f"{mount}: the service has no crop yet to compare with")
     shown = mount / file.split.value / Path(file.path).name
@@ -188,7 +188,7 @@ def _look_at(folder: Path) -> tuple[str | None, int]:
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(existing).free
     if not existing.is_dir():
-        return f"{existing} is no folder", free
+        return f"{existing} is not a folder", free
     return (None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"), free
 
 

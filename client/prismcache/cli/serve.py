@@ -70,7 +70,7 @@ def create_token(
         _print_json(made | ({"url": config.public_url} if config.public_url else {}))
         return
     typer.echo(token)
-    end = "" if until is None else f"; it can be used until {until.astimezone():%Y-%m-%d %H:%M}"
+    end = "" if until is None else f"; it expires {until.astimezone():%Y-%m-%d %H:%M}"
     url = f", and PRISMCACHE_URL to {config.public_url}" if config.public_url else ""
     typer.echo(f"a token for {name}: set PRISMCACHE_TOKEN to it{url}; it is not shown again{end}", err=True)
     typer.echo(_WHEN, err=True)

@@ -225,7 +225,7 @@ def open_file(path: Path, needed: Sequence[str] = ("raw", LABELS), **options: An
         if all(name in file for name in needed):
             return file
     file.close()
-    raise CropCorruptError(f"{path} is no crop: it lacks {' or '.join(map(repr, needed))}")
+    raise CropCorruptError(f"{path} is not a crop: it lacks {' or '.join(map(repr, needed))}")
 
 
 def open_crop(path: Path) -> h5py.File:
@@ -243,7 +243,7 @@ def open_crop(path: Path) -> h5py.File:
         file.close()
         raise
     file.close()
-    raise CropCorruptError(f"{path} is no crop: it lacks {LABELS!r}")
+    raise CropCorruptError(f"{path} is not a crop: it lacks {LABELS!r}")
 
 
 def entry_of(file: h5py.File, path: Path) -> SplitEntry | None:
@@ -273,7 +273,7 @@ def open_dataset(file: h5py.File, name: str, path: Path) -> CropDataset:
     with read_errors(path, name):
         found = file[name]
         if not isinstance(found, h5py.Dataset):
-            raise CropCorruptError(f"{path} is no crop: {name!r} is no dataset")
+            raise CropCorruptError(f"{path} is not a crop: {name!r} is not a dataset")
         return CropDataset(found, path)
 
 

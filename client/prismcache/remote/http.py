@@ -201,7 +201,7 @@ def read_as(model: type[M], response: httpx2.Response) -> M:
         return model.model_validate_json(response.content)
     except ValidationError as error:
         raise ServiceError(
-            f"{response.request.url.copy_with(query=None)} sent a response that is no {model.__name__} "
+            f"{response.request.url.copy_with(query=None)} sent a response that is not a {model.__name__} "
             f"({error.error_count()} faults)",
             remedy="Check that PRISMCACHE_URL is a prismcache service; if it is, update prismcache.",
         ) from None
@@ -240,7 +240,7 @@ def _foreign_error(response: httpx2.Response, url: str) -> ServiceError:
         target = response.headers["location"].partition("?")[0]
         return ServiceError(
             f"the service at {url} redirects to {target}, which is not followed",
-            remedy="Set PRISMCACHE_URL to where the service really is.",
+            remedy="Set PRISMCACHE_URL to the service's own address.",
         )
     said = f"the service at {url} responds with {response.status_code} {response.reason_phrase}".rstrip()
     if response.status_code in _UNREACHED:

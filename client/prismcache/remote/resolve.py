@@ -264,7 +264,7 @@ class Resolver:
             if after.stamp is not None and after == sight:
                 self._verified.remember(folder / name, after.stamp, sha256)
                 last = decide(file, after, sha256)
-                return last if not isinstance(last, Read) else Refuse("it cannot be judged")
+                return last if not isinstance(last, Read) else Refuse("it cannot be checked")
         return Refuse("it changed while it was read, or cannot be read")
 
     def _tell(self, path: Path, refusal: Refuse) -> None:

@@ -71,7 +71,7 @@ def _left_in(top: Path, place: str, names: tuple[str, str, str]) -> Iterator[int
     limit, used, prefix = names
     folder = top / place.strip("/")
     for group in (folder, *folder.parents):
-        with suppress(OSError, ValueError):  # "max" is no number
+        with suppress(OSError, ValueError):  # "max" is not a number
             most, now = (int((group / name).read_text()) for name in (limit, used))
             kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             yield most - now + sum(int(kinds.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))

@@ -46,7 +46,7 @@ def _compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> File
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise CropCorruptError(f"{shown} is no regular file")
+            raise CropCorruptError(f"{shown} is not a regular file")
         if status.st_size != manifest.size:
             raise CropCorruptError(f"{shown} has {status.st_size} bytes, its manifest says {manifest.size}")
         if manifest.product is not Product.FACTS and os.read(fd, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:

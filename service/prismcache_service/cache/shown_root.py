@@ -31,8 +31,8 @@ def check_shown_root(root: Path, shown: Path) -> None:
     """
     if not shown.is_absolute():
         raise ConfigError(
-            f"PRISMCACHE_ADVERTISED_ROOT is {str(shown)!r}, which is no absolute path",
-            remedy="Give the path under which the lab's machines see the cache folder, as /lab/prism.",
+            f"PRISMCACHE_ADVERTISED_ROOT is {str(shown)!r}, which is not an absolute path",
+            remedy="Set the path of the cache folder on the lab's machines, such as /lab/prism.",
         )
     if shown == root or not shown.is_dir():
         return
@@ -41,5 +41,5 @@ def check_shown_root(root: Path, shown: Path) -> None:
     if not seen:
         raise ConfigError(
             f"PRISMCACHE_ADVERTISED_ROOT names {shown}, which is another folder on this machine than {root}",
-            remedy="Give the path under which the lab's machines see the folder; leave it out if it is the same.",
+            remedy="Set the path of the folder on the lab's machines; if it is the same path, leave the setting out.",
         )

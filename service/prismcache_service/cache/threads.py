@@ -91,7 +91,7 @@ class DiskThreads:
             _abandon(work, future, undo)
             raise StorageError(
                 f"the cache folder gave no response within {seconds:g} s",
-                remedy="See whether the disk or the network mount of PRISMCACHE_ROOT hangs.",
+                remedy="Check whether the disk or the network mount of PRISMCACHE_ROOT hangs.",
             )
         try:
             return future.result()

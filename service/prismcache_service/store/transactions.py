@@ -92,7 +92,7 @@ class SqlTransactions:
         if self._file != _identity(self._url):
             raise StorageError(
                 f"the job store {sqlite_path(self._url)} was removed or replaced while it was in use",
-                remedy="Restart the service: it begins a new one.",
+                remedy="Restart the service; it then creates a new one.",
             )
         async with self._reading() as connection:
             await connection.execute(select(jobs.c.id).limit(1))

@@ -80,7 +80,7 @@ def _of_http(error: HTTPException) -> Problem:
     }
     detail = error.detail if isinstance(error, HttpError) else said.get(status, status.phrase)
     return (
-        RequestError(detail, remedy="/docs lists what there is.")
+        RequestError(detail, remedy="/docs lists the API's paths.")
         .to_problem()
         .model_copy(update={"status": int(status), "title": status.phrase})
     )
@@ -91,7 +91,7 @@ def _of_validation(errors: Sequence[Any]) -> RequestError:
     first = errors[0]
     where, *path = [str(part) for part in first["loc"]] or ["request"]
     if first["type"] == "json_invalid":
-        return RequestError("the body is no JSON", remedy="Send one JSON object.")
+        return RequestError("the body is not JSON", remedy="Send one JSON object.")
     if where == "body" and not path:
         return RequestError(
             "the body must be one JSON object", remedy="Send JSON with the header `Content-Type: application/json`."

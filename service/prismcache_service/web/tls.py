@@ -87,7 +87,7 @@ def _load(certificate: Path, key: Path) -> ssl.SSLContext:
 
     def no_password() -> str:
         raise ConfigError(
-            f"the private key {key} has a password, which nobody can type while the service starts",
+            f"the private key {key} has a password, which the service cannot ask for",
             remedy=f"Write it without a password: openssl pkey -in {key} -out KEY.pem; set PRISMCACHE_TLS_KEY to that.",
         )
 

@@ -183,7 +183,7 @@ def list_tokens(path: Path) -> tuple[TokenRecord, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no file of tokens"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a file of tokens"
         raise ConfigError(f"{path} cannot be used: {reason}") from None
     uses: dict[str, datetime] = {}
     with contextlib.suppress(OSError, ValidationError):  # only shown to people; no reason to refuse a token
@@ -358,5 +358,5 @@ def require_safe_address(config: ServiceConfig, tokens: TokenBook) -> None:
     if open_to is not None and not (tokens.enforced or config.insecure):
         raise ConfigError(
             f"{open_to!r} can be reached from other machines, and {tokens.path} holds no token",
-            remedy="`prismcache token create NAME` makes one; or bind 127.0.0.1; or, on a trusted network, --insecure.",
+            remedy="`prismcache token create NAME` creates one. Or use --host 127.0.0.1 or, on a trusted network, --insecure.",
         )

@@ -50,7 +50,7 @@ def verdicts(result: Any) -> dict[str, str]:
         (check_locks(HERE, False, 0.002, 0), Verdict.FAILED, "two processes can create the same file"),
         (check_locks(HERE, True, 3.0, 0), Verdict.WARNING, "one file took 3.0 s"),
         (check_locks(HERE, True, 0.1, -7200), Verdict.WARNING, "clock is -7200 s from"),
-        (check_clock("S3", None), Verdict.SKIPPED, "did not say its time"),
+        (check_clock("S3", None), Verdict.SKIPPED, "did not send its time"),
         (check_clock("S3", 1.2), Verdict.OK, "+1 s"),
         (check_clock("S3", -900), Verdict.WARNING, "-900 s"),
         (check_mount(None, None), Verdict.SKIPPED, "crops are downloaded"),

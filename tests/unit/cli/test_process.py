@@ -43,7 +43,7 @@ def test_ctrl_c_exits_130_with_one_line():
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert err == "interrupted; nothing half-written counts as cached\n"
+    assert err == "interrupted; no half-written file counts as cached\n"
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
@@ -64,7 +64,7 @@ def test_a_full_disk_behind_stdout_is_no_traceback(words):
     assert process.wait(20) == 1
     assert err == (
         "error[storage_error]: standard output cannot be written: No space left on device\n"
-        "  remedy: Write it somewhere else; what was fetched stays cached.\n"
+        "  remedy: Write the output to another place; crops that were fetched stay cached.\n"
     )
 
 

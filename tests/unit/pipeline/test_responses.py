@@ -50,7 +50,7 @@ CASES: dict[str, list[tuple[Failure, type[PrismError], bool, str]]] = {
         (Failure(500, "AccessDenied"), SourceDeniedError, False, "AccessDenied"),
     ],
     "no such bucket": [(Failure(404, "NoSuchBucket"), ConfigError, False, "NoSuchBucket")],
-    "a success that is no S3 response": [(Failure(200), ConfigError, False, "this is no S3 server")],
+    "a success that is not an S3 response": [(Failure(200), ConfigError, False, "this is not an S3 server")],
     "a lost object": [(Failure(404, "NoSuchKey"), SourceCorruptError, False, "though it was listed")],
     "a changed object": [(Failure(412), SourceChangedError, False, "changed since it was listed")],
     "a busy or broken server": [
@@ -87,7 +87,7 @@ def test_a_server_without_listings_is_no_s3_server(status: int) -> None:
     verdict = decide(Failure(status, "NoSuchKey"), "listing", "http://s3", listing=True)
     assert isinstance(verdict.error, ConfigError)
     assert not verdict.retry
-    assert "no S3 server, or it lacks the bucket" in str(verdict.error)
+    assert "not an S3 server, or it lacks the bucket" in str(verdict.error)
 
 
 def test_each_row_has_a_test() -> None:

@@ -76,7 +76,7 @@ def test_a_split_is_a_name_or_a_member():
     assert as_split("instance") is as_split(Split.INSTANCE) is Split.INSTANCE
     assert as_split("mito") == Split("mito") == "mito"  # a lab's own catalog may have it
     for wrong in ("Instance", "", "../etc", "a" * 41, 3, None):
-        with pytest.raises(UnknownSplitError, match=r"is no split; the splits are 'instance', 'semantic'") as caught:
+        with pytest.raises(UnknownSplitError, match=r"is not a split; the splits are 'instance', 'semantic'") as caught:
             as_split(wrong)
         assert repr(wrong) in str(caught.value)
 

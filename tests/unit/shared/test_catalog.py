@@ -46,17 +46,17 @@ def test_the_defaults_are_those_of_a_crop_of_e11(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message", "remedy"),
     [
-        ("[splits.a]\nraw = \n", 2, "is no TOML", "toml.io"),
+        ("[splits.a]\nraw = \n", 2, "is not TOML", "toml.io"),
         ("", 1, "it has no split", "[splits.NAME]"),
         ("# ours\nsplit = 1\n", 2, "unknown key 'split'", "[splits.NAME]"),
-        ("splits.a = 1\n", 1, "it is no table", "[splits.a]"),
+        ("splits.a = 1\n", 1, "it is not a table", "[splits.a]"),
         ("\n[splits.Mito]\n", 2, "no name for a split", "small letters"),
         ("[splits.semantic]\n", 1, "that of a published split", "another name"),
         ("[splits.a]\nraw = 'x'\nchanels = 2\n", 3, "unknown key 'chanels'", "The keys are anonymous, arrays"),
-        ("[splits.a]\nraw = 'x'\n[splits.b]\nraw = 3\n", 4, "3 is no text", "in quotes"),
-        ("[splits.a]\nraw = '../x'\n", 2, "is no folder", "training/mito"),
-        ("[splits.a]\nraw = ''\n", 2, "is no array", "volumes/raw"),
-        ("[splits.a]\narrays = 'x'\n", 2, "'x' is no list", "volumes/mask"),
+        ("[splits.a]\nraw = 'x'\n[splits.b]\nraw = 3\n", 4, "3 is not text", "in quotes"),
+        ("[splits.a]\nraw = '../x'\n", 2, "is not a folder", "training/mito"),
+        ("[splits.a]\nraw = ''\n", 2, "is not an array", "volumes/raw"),
+        ("[splits.a]\narrays = 'x'\n", 2, "'x' is not a list", "volumes/mask"),
         ("[splits.a]\nraw = 'labels'\n", 1, "one array has two roles", "once"),
         ("[splits.a]\narrays = ['x/m', 'y/m']\n", 1, "would be called 'm'", "must differ"),
         ("[splits.a]\narrays = ['x/raw']\n", 1, "would be called 'raw'", "must differ"),
@@ -65,14 +65,14 @@ def test_the_defaults_are_those_of_a_crop_of_e11(tmp_path: Path) -> None:
         ("[splits.a]\nproducts = ['fgbg']\n", 1, "'fgbg' needs labels that are classes", "classes = true"),
         ("[splits.a]\nlabels = ''\nproducts = ['facts']\n", 1, "neither classes nor products", "Name `labels`"),
         ("[splits.a]\nexpansion = 0\n", 2, "0 is not above 0", "4.8"),
-        ("[splits.a]\nexpansion = nan\n", 2, "nan is no number", "4.8"),
+        ("[splits.a]\nexpansion = nan\n", 2, "nan is not a number", "4.8"),
         ("[splits.a]\nresolution = [400, 168]\n", 2, "are not three numbers", "[400, 168, 168]"),
         ("[splits.a]\nresolution = [400, -1, 168]\n", 2, "-1 is not above 0", "4.8"),
-        ("[splits.a]\noffset = ['0', 0, 0]\n", 2, "'0' is no number", "4.8"),
-        ("[splits.a]\nsame_tissue = { x = 'instance/2' }\n", 2, "names no two crops", "instance/2"),
-        ("[splits.a]\nsame_tissue = { 0 = 'instance 2' }\n", 2, "names no two crops", "instance/2"),
-        ("[splits.a]\nbucket = 's3://x/y'\n", 2, "is no bucket", "without s3://"),
-        ("[splits.a]\nendpoint_url = 'lab:9000'\n", 2, "is no URL", "http://"),
+        ("[splits.a]\noffset = ['0', 0, 0]\n", 2, "'0' is not a number", "4.8"),
+        ("[splits.a]\nsame_tissue = { x = 'instance/2' }\n", 2, "does not name two crops", "instance/2"),
+        ("[splits.a]\nsame_tissue = { 0 = 'instance 2' }\n", 2, "does not name two crops", "instance/2"),
+        ("[splits.a]\nbucket = 's3://x/y'\n", 2, "is not a bucket name", "without s3://"),
+        ("[splits.a]\nendpoint_url = 'lab:9000'\n", 2, "is not a URL", "http://"),
     ],
 )
 def test_a_bad_catalog_is_refused_with_file_line_and_remedy(
@@ -92,5 +92,5 @@ def test_a_catalog_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         load_splits(tmp_path / "none.toml")
     assert "PRISMCACHE_CATALOG" in caught.value.remedy
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"bytes\.toml is no TOML"):
+    with pytest.raises(ConfigError, match=r"bytes\.toml is not TOML"):
         load_splits(tmp_path / "bytes.toml")

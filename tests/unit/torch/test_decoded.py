@@ -185,7 +185,7 @@ def test_a_sidecar_of_another_shape_or_a_folder_that_is_a_file_is_an_error(
     sidecars.arrays(facts.path, layout, lambda: opened(facts))
     place = next((tmp_path / "decoded").rglob("ch_00*"))
     np.save(place, np.zeros((9, 24, 24), np.uint8))
-    with pytest.raises(StorageError, match="no decoded crop of shape"):
+    with pytest.raises(StorageError, match="not a decoded crop of shape"):
         sidecars.arrays(facts.path, layout, refused)
     place.write_bytes(bytes(9000))
     with pytest.raises(StorageError, match="cannot be mapped"):

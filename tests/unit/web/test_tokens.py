@@ -125,7 +125,7 @@ def test_a_file_that_is_none_of_tokens_is_refused_without_its_content(path: Path
     path.parent.mkdir()
     path.write_text(content)
 
-    with pytest.raises(ConfigError, match=r"(?m)tokens\.json cannot be used: it is no file of tokens$"):
+    with pytest.raises(ConfigError, match=r"(?m)tokens\.json cannot be used: it is not a file of tokens$"):
         TokenBook(path)
 
 

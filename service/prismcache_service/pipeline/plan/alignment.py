@@ -120,7 +120,7 @@ def _shift(where: str, raw: ArraySource, labels: ArraySource, size: Vector | Non
             missing = " and ".join(a.name for a in (raw, labels) if a.offset is None)
             raise MisalignedError(
                 f"{where}: the offset of {missing} is missing, and raw {raw.shape[1:]} and {labels.name} "
-                f"{labels.shape} differ in shape, so that their places cannot be told"
+                f"{labels.shape} differ in shape, so their relative position is unknown"
             )
         return 0, 0, 0
     if raw.offset == labels.offset:
@@ -128,7 +128,7 @@ def _shift(where: str, raw: ArraySource, labels: ArraySource, size: Vector | Non
     if size is None:
         raise MisalignedError(
             f"{where}: raw is at offset {raw.offset}, {labels.name} at {labels.offset}, and neither has a resolution, "
-            "so that the shift in voxels is unknown"
+            "so the shift in voxels is unknown"
         )
     exact = [(b - a) / r for a, b, r in zip(raw.offset, labels.offset, size, strict=True)]
     whole = _triple(map(round, exact))

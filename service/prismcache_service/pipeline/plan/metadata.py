@@ -163,7 +163,7 @@ def _group_attributes(where: str, documents: Mapping[str, bytes]) -> dict[str, A
     else:
         attributes = json.loads(documents.get(".zattrs", b"{}"))
     if not isinstance(attributes, dict):
-        raise InvalidSourceError(f"{where}: the attributes of its group are no JSON object")
+        raise InvalidSourceError(f"{where}: the attributes of its group are not a JSON object")
     attributes.update(attributes.pop("ome", None) or {})  # OME-NGFF 0.5 puts its own there
     return attributes
 

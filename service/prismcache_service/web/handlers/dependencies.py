@@ -111,7 +111,7 @@ def parse_channels(text: str | None) -> tuple[int, ...] | None:
         first, _, last = part.partition("-")
         found.update(range(int(first), int(last or first) + 1))
         if int(last or first) < int(first) or len(found) > _MAX_CHANNELS:
-            raise RequestError(f"query field 'channels': {part} is no range, or there are too many channels")
+            raise RequestError(f"query field 'channels': {part} is not a range, or there are too many channels")
     return tuple(sorted(found))
 
 
