@@ -167,17 +167,17 @@ def end_of_job(job: Job) -> bool:
 def print_status(status: ServiceStatus) -> None:
     """Print everything that is known of the service."""
     usage = status.usage
-    bound = "no bound" if usage.max_bytes is None else f"of {format_bytes(usage.max_bytes)}"
+    quota = "no quota" if usage.max_bytes is None else f"quota {format_bytes(usage.max_bytes)}"
     lines = {
         "version": status.version,
         "engine": f"{status.engine}, {status.workers} workers",
         "jobs": f"{status.jobs_running} running, {status.jobs_queued} queued",
         "crops": f"{status.crops_running} running, {status.crops_queued} queued",
-        "cache": f"{usage.files} files, {format_bytes(usage.used_bytes)}, {bound}",
+        "cache": f"{files_text(usage.files)}, {format_bytes(usage.used_bytes)}, {quota}",
         "reserved": format_bytes(usage.reserved_bytes),
-        "quarantine": f"{usage.quarantine_files} files, {format_bytes(usage.quarantine_bytes)}",
-        "disk": f"{format_bytes(usage.free_bytes)} free of {format_bytes(usage.total_bytes)}, "
-        f"of which {format_bytes(usage.min_free_bytes)} stay free",
+        "quarantine": f"{files_text(usage.quarantine_files)}, {format_bytes(usage.quarantine_bytes)}",
+        "disk": f"{format_bytes(usage.free_bytes)} free of {format_bytes(usage.total_bytes)}; "
+        f"{format_bytes(usage.min_free_bytes)} are kept free",
     }
     for name, value in [*lines.items(), *(("waiting", line) for line in status.waiting)]:
         typer.echo(f"{name:<12}{value}")

@@ -94,19 +94,23 @@ def revoke_token(settings: dict[str, Any], name: NameArgument, *, as_json: JsonO
 def list_tokens(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
     """List names, roles, expiry and last use; the tokens themselves are not kept."""
     auth = _load("token")
-    records = [
-        record.model_dump(mode="json", exclude={"sha256"})
-        for record in auth.list_tokens(auth.tokens_path(_config(settings)))
-    ]
+    records = auth.list_tokens(auth.tokens_path(_config(settings)))
     if as_json:
-        _print_json({"tokens": records})
+        _print_json({"tokens": [record.model_dump(mode="json", exclude={"sha256"}) for record in records]})
         return
     if not records:
         typer.echo("there are no tokens; `prismcache token create NAME` creates one", err=True)
-    for record in records:
-        end = f" until {record['expires_at']}" if record["expires_at"] else ""
-        used = f", last used {record['last_used_at']}" if record["last_used_at"] else ", never used"
-        typer.echo(f"{record['name']:<24} {record['role']:<10} {record['created_at']}{end}{used}")
+        return
+    from prismcache.cli.output import print_table
+
+    rows = []
+    for each in records:
+        created, expires, used = (
+            when.astimezone().strftime("%Y-%m-%d %H:%M") if when else "never"
+            for when in (each.created_at, each.expires_at, each.last_used_at)
+        )
+        rows.append((each.name, each.role.value, created, expires, used))
+    print_table(("name", "role", "created", "expires", "last used"), rows)
 
 
 def _config(settings: dict[str, Any]) -> Any:

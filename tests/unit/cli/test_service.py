@@ -178,7 +178,7 @@ def test_status(service, run):
     assert "jobs        1 running, 0 queued\n" in text
     usage = json.loads(run("status", "--json").stdout)["usage"]
     assert usage["files"] == 1
-    assert f"cache       1 files, {format_bytes(usage['used_bytes'])}, no bound\n" in text
+    assert f"cache       1 file, {format_bytes(usage['used_bytes'])}, no quota\n" in text
 
 
 def test_status_and_clear_quarantine_without_a_service_are_of_the_cache_folder(run, tmp_path):
