@@ -57,7 +57,9 @@ def _train(endpoint: str) -> None:
     shutil.rmtree(lab, ignore_errors=True)
     settings = Settings.load({}, root=(lab / "prism").absolute(), s3_endpoint_url=endpoint)
     with Service(service_config(settings, (lab / "state").absolute())) as service:
-        _say(f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}, and PRISMCACHE_URL names it.")
+        _say(
+            f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}, and PRISMCACHE_URL names it."
+        )
         environment = os.environ | {"PRISMCACHE_URL": service.url, "PRISMCACHE_ROOT": str(settings.root)}
         _prismcache("ensure instance 0 1", environment)
         _prismcache("status", environment)

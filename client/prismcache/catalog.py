@@ -211,7 +211,9 @@ def _tissues(value: object) -> tuple[tuple[int, str], ...]:
 
 def _bucket(value: object) -> str:
     if not _BUCKET.fullmatch(_text(value)):
-        raise _UnusableError(f"{value!r} is not a bucket name", "Write the bucket's name alone, without s3:// or a path.")
+        raise _UnusableError(
+            f"{value!r} is not a bucket name", "Write the bucket's name alone, without s3:// or a path."
+        )
     return str(value)
 
 

@@ -169,17 +169,21 @@ def _below_cache(name: str, given: Mapping[str, Any]) -> Path:
 
 def _config_error(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False, include_input=False)[0]
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     if not first["loc"]:
         return ConfigError(f"the settings do not go together: {reason}")
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         near = get_close_matches(name, Settings.model_fields, 1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
-        return ConfigError(f"there is no setting {name!r}{meant}", remedy="`prismcache.Settings` describes them all.")
+        return ConfigError(
+            f"there is no setting {name!r}{meant}", remedy="`prismcache.Settings` describes all settings."
+        )
     if first["type"].startswith("byte_size"):  # pydantic's words: "could not parse value and unit from byte string"
         reason = "it is not a size; write 400MB or 1GiB"
+    elif name in {"memory_limit", "s3_bandwidth_limit"}:  # pydantic gives the bound in bytes
+        reason = f"write {first['ctx']['ge'] / 1e6:g}MB or more"
     return ConfigError(
         f"setting {name!r} is unusable: {reason}",
-        remedy=f"Change {ENV_PREFIX}{name.upper()} or the argument {name!r}.",
+        remedy=f"Change {ENV_PREFIX}{name.upper()}, or the option or argument {name!r}.",
     )

@@ -48,7 +48,9 @@ def test_every_command_and_its_options_exist(document: str) -> None:
     for line in "".join(blocks(document, "console")).splitlines():
         _, *words = shlex.split(line, comments=True) or [""]
         if words[:1] == ["prismcache"] and words[1] != "adopt":  # whose file has to exist
-            name, command, rest = prismcache.resolve_command(prismcache.make_context("prismcache", words[1:]), words[1:])
+            name, command, rest = prismcache.resolve_command(
+                prismcache.make_context("prismcache", words[1:]), words[1:]
+            )
             while hasattr(command, "resolve_command") and rest:
                 name, command, rest = command.resolve_command(command.make_context(name, list(rest)), rest)
             command.make_context(name, list(rest))  # raises UsageError for an unknown option

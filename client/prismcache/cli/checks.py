@@ -159,7 +159,9 @@ def check_clock(server: str, difference: float | None) -> Finding:
 def check_mount(mount: Path | None, file: CropFile | None) -> Finding:
     """Decide whether `mount` shows the service's root; `file` is one that the service has."""
     if mount is None:
-        remedy = "" if file is None else "If this machine mounts the service's folder, set PRISMCACHE_ROOT to the mount."
+        remedy = (
+            "" if file is None else "If this machine mounts the service's folder, set PRISMCACHE_ROOT to the mount."
+        )
         return Finding("mount", Verdict.SKIPPED, "no mount is set, so crops are downloaded", remedy)
     if file is None:
         return Finding("mount", Verdict.SKIPPED, f"{mount}: the service has no crop yet to compare with")

@@ -115,7 +115,8 @@ def _usage_message(error: Any, words: Sequence[str]) -> str:
     if re.fullmatch(r"-\d", getattr(error, "option_name", "")) and names & {"crop", "crops"}:
         number = next(word for word in words if word.startswith(error.option_name))
         return f"there is no crop {number}; crops are numbered from 0"
-    return str(error.format_message())
+    message = str(error.format_message())
+    return re.sub(r"Input should be a valid (\w+), unable .*", "write a number", message)
 
 
 def exit_code(error: PrismError) -> int:

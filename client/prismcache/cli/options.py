@@ -23,7 +23,7 @@ P = ParamSpec("P")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 SPLITS = f"{', '.join(published())}, or a split of your lab's catalog"
 SETTINGS = "Settings (also as environment variables)"
-EXIT_CODES = "\n\nExit codes: 0 done, 1 failed, 2 wrong command line or setting, 130 interrupted"
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong command line or setting, 130 interrupted\n\n"
 
 
 def _setting(flag: str, text: str) -> Any:

@@ -238,7 +238,9 @@ class Sidecars:
             except (OSError, ValueError) as error:
                 raise StorageError(f"{place} cannot be mapped: {error}", remedy="Delete it.") from error
             if found[name].shape != layout.shape_of(name):
-                raise StorageError(f"{place} is not a decoded crop of shape {layout.shape_of(name)}", remedy="Delete it.")
+                raise StorageError(
+                    f"{place} is not a decoded crop of shape {layout.shape_of(name)}", remedy="Delete it."
+                )
         return found
 
     def _write(self, place: Path, name: str, layout: Layout, reader: CropReader | FilesReader) -> None:

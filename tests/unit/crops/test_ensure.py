@@ -253,7 +253,9 @@ async def test_what_is_wrong_is_set_aside_and_made_again(cache: CropCache, damag
     assert content(await service.ensure(NAME, ignore)) == CONTENT
     assert len(quarantined(cache.root)) == 1
     assert len(said) == 1
-    assert re.search(r"crop_3\.h5 was moved to the quarantine and is fetched again: it (has \d+ bytes|is not a regular)", said[0])
+    assert re.search(
+        r"crop_3\.h5 was moved to the quarantine and is fetched again: it (has \d+ bytes|is not a regular)", said[0]
+    )
 
 
 async def test_strict_refuses_a_cached_crop_with_absent_chunks_and_others_take_it(cache: CropCache) -> None:

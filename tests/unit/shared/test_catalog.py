@@ -50,7 +50,7 @@ def test_the_defaults_are_those_of_a_crop_of_e11(tmp_path: Path) -> None:
         ("", 1, "it has no split", "[splits.NAME]"),
         ("# ours\nsplit = 1\n", 2, "unknown key 'split'", "[splits.NAME]"),
         ("splits.a = 1\n", 1, "it is not a table", "[splits.a]"),
-        ("\n[splits.Mito]\n", 2, "no name for a split", "small letters"),
+        ("\n[splits.Mito]\n", 2, "cannot be used for a split", "small letters"),
         ("[splits.semantic]\n", 1, "that of a published split", "another name"),
         ("[splits.a]\nraw = 'x'\nchanels = 2\n", 3, "unknown key 'chanels'", "The keys are anonymous, arrays"),
         ("[splits.a]\nraw = 'x'\n[splits.b]\nraw = 3\n", 4, "3 is not text", "in quotes"),
