@@ -58,7 +58,7 @@ def _train(endpoint: str) -> None:
     settings = Settings.load({}, root=(lab / "prism").absolute(), s3_endpoint_url=endpoint)
     with Service(service_config(settings, (lab / "state").absolute())) as service:
         _say(
-            f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}, and PRISMCACHE_URL names it."
+            f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}; PRISMCACHE_URL says so."
         )
         environment = os.environ | {"PRISMCACHE_URL": service.url, "PRISMCACHE_ROOT": str(settings.root)}
         _prismcache("ensure instance 0 1", environment)
