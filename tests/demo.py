@@ -1,6 +1,6 @@
 """`make demo`: from a bucket to a trained network, with the commands that a user types.
 
-The bucket is a small copy on this machine. Crops are fetched without a service, then by a service, then used in training.
+The bucket is a small copy on this machine. Crops are fetched without a service, then by a service, then trained on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     bucket = demo_bucket(_FOLDER / "bucket")
     with S3Server(bucket) as server:
         _say(
-            f"rclone now serves them at {server.endpoint}, in place of the real bucket (s3://e11bio-prism, the default).",
+            f"rclone now serves them at {server.endpoint}, in place of the real bucket, s3://e11bio-prism.",
         )
         environment = os.environ | {"PRISMCACHE_S3_ENDPOINT_URL": server.endpoint, "PRISMCACHE_ROOT": str(cache)}
         _say("2. The first call fetches, checks, aligns and relabels the crops; stdout has their paths:")
@@ -57,9 +57,7 @@ def _train(endpoint: str) -> None:
     shutil.rmtree(lab, ignore_errors=True)
     settings = Settings.load({}, root=(lab / "prism").absolute(), s3_endpoint_url=endpoint)
     with Service(service_config(settings, (lab / "state").absolute())) as service:
-        _say(
-            f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}; PRISMCACHE_URL says so."
-        )
+        _say(f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}; PRISMCACHE_URL says so.")
         environment = os.environ | {"PRISMCACHE_URL": service.url, "PRISMCACHE_ROOT": str(settings.root)}
         _prismcache("ensure instance 0 1", environment)
         _prismcache("status", environment)

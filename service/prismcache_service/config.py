@@ -109,7 +109,9 @@ class ServiceConfig(Settings):
         for origin in value.split():
             parts = urlsplit(origin)
             if parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin:
-                raise ValueError(f"{origin!r} is not an origin; write scheme, host and port, as in https://viewer.lab:8080")
+                raise ValueError(
+                    f"{origin!r} is not an origin; write scheme, host and port, as in https://viewer.lab:8080"
+                )
         return value
 
     @field_validator("public_url", mode="after")

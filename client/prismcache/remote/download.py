@@ -224,7 +224,7 @@ async def _check_head(file: CropFile, part: Part, response: httpx2.Response) -> 
         kind = response.headers.get("content-type", "no type")
         raise ServiceError(
             f"{response.request.url.copy_with(query=None)} sent something else than a crop ({kind})",
-            remedy="Look at PRISMCACHE_URL in a browser: a proxy or the network's login page may respond instead of the service.",
+            remedy="Look at PRISMCACHE_URL in a browser: a proxy or the network's login page may have responded.",
         )
     if sha256 != file.sha256:
         raise SourceChangedError(

@@ -124,7 +124,9 @@ class EnsureService:
         for name, reason in found.wrong.items():
             if await self._cache.threads.run(self._cache.set_aside, name):
                 path = self._cache.shown_path(name)
-                self._on_set_aside(f"{path} was moved to the quarantine and is fetched again: it {reason.removeprefix(f'{path} ')}")
+                self._on_set_aside(
+                    f"{path} was moved to the quarantine and is fetched again: it {reason.removeprefix(f'{path} ')}"
+                )
         async with self._room(task.name, report):
             outcome = await self._engine.run(task, report)
         return self._cache.shown(outcome) if isinstance(outcome, CropFile) else outcome

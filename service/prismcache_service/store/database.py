@@ -196,7 +196,7 @@ def _prepare_file(path: Path) -> None:
     if path.exists() and not _is_sound(path):
         aside = _set_aside(path)
         _log.error(
-            "%s is damaged: set aside as %s and a new one was created. Its jobs, leases and pins are lost; cached crops are not.",
+            "%s is damaged: set aside as %s and replaced. Its jobs, leases and pins are lost; cached crops are not.",
             path,
             aside.name,
         )

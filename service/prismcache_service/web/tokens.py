@@ -358,5 +358,5 @@ def require_safe_address(config: ServiceConfig, tokens: TokenBook) -> None:
     if open_to is not None and not (tokens.enforced or config.insecure):
         raise ConfigError(
             f"{open_to!r} can be reached from other machines, and {tokens.path} holds no token",
-            remedy="`prismcache token create NAME` creates one. Or use --host 127.0.0.1 or, on a trusted network, --insecure.",
+            remedy="`prismcache token create NAME` creates one. In a trusted network, --insecure does without.",
         )
