@@ -44,6 +44,8 @@ def main() -> None:
         paths = _prismcache("ensure instance 0 5", environment)
         _say("3. The second call finds them cached:")
         _prismcache("ensure instance 0 5", environment)
+        _say("Synapse crops have two channels, and several targets in place of labels:")
+        _prismcache("ensure synapses 0", environment)
         _prismcache("ls", environment)
         _prismcache("verify", environment)
         _say("4. What a file contains, read with h5py:")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismcache.catalog import published
 from prismcache.disk import sha256_of, stamp_of, write_atomically
 from prismcache.errors import (
     CropNotCachedError,
@@ -34,6 +35,7 @@ from prismcache.layout import (
 from prismcache.loading import service_part
 from prismcache.schema import (
     NO_CONTEXT,
+    ArrayInfo,
     Context,
     CropFile,
     CropInfo,
@@ -43,6 +45,7 @@ from prismcache.schema import (
     Verdict,
     VerifyResult,
 )
+from prismcache.splits import SplitEntry, Splits
 
 if TYPE_CHECKING:
     import h5py
@@ -62,12 +65,21 @@ SOURCE = "memory"
 class CropArrays:
     """One crop's arrays: `raw` (C, Z, Y, X) uint8 and `labels` (Z, Y, X) of any unsigned ids, of one box.
 
-    `wide` is raw with its context, and has the labels' box in its middle; None if there is no context.
+    `wide` is raw with its context, and has the labels' box in its middle; None if there is no context. `labels` is None
+    in a split without labels. `others` are further arrays by name, (Z, Y, X), each in the middle of all of raw. `entry`
+    is what the catalog says of the split; None of a published one.
     """
 
     raw: NDArray[np.uint8]
-    labels: NDArray[np.uint64]
+    labels: NDArray[np.uint64] | None
     wide: NDArray[np.uint8] | None = None
+    others: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    entry: SplitEntry | None = None
+
+    @property
+    def definition(self) -> str:
+        """The digest of the split's entry, as in the manifest."""
+        return "" if self.entry is None else self.entry.definition
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -81,17 +93,25 @@ class CropArrays:
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """Voxels (Z, Y, X) that raw reaches beyond the labels on each side."""
-        return tuple((n - m) // 2 for n, m in zip(self.raw_shape[1:], self.labels.shape, strict=True))
+        """Voxels (Z, Y, X) that raw reaches beyond the labels on each side; 0 in a split without labels."""
+        return (0, 0, 0) if self.labels is None else self.start(self.labels.shape)
+
+    def start(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """First voxel of raw that an array of a shape (Z, Y, X) covers."""
+        return tuple((n - m) // 2 for n, m in zip(self.raw_shape[1:], shape, strict=True))
 
     @property
     def offset(self) -> tuple[int, int, int]:
-        """(Z, Y, X) of the labels in nm: raw begins at 0."""
-        z, y, x = (n * size for n, size in zip(self.reach, VOXEL_SIZE, strict=True))
-        return z, y, x
+        """(Z, Y, X) of the labels, else of raw, in nm: raw begins at 0."""
+        return _nm(self.reach)
 
 
-def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
+def _nm(voxels: Sequence[int]) -> tuple[int, int, int]:
+    z, y, x = (n * size for n, size in zip(voxels, VOXEL_SIZE, strict=True))
+    return z, y, x
+
+
+def crop_arrays(split: Split, crop: int, given: Any, entry: SplitEntry | None = None) -> CropArrays:
     """Return the arrays of a crop.
 
     Parameters
@@ -99,33 +119,47 @@ def crop_arrays(split: Split, crop: int, given: Any) -> CropArrays:
     split, crop
         Decide the made-up arrays.
     given
-        A mapping with ``raw`` and ``labels``, or None or ... for small made-up arrays, always the same.
+        A mapping with ``raw``, ``labels`` and the names of further arrays, or None or ... for small made-up arrays,
+        always the same.
+    entry
+        The catalog's entry of the split; default: the published one.
 
     Raises
     ------
     RequestError
-        If the labels' box cannot lie in the middle of raw.
+        If an array is missing, unknown, or cannot lie in the middle of raw.
     """
     import numpy as np
 
+    entry = entry or published().entry(split)
     if given is None or given is ...:
-        return _made_up(split, crop)
-    if not isinstance(given, Mapping) or not {"raw", "labels"} <= given.keys():
-        raise RequestError(f"crop {split.value}/{crop}: give a mapping with 'raw' (C,Z,Y,X) and 'labels' (Z,Y,X)")
-    raw, labels = np.asarray(given["raw"], dtype=np.uint8), np.asarray(given["labels"]).astype(np.uint64)
-    more = [n - m for n, m in zip(raw.shape[1:], labels.shape, strict=False)]
-    if raw.ndim != 4 or labels.ndim != 3 or any(n < 0 or n % 2 for n in more):
-        raise RequestError(
-            f"crop {split.value}/{crop}: raw {raw.shape} and labels {labels.shape} do not fit",
-            remedy="raw reaches as far beyond the labels on one side as on the other, or has their shape.",
-        )
-    return _with_context(raw, labels)
+        return _made_up(entry, crop)
+    needed = {"raw", "labels"} if entry.labels else {"raw"}
+    known = needed | set(entry.datasets)
+    if not isinstance(given, Mapping) or not needed <= given.keys() <= known:
+        others = ", ".join(map(repr, sorted(known - {"raw"})))
+        raise RequestError(f"crop {split.value}/{crop}: give a mapping with 'raw' (C,Z,Y,X) and {others} (Z,Y,X)")
+    found = {name: np.asarray(array) for name, array in given.items()}
+    raw = found.pop("raw").astype(np.uint8)
+    for name, array in found.items():
+        more = [n - m for n, m in zip(raw.shape[1:], array.shape, strict=False)]
+        if raw.ndim != 4 or array.ndim != 3 or any(n < 0 or n % 2 for n in more):
+            raise RequestError(
+                f"crop {split.value}/{crop}: raw {raw.shape} and {name} {array.shape} do not fit",
+                remedy=f"raw reaches as far beyond {name} on one side as on the other, or has its shape.",
+            )
+    labels = found.pop("labels").astype(np.uint64) if entry.labels else None
+    return _with_context(entry, raw, labels, found)
 
 
-def _with_context(wide: NDArray[np.uint8], labels: NDArray[np.uint64]) -> CropArrays:
+def _with_context(
+    entry: SplitEntry, wide: NDArray[np.uint8], labels: NDArray[np.uint64] | None, others: Mapping[str, NDArray[Any]]
+) -> CropArrays:
+    if labels is None:
+        return CropArrays(wide, None, None, others, entry)
     starts = [(n - m) // 2 for n, m in zip(wide.shape[1:], labels.shape, strict=True)]
     inner = tuple(slice(start, start + n) for start, n in zip(starts, labels.shape, strict=True))
-    return CropArrays(wide[:, *inner], labels, wide)
+    return CropArrays(wide[:, *inner], labels, wide, others, entry)
 
 
 def write_crop(
@@ -160,6 +194,8 @@ def write_crop(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w", locking=False) as file:
         _fill(file, split, crop, arrays, arrays.channels if channels is None else channels, context)
+        if arrays.definition and arrays.entry:
+            file.attrs["catalog"] = arrays.entry.to_json()
     with temporary.open("ab") as stream:
         stream.write(seal_of(temporary))
     temporary.replace(path)
@@ -188,7 +224,6 @@ def _fill(
 ) -> None:
     import numpy as np
 
-    ids, labels = np.unique(np.append(arrays.labels, np.uint64(0)), return_inverse=True)
     file.attrs.update(
         {
             "crop_id": crop,
@@ -205,14 +240,17 @@ def _fill(
     reach = [min(have, want) for have, want in zip(arrays.reach, wanted, strict=True)]
     box = tuple(slice(a - b, n - a + b) for a, b, n in zip(arrays.reach, reach, arrays.raw_shape[1:], strict=True))
     raw = arrays.raw if arrays.wide is None else arrays.wide
-    datasets = {raw_dataset(channel): (raw[channel][box], reach) for channel in channels}
-    datasets[LABELS] = labels[:-1].reshape(arrays.labels.shape).astype(np.uint32), [0, 0, 0]
-    for name, (values, before) in datasets.items():
+    raw_offset = _nm([start - n for start, n in zip(arrays.reach, reach, strict=True)])
+    datasets = {raw_dataset(channel): (raw[channel][box], raw_offset) for channel in channels}
+    datasets |= {name: (voxels, _nm(arrays.start(voxels.shape))) for name, voxels in arrays.others.items()}
+    if arrays.labels is not None:
+        ids, labels = np.unique(np.append(arrays.labels, np.uint64(0)), return_inverse=True)
+        datasets[LABELS] = labels[:-1].reshape(arrays.labels.shape).astype(np.uint32), arrays.offset
+        file.create_dataset(LABELS_IDS, data=ids.astype(np.uint64))
+    for name, (values, offset) in datasets.items():
         dataset = file.create_dataset(name, data=values, chunks=True, compression="gzip", compression_opts=1)
-        offset = [start - n * size for start, n, size in zip(arrays.offset, before, VOXEL_SIZE, strict=True)]
         dataset.attrs.update({"offset": offset, "resolution": VOXEL_SIZE, "voxel_size": VOXEL_SIZE})
         dataset.attrs.update({"axis_names": AXIS_NAMES, "units": UNITS})
-    file.create_dataset(LABELS_IDS, data=ids.astype(np.uint64))
 
 
 def _publish(root: Path, split: Split, name: FileName, arrays: CropArrays, crop_sha256: str = "") -> CropFile:
@@ -237,30 +275,33 @@ def _publish(root: Path, split: Split, name: FileName, arrays: CropArrays, crop_
         context=name.context,
         product=name.product,
         crop_sha256=crop_sha256,
+        definition=arrays.definition,
     )
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, manifest.model_dump_json().encode())
     return manifest.file_at(path)
 
 
-def _made_up(split: Split, crop: int) -> CropArrays:
-    """Noise with a few cuboid objects, whose ids have gaps as published ones do."""
+def _made_up(entry: SplitEntry, crop: int) -> CropArrays:
+    """Noise with a few cuboid objects, whose ids have gaps as published ones do; further arrays are noise, too."""
     import numpy as np
 
-    random = np.random.default_rng([*split.value.encode(), crop])
+    random = np.random.default_rng([*entry.name.encode(), crop])
     labels = np.zeros(SHAPE[1:], np.uint64)
     for number in range(1, 5):
         z, y, x = (int(random.integers(0, size // 2)) for size in SHAPE[1:])
         labels[z : z + 4, y : y + 10, x : x + 10] = 1000 * number + crop
     wide = [size + 2 * by for size, by in zip(SHAPE[1:], REACH, strict=True)]
-    return _with_context(random.integers(0, 256, (SHAPE[0], *wide), np.uint8), labels)
+    raw = random.integers(0, 256, (SHAPE[0], *wide), np.uint8)
+    others = {name: random.integers(0, 256, SHAPE[1:], np.uint8) for name in entry.datasets}
+    return _with_context(entry, raw, labels if entry.labels else None, others)
 
 
 class Files:
     """What is published, and the cache folder. To be used by one thread at a time."""
 
-    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any]) -> None:
-        self.root = root
+    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any], splits: Splits | None = None) -> None:
+        self.root, self.splits = root, splits or published()
         self.published = {(Split(split), crop): given for (split, crop), given in sorted(crops.items())}
         self.failing: dict[tuple[Split, int], PrismError | None] = {}
         self.files: dict[tuple[Split, FileName], CropFile] = {}
@@ -270,7 +311,8 @@ class Files:
         if (split, crop) not in self.published:
             raise UnknownCropError(f"crop {crop} of split {split.value!r} is not published")
         if (split, crop) not in self._arrays:
-            self._arrays[split, crop] = crop_arrays(split, crop, self.published[split, crop])
+            entry = self.splits.entry(split)
+            self._arrays[split, crop] = crop_arrays(split, crop, self.published[split, crop], entry)
         return self._arrays[split, crop]
 
     def good(self, split: Split, wanted: FileName) -> CropFile | None:
@@ -300,19 +342,32 @@ class Files:
         return found
 
     def describe(self, split: Split, crop: int) -> CropInfo:
-        arrays = self.arrays(split, crop)
+        arrays, entry = self.arrays(split, crop), self.splits[split]
         files = tuple(file for key, file in self.files.items() if (key[0], key[1].crop) == (split, crop))
+        inner = () if arrays.labels is None else (arrays.labels,)
+        stored = (arrays.raw if arrays.wide is None else arrays.wide, *inner, *arrays.others.values())
         return CropInfo(
             split=split,
             crop=crop,
             state=cache_state(files, is_making=False),
             raw_shape=arrays.raw_shape,
-            labels_shape=arrays.labels.shape,
+            labels_shape=None if arrays.labels is None else arrays.labels.shape,
             offset=arrays.offset,
             voxel_size=VOXEL_SIZE,
-            source_bytes=(arrays.raw if arrays.wide is None else arrays.wide).nbytes + arrays.labels.nbytes,
-            source_objects=1 + len(arrays.raw),
+            source_bytes=sum(array.nbytes for array in stored),
+            source_objects=len(arrays.raw) + len(stored) - 1,
             files=files,
+            arrays=tuple(
+                ArrayInfo(
+                    name=name, shape=voxels.shape, dtype=voxels.dtype.name, offset=_nm(arrays.start(voxels.shape))
+                )
+                for name, voxels in arrays.others.items()
+            ),
+            has_labels=bool(entry.labels),
+            classes=entry.classes,
+            products=tuple(map(Product, entry.products)),
+            expansion=entry.expansion,
+            same_tissue=self.splits.same_tissue(split, crop),
         )
 
     def verify(self, split: Split | None, crops: Sequence[int] | None, *, repair: bool) -> list[VerifyResult]:

@@ -95,7 +95,7 @@ class Settings(BaseModel):
         Raises
         ------
         ConfigError
-            If `catalog` cannot be read or used; see `prismcache.splits.load_splits`.
+            If `catalog` cannot be read or used; see `prismcache.catalog.load_splits`.
         """
         return load_splits(self.catalog)
 

@@ -323,9 +323,9 @@ class CropInfo(_Response):
     `raw_shape` is (C, Z, Y, X), `labels_shape` (Z, Y, X), both in voxels, of the dtypes that files have; `offset` (of
     the labels) and `voxel_size` are in nm, Z,Y,X. `source_bytes` and `source_objects` are those of the whole crop in
     the bucket. Fields are None where the source has not been read; `labels_shape` is None, too, in a split without
-    labels, of which `offset` is raw's. `arrays` ride along in the crop's file; `products` can be asked for. `expansion`
-    says how many times larger the imaged tissue is than in the brain, and `same_tissue` which other crops, such as
-    "instance/2", show the same.
+    labels, of which `offset` is raw's. `classes` says that labels are classes. `arrays` ride along in the crop's file;
+    `products` can be asked for. `expansion` says how many times larger the imaged tissue is than in the brain, and
+    `same_tissue` which other crops, such as "instance/2", show the same.
     """
 
     split: Split
@@ -341,6 +341,7 @@ class CropInfo(_Response):
     source_objects: int | None = None
     arrays: tuple[ArrayInfo, ...] = ()
     has_labels: bool = True
+    classes: bool = False
     products: tuple[Product, ...] = ()
     expansion: float = EXPANSION
     same_tissue: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ The splits are data: `prismcache.catalog` reads them from files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -109,8 +108,7 @@ class SplitEntry:
         """
         if not self.is_own:
             return ""
-        parts = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_FILES}
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return _digest({key: value for key, value in asdict(self).items() if key not in _NOT_IN_FILES})
 
     def to_json(self) -> str:
         """Return the entry as JSON, as the files of a lab's own splits carry it."""
@@ -141,19 +139,27 @@ class SplitEntry:
         return f"split {self.name!r} has no product {str(product)!r} ({has})"
 
 
+def _digest(value: object) -> str:
+    import hashlib  # here, since few programs need it
+
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def _as_tuple(value: object) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 class Splits(Mapping[str, SplitEntry]):
-    """The splits of a catalog, by name, in the catalog's order."""
+    """The splits of a catalog, by name, in the catalog's order; of two entries of one name, the later one counts."""
 
     def __init__(self, entries: Iterable[SplitEntry]) -> None:
-        self._entries = {entry.name: entry for entry in entries}
+        self._entries: dict[str, SplitEntry] = {}
         self._tissues: dict[str, list[str]] = {}
-        for entry in self._entries.values():
+        for entry in entries:
+            self._entries[entry.name] = entry
             for crop, other in entry.same_tissue:
-                group = sorted({f"{entry.name}/{crop}", other, *self._tissues.get(other, ())})
+                pair = f"{entry.name}/{crop}", other
+                group = sorted({*pair, *(name for each in pair for name in self._tissues.get(each, ()))})
                 self._tissues |= dict.fromkeys(group, group)
 
     def __getitem__(self, name: str) -> SplitEntry:
@@ -191,5 +197,4 @@ class Splits(Mapping[str, SplitEntry]):
     @property
     def digest(self) -> str:
         """A text that is equal for equal catalogs."""
-        text = json.dumps([asdict(entry) for entry in self._entries.values()])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest([asdict(entry) for entry in self._entries.values()])

@@ -26,12 +26,14 @@ from typing import Any, Self
 
 from prismcache._testing_files import Files, file_name_of
 from prismcache.backend import ReceivedBytes
+from prismcache.catalog import load_splits
 from prismcache.client import AsyncPrismClient, PrismClient
 from prismcache.config import Settings
-from prismcache.errors import PrismError, UnauthorizedError, UnknownJobError
+from prismcache.errors import PrismError, RequestError, UnauthorizedError, UnknownJobError
 from prismcache.layout import FileName
 from prismcache.loading import backends_in_process
 from prismcache.schema import (
+    NO_CONTEXT,
     CropFile,
     CropInfo,
     CropProgress,
@@ -41,6 +43,7 @@ from prismcache.schema import (
     State,
     VerifyResult,
 )
+from prismcache.splits import Splits
 from prismcache.wishes import Wish, Wishes
 
 __all__ = ["InMemoryService"]
@@ -59,12 +62,15 @@ class InMemoryService:
     ----------
     crops
         What is published: by split and number, ``...`` for small made-up arrays (always the same), or a mapping with
-        ``raw`` (C, Z, Y, X) uint8 and ``labels`` (Z, Y, X), in the middle of raw. Default: crops 0, 1 and 2 of both
-        splits.
+        ``raw`` (C, Z, Y, X) uint8 and ``labels`` (Z, Y, X), in the middle of raw. Synapse crops have no labels; they,
+        and splits of a catalog of yours, have further arrays (Z, Y, X) by name, each in the middle of raw. Default:
+        crops 0, 1 and 2 of instance and semantic.
     root
         The cache folder; default: a temporary folder, deleted at the end.
     token
         Refuse clients with another token.
+    catalog
+        A catalog file with splits of your own, as for the service (docs/catalogs.md).
 
     Attributes
     ----------
@@ -90,6 +96,7 @@ class InMemoryService:
         *,
         root: str | Path | None = None,
         token: str | None = None,
+        catalog: str | Path | None = None,
     ) -> None:
         if crops is None:
             crops = {(split.value, crop): ... for split in (Split.INSTANCE, Split.SEMANTIC) for crop in range(3)}
@@ -97,6 +104,7 @@ class InMemoryService:
         self.requests: list[str] = []
         self._crops = {(Split(split), crop): given for (split, crop), given in crops.items()}
         self._given_root = root
+        self._splits = load_splits(None if catalog is None else Path(catalog))
         self._token = token
         self._stack = ExitStack()
 
@@ -104,7 +112,7 @@ class InMemoryService:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prismcache-")))
         self.root = folder / "root" if self._given_root is None else Path(self._given_root).absolute()
         self._downloads = folder / "downloads"
-        self._lab = Lab(self.root, self._crops)
+        self._lab = Lab(self.root, self._crops, self._splits)
         backends_in_process[self.url] = self._backend
         self._stack.callback(backends_in_process.pop, self.url)
         return self
@@ -197,8 +205,8 @@ class InMemoryService:
 class Lab(Files):
     """Files, and the jobs that write them; shared by all clients and safe to use from any thread that holds `lock`."""
 
-    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any]) -> None:
-        super().__init__(root, crops)
+    def __init__(self, root: Path, crops: Mapping[tuple[Split, int], Any], splits: Splits | None = None) -> None:
+        super().__init__(root, crops, splits)
         self.lock = threading.RLock()
         self.held = False
         self.jobs: dict[str, tuple[JobRequest, Job, set[str]]] = {}  # with the names of those who want it
@@ -210,6 +218,11 @@ class Lab(Files):
                 names.add(name)
                 return job
         split = request.split
+        entry = self.splits.entry(split)
+        if refusal := entry.refusal(request.product):
+            raise RequestError(refusal)
+        if not entry.labels:  # files have all of raw
+            request = request.model_copy(update={"context": NO_CONTEXT})
         crops = [crop for each, crop in self.published if each == split] if request.crops is None else request.crops
         progress = []
         for crop in crops:
@@ -319,28 +332,31 @@ class _Backend:
         return str(target)
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:  # noqa: ARG002
-        return [await self.describe(*key) for key in self._lab.published if split in {None, key[0]}]
+        with self._open(split) as lab:
+            return [lab.describe(*key) for key in lab.published if split in {None, key[0]}]
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
-        with self._open() as lab:
+        with self._open(split) as lab:
             return lab.describe(split, crop)
 
     async def verify(
         self, split: Split | None = None, crops: Sequence[int] | None = None, *, repair: bool = False
     ) -> list[VerifyResult]:
-        with self._open() as lab:
+        with self._open(split) as lab:
             return lab.verify(split, crops, repair=repair)
 
     async def remove(self, split: Split, crops: Sequence[int] | None = None) -> list[CropFile]:
-        with self._open() as lab:
+        with self._open(split) as lab:
             return lab.remove(split, crops)
 
     async def aclose(self) -> None:
         await self._wishes.end()
 
     @contextmanager
-    def _open(self) -> Iterator[Lab]:
+    def _open(self, split: Split | None = None) -> Iterator[Lab]:
         if not self._allowed:
             raise UnauthorizedError("no token, or not a valid one")
+        if split is not None:
+            self._lab.splits.entry(split)
         with self._lab.lock:
             yield self._lab

@@ -112,9 +112,10 @@ def test_semantic_crops_are_written_with_their_classes_in_any_type_that_holds_th
         ({"label_values": "old"}, RequestError, "label_values"),
         ({"chunks": (64, 64)}, RequestError, "chunks"),
         ({"layout": "flat"}, RequestError, "layout must be one of"),
-        ({"arrays": ["raw", "lunch"]}, RequestError, "no arrays lunch to export; there are raw, labels, unl"),
+        ({"arrays": ["raw", "lunch"]}, RequestError, "no array lunch to export; there are raw, labels, unl"),
         ({"arrays": ["labels"]}, RequestError, "layout 'ngff' needs raw"),
-        ({"arrays": ["raw", "fgbg"]}, CropNotCachedError, "has no file .*crop_0.fgbg.h5"),
+        ({"arrays": ["raw", "fgbg"]}, RequestError, "'fgbg' exists for semantic crops only"),
+        ({"arrays": ["raw", "avg_barcodes"]}, CropNotCachedError, "has no file .*crop_0.avg_barcodes.h5"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing(lab, tmp_path, arguments, error, words):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import zarr
+from click.testing import Result
 from typer.testing import CliRunner
 
 from prismcache import (
@@ -68,6 +69,15 @@ def client(request: pytest.FixtureRequest, lab: Lab, catalog: Path, tmp_path: Pa
         yield client
 
 
+@pytest.fixture
+def command(lab: Lab, catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `prismcache` with these words, embedded, on a folder of its own."""
+    values = {"CATALOG": catalog, "S3_ENDPOINT_URL": lab.proxy.endpoint, "ROOT": tmp_path / "ours"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"PRISMCACHE_{name}", str(value))
+    return lambda *words: CliRunner().invoke(app, words)
+
+
 def test_a_synapse_crop_has_raw_and_the_other_arrays_as_published(client: PrismClient) -> None:
     (path,) = client.ensure("synapses", 0, progress=False)
     raw, _ = SYNAPSES["ls_2channels_globalnorm"]
@@ -88,11 +98,14 @@ def test_a_synapse_crop_has_raw_and_the_other_arrays_as_published(client: PrismC
         np.testing.assert_array_equal(crop.read(channels=1)[0], raw[1])
         with pytest.raises(RequestError, match="has no labels"):
             _ = crop.labels
+        with pytest.raises(RequestError, match="has no labels"):
+            crop.show(labels=True)
+        assert np.asarray(crop.show(z=3)).shape == (70, 66, 3)
         image = zarr.open_group(crop.zarr_store(), mode="r")
         assert set(image) == {"0", *crop.arrays}
         np.testing.assert_array_equal(image["0"][:], raw)
         np.testing.assert_array_equal(image["all_channels/0"][:], raw)
-        np.testing.assert_array_equal(image["psd95_weights"][:], SYNAPSES["psd95_weights"][0])
+        np.testing.assert_array_equal(image["psd95_weights/0"][:], SYNAPSES["psd95_weights"][0])
     assert client.ensure("synapses", 0, context="all", progress=False) == [path]  # which has all of raw already
     assert [result.verdict.value for result in client.verify("synapses")] == ["ok"]
 
@@ -171,11 +184,13 @@ def test_a_synapse_crop_is_a_zarr_hierarchy_without_labels(service: Service, lab
             np.testing.assert_array_equal(image["0"][:], SYNAPSES["ls_2channels_globalnorm"][0])
             np.testing.assert_array_equal(image["all_channels/0"][:], SYNAPSES["ls_2channels_globalnorm"][0])
             for name in crop.arrays:
-                np.testing.assert_array_equal(image[name][:], SYNAPSES[name][0])
-                assert image[name].attrs["offset"] == own_splits.world(SYNAPSES[name][1])
+                voxels, start = SYNAPSES[name]
+                np.testing.assert_array_equal(image[name]["0"][:], voxels)
+                (scale,) = image[name].attrs["multiscales"][0]["datasets"]
+                assert scale["coordinateTransformations"][1]["translation"] == own_splits.world(start)
             assert "labels" not in image
         url = "/v1/crops/synapses/0/zarr"
-        assert http.get(f"{url}/psd95_mask/.zarray").json()["dtype"] == "|u1"
+        assert http.get(f"{url}/psd95_mask/0/.zarray").json()["dtype"] == "|u1"
         assert [http.get(f"{url}/{key}").status_code for key in ("labels/.zgroup", "original_ids/.zgroup")] == [
             404,
             404,
@@ -189,17 +204,11 @@ def test_a_preview_of_a_crop_without_labels_is_raw_alone(service: Service, lab: 
     assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
 
 
-def test_the_command_line_shows_splits_arrays_and_tissue(
-    lab: Lab, catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PRISMCACHE_CATALOG", str(catalog))
-    monkeypatch.setenv("PRISMCACHE_S3_ENDPOINT_URL", lab.proxy.endpoint)
-    monkeypatch.setenv("PRISMCACHE_ROOT", str(tmp_path))
-
+def test_the_command_line_shows_splits_arrays_and_tissue(command: Callable[..., Result]) -> None:
     def run(*words: str) -> str:
-        result = CliRunner().invoke(app, words)
+        result = command(*words)
         assert result.exit_code == 0, result.output
-        return result.output
+        return str(result.output)
 
     listed = run("ls")
     assert "synapses/0" in listed
@@ -208,6 +217,77 @@ def test_the_command_line_shows_splits_arrays_and_tissue(
     assert "400 × 168 × 168 nm expanded, ≈ 100 × 42 × 42 nm in tissue" in shown
     assert "same tissue     instance/0" in shown
     assert "psd95_underseg (10, 20, 20) uint16" in run("info", "synapses", "0")
+
+
+@pytest.mark.parametrize(("split", "array"), [("synapses", "psd95_mask"), ("mito", "mask")])
+def test_a_file_of_another_cache_is_taken_over(
+    lab: Lab, catalog: Path, tmp_path: Path, command: Callable[..., Result], split: str, array: str
+) -> None:
+    with PrismClient(settings=lab.settings(catalog=catalog, root=tmp_path / "theirs")) as client:
+        (path,) = client.ensure(split, 0, progress=False)
+    adopted = command("adopt", path)
+    assert (adopted.stdout, adopted.stderr) == (f"{tmp_path}/ours/{split}/crop_0.h5\n", "")
+    settings = lab.settings(catalog=catalog, root=tmp_path / "ours", s3_endpoint_url="http://127.0.0.1:9")
+    with PrismClient(settings=settings) as client:
+        assert client.ensure(split, 0, progress=False, timeout=20) == [adopted.stdout.strip()]
+        assert [result.verdict.value for result in client.verify()] == ["ok"]
+    with h5py.File(path) as file:
+        chunk = file[array].id.get_chunk_info(0)
+    damaged = bytearray(Path(path).read_bytes())
+    damaged[chunk.byte_offset + chunk.size // 2] ^= 1
+    Path(path).write_bytes(damaged)
+    assert command("adopt", path).stderr.startswith("error[crop_corrupt]")
+
+
+def test_a_file_of_a_split_that_the_catalog_describes_otherwise_is_not_taken_over(
+    lab: Lab, catalog: Path, tmp_path: Path, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PrismClient(settings=lab.settings(catalog=catalog, root=tmp_path / "theirs")) as client:
+        (path,) = client.ensure("mito", 0, progress=False)
+    other = tmp_path / "other.toml"
+    other.write_text(own_splits.LAB_CATALOG.replace("volumes/image", "volumes/raw"))
+    monkeypatch.setenv("PRISMCACHE_CATALOG", str(other))
+    assert command("adopt", path).stderr.startswith("error[split_conflict]")
+    monkeypatch.delenv("PRISMCACHE_CATALOG")
+    assert command("adopt", path).stderr.startswith("error[unknown_split]: 'mito' is no split")
+
+
+@pytest.mark.parametrize(
+    ("split", "layout", "names"),
+    [
+        ("synapses", "ngff", ["0", "psd95_mask", "psd95_output", "psd95_underseg", "psd95_weights"]),
+        ("synapses", "e11", ["volumes"]),
+        ("mito", "ngff", ["0", "labels", "labels_ids", "mask"]),
+        ("mito", "e11", ["labels", "labels_ids", "mask", "raw", "unlabelled"]),
+    ],
+)
+def test_the_export_has_all_arrays_of_a_crop(
+    tmp_path: Path, command: Callable[..., Result], split: str, layout: str, names: list[str]
+) -> None:
+    done = command("export", split, "0", str(tmp_path / "a.zarr"), "--layout", layout, "--context", "all")
+    assert done.exit_code == 0, done.stderr
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r", zarr_format=2)
+    assert sorted(group) == names
+    if split == "mito":
+        assert group["mask" if layout == "e11" else "mask/0"].attrs["offset"] == [800, 336, 168]
+        return
+    for name, (voxels, start) in SYNAPSES.items():
+        flat = "0" if name.startswith("ls_") else f"{name}/0"
+        array = group[f"volumes/{name}" if layout == "e11" else flat]
+        assert (array.attrs["offset"], array.dtype) == (own_splits.world(start), voxels.dtype)
+        np.testing.assert_array_equal(array[:], voxels)
+    words = ["export", "synapses", "0", str(tmp_path / "b.zarr"), "--layout", layout, "--arrays", "raw,psd95_mask"]
+    assert command(*words).exit_code == 0
+    assert "psd95_output" not in {path.name for path in (tmp_path / "b.zarr").rglob("*")}
+    for options, message in {
+        ("--arrays", "raw,labels"): "there is no array labels to export; there are raw, psd95_output",
+        ("--arrays", "raw,avg_barcodes"): "split 'synapses' has no product 'avg_barcodes'",
+        ("--label-values", "original"): "has no labels: crops of 'synapses' have none",
+        ("--label-dtype", "uint8"): "has no labels: crops of 'synapses' have none",
+    }.items():
+        refused = command("export", "synapses", "0", str(tmp_path / "c.zarr"), *options)
+        assert message in " ".join(refused.stderr.split())
+    assert not (tmp_path / "c.zarr").exists()
 
 
 def test_an_array_that_a_crop_lacks_is_a_note_not_a_failure(lab: Lab, tmp_path: Path) -> None:

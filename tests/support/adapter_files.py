@@ -5,13 +5,16 @@ The adapter tests run this with another Python: the pipeline and gunpowder want 
 =========================  ============================================================
 in FOLDER                  content
 =========================  ============================================================
-``cache``                  the cache folder: instance/0, semantic/1
+``cache``                  the cache folder: instance/0, semantic/1, synapses/0
 ``instance.zarr`` …        each crop as OME-Zarr
 ``instance.npz`` …         `ReferenceCrop`'s fields, of the source
 ``crop_3.h5``              an instance crop whose raw reaches beyond the labels
 ``context.zarr``           that crop as OME-Zarr
 ``e11.zarr``               that crop in E11's layout
 ``context.npz``            its ``raw`` and ``labels`` (original ids)
+``synapses.zarr``          the synapse crop, cached as synapses/0, as OME-Zarr
+``synapses-e11.zarr``      that crop in E11's layout
+``synapses.npz``           its arrays by name, and their offsets (nm) as ``NAME_at``
 =========================  ============================================================
 """
 
@@ -30,6 +33,7 @@ from tests.support.cache_root import tiny_spec
 from tests.support.context_crops import write_context_crop
 from tests.support.crops import crop_folder
 from tests.support.oracle import reference_crop
+from tests.support.own_splits import synapse_arrays, world, write_synapses
 from tests.support.s3 import S3Server
 
 CONTEXT_RAW, CONTEXT_LABELS, CONTEXT_BEFORE = (84, 200, 210), (56, 120, 130), (14, 40, 42)
@@ -46,6 +50,13 @@ def main(folder: Path) -> None:
             to_zarr(path, folder / f"{spec.split}.zarr", chunks=(8, 16, 16))
             expected = reference_crop(crop_folder(bucket, spec))
             np.savez(folder / spec.split, **dataclasses.asdict(expected))
+        synapses = synapse_arrays()
+        write_synapses(bucket, synapses)
+        path = client.ensure("synapses", 0, progress=False)[0]
+        to_zarr(path, folder / "synapses.zarr")
+        to_zarr(path, folder / "synapses-e11.zarr", layout="e11")
+    voxels = {name: array for name, (array, _) in synapses.items()}
+    np.savez(folder / "synapses", **voxels, **{f"{name}_at": world(start) for name, (_, start) in synapses.items()})
     noise = np.random.default_rng(3)
     raw = noise.integers(0, 256, (2, *CONTEXT_RAW), np.uint8)
     blocks = noise.integers(0, 4, [-(-extent // 10) for extent in CONTEXT_LABELS]).astype(np.uint64) * 10**15

@@ -15,6 +15,7 @@ from typing import Literal
 from tests.support.codecs import ArrayLayout
 from tests.support.crops import (
     BUCKET,
+    PREFIX,
     CropSpec,
     crop_folder,
     full_size_spec,
@@ -22,6 +23,7 @@ from tests.support.crops import (
     small_spec,
     write_crop,
 )
+from tests.support.own_splits import synapse_arrays, write_synapses
 
 RECORD = ".stand-in.json"
 """File beside the bucket's folder: what has been written, by prefix."""
@@ -40,13 +42,15 @@ def demo_specs(*, full: bool = False) -> list[CropSpec]:
 
 
 def demo_bucket(folder: Path, *, full: bool = False) -> Path:
-    """Make the demonstration's bucket below `folder`, writing only what is not there yet.
+    """Make the demonstration's bucket below `folder`, writing only what is not there yet: also a tiny synapse crop.
 
     Returns
     -------
     Path
         `folder`, which an `S3Server` serves.
     """
+    if not (folder / BUCKET / PREFIX / "synapses").exists():
+        write_synapses(folder, synapse_arrays())
     return make_bucket(folder, demo_specs(full=full))
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from prismcache import PrismClient, RequestError
+from prismcache.testing import InMemoryService
 from prismcache.torch import PrismDataset
+from prismcache.torch.crop_facts import CropFacts
 from tests.support import own_splits
 from tests.support.crops import BUCKET
 from tests.support.s3 import S3Server
@@ -91,7 +94,7 @@ def test_what_synapses_do_not_have_is_refused(client: PrismClient, options, mess
         PrismDataset(client, "synapses", progress=False, **({"patch_shape": (4, 4, 4)} | options))
 
 
-def test_a_labs_split_has_labels_arrays_and_products_and_shares_tissue(client: PrismClient) -> None:
+def test_a_labs_split_has_labels_arrays_and_products(client: PrismClient) -> None:
     dataset = PrismDataset(
         client, "mito", patch_shape=(18, 40, 36), targets=["mask", "unlabelled"], sampling="grid", progress=False
     )
@@ -100,6 +103,31 @@ def test_a_labs_split_has_labels_arrays_and_products_and_shares_tissue(client: P
     np.testing.assert_array_equal(labels[0], MITO["mito"])  # classes: original ids
     np.testing.assert_array_equal(mask[0], MITO["mask"])
     np.testing.assert_array_equal(unlabelled[0], MITO["mito"] > 0)
-    synapses = PrismDataset(client, "synapses", patch_shape=(4, 4, 4), progress=False)
-    assert dataset.overlaps(dataset)
-    assert not dataset.overlaps(synapses)
+
+
+def test_sets_overlap_where_they_share_a_crop_or_its_tissue(tmp_path: Path) -> None:
+    catalog = tmp_path / "lab.toml"
+    tissue = 'same_tissue = { 0 = "instance/0", 3 = "semantic/0" }'
+    catalog.write_text(own_splits.LAB_CATALOG.replace('same_tissue = { 0 = "instance/0" }', tissue))
+    crops = dict.fromkeys(
+        [("mito", 0), ("mito", 1), ("mito", 3), ("instance", 0), ("instance", 2), ("synapses", 0)], ...
+    )
+    with InMemoryService(crops, catalog=catalog) as service, service.client() as client:
+
+        def open_set(split: str, *crops: int, **options: Any) -> PrismDataset:
+            return PrismDataset(client, split, crops=crops, patch_shape=(2, 4, 4), progress=False, **options)
+
+        first, second = open_set("mito", 0, 1, start="all"), open_set("mito", 1, 3, start="all")
+        for one, other, shared in [
+            (first, second, True),  # crop 1, of which each draws its own patches
+            (first, open_set("mito", 0, n_samples=1), True),
+            (first, open_set("instance", 0), True),
+            (first, open_set("instance", 2), False),
+            (second, open_set("instance", 2), True),  # mito 3 is semantic 0, which is instance 2
+            (first, open_set("synapses", 0), False),
+            (second, open_set("mito", 0), False),
+        ]:
+            assert (one.overlaps(other), other.overlaps(one)) == (shared, shared)
+        awaited = CropFacts.expected(client.describe("mito", 3), (0, 0, 0)).entry
+        assert (awaited.classes, awaited.arrays) == (True, ("mask",))
+        assert awaited.same_tissue == ((3, "instance/2"), (3, "semantic/0"))

@@ -10,11 +10,10 @@ from funlib.persistence import Array
 
 from prismcache.adapters import labels_of
 from prismcache.arguments import Numbers, as_channels
-from prismcache.crop import Crop, LabelValues, OriginalLabels
-from prismcache.layout import AXIS_NAMES, UNITS
+from prismcache.crop import Crop, LabelValues, OriginalLabels, Shape3
+from prismcache.layout import AXIS_NAMES, LABELS, UNITS
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -66,20 +65,45 @@ def labels_array(path: os.PathLike[str] | str, label_values: LabelValues | None 
     """
     crop = Crop(path)
     labels = labels_of(crop, label_values)
-    lazy = labels if isinstance(labels, OriginalLabels) else _ConsecutiveLabels(crop)
-    voxels = from_array(lazy, chunks=crop.labels.chunks)  # type: ignore[no-untyped-call]  # dask has no types there
-    return Array(voxels, crop.offset, crop.voxel_size, list(AXIS_NAMES), list(UNITS), ["space"] * 3)
+    return _placed(labels if isinstance(labels, OriginalLabels) else _Voxels(crop, LABELS), crop, LABELS, crop.offset)
 
 
-class _ConsecutiveLabels:
-    """Labels as they are in the file. Unlike h5py's dataset, it can be pickled."""
+def further_array(path: os.PathLike[str] | str, name: str) -> Array:
+    """Return a further array of a crop, such as "psd95_output": (Z, Y, X) of its own dtype, at its place (nm).
+
+    Voxels are read when they are used, also in other processes.
+
+    Parameters
+    ----------
+    path
+        A crop's file.
+    name
+        One of `Crop.arrays`.
+
+    Raises
+    ------
+    RequestError
+        If the file has no such array; the message names those that it has.
+    """
+    crop = Crop(path)
+    crop.array(name)
+    return _placed(_Voxels(crop, name), crop, name, crop.array_offset(name))
+
+
+def _placed(voxels: Any, crop: Crop, name: str, offset: Shape3) -> Array:
+    lazy = from_array(voxels, chunks=crop.file[name].chunks)  # type: ignore[no-untyped-call]  # dask has no types there
+    return Array(lazy, offset, crop.voxel_size, list(AXIS_NAMES), list(UNITS), ["space"] * 3)
+
+
+class _Voxels:
+    """Voxels of a dataset, (Z, Y, X), as they are in the file. Unlike h5py's dataset, it can be pickled."""
 
     ndim = 3
 
-    def __init__(self, crop: Crop) -> None:
-        self._crop = crop
-        self.shape, self.dtype = crop.shape, crop.labels.dtype
+    def __init__(self, crop: Crop, name: str) -> None:
+        self._crop, self._name = crop, name
+        self.shape, self.dtype = crop.file[name].shape, crop.file[name].dtype
 
-    def __getitem__(self, key: Any) -> NDArray[np.uint32]:
-        found: NDArray[np.uint32] = self._crop.labels[key]
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        found: NDArray[Any] = (self._crop.labels if self._name == LABELS else self._crop.array(self._name))[key]
         return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Literal
 
+import numpy as np
 from gunpowder import ArrayKey, ArraySpec, Coordinate, Hdf5Source, Roi
 
 from prismcache.crop import Crop
@@ -14,7 +14,7 @@ from prismcache.errors import RequestError
 from prismcache.layout import LABELS, raw_dataset
 
 
-def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Literal["labels"]]) -> Hdf5Source:
+def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | str]) -> Hdf5Source:
     """Return a source node over a crop's file; only requested boxes are read.
 
     Labels have consecutive ids. For original ids, or several channels in one array, use gunpowder's `ArraySource` with
@@ -25,7 +25,8 @@ def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Li
     path
         A crop's file.
     arrays
-        For each key that the node shall provide, the number of a channel (uint8, interpolatable) or "labels" (uint32).
+        For each key that the node shall provide, the number of a channel (uint8, interpolatable), "labels" (uint32), or
+        the name of a further array, such as "psd95_weights" (its own dtype; floats are interpolatable).
 
     Returns
     -------
@@ -36,7 +37,7 @@ def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Li
     Raises
     ------
     RequestError
-        If a value of `arrays` is neither a channel's number nor "labels".
+        If a value of `arrays` is neither a channel's number nor a name that the crop has.
     UnknownChannelError
         If the file lacks a channel.
 
@@ -50,13 +51,21 @@ def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | Li
     with Crop(path) as crop:
         names, specs = {}, {}
         for key, what in arrays.items():
-            if what != LABELS and not isinstance(what, int):
-                raise RequestError(f"{key} must be a channel's number or {LABELS!r}, not {what!r}")
-            dataset = crop.labels if what == LABELS else crop.channel(int(what))
-            offset = crop.offset if what == LABELS else crop.raw_offset
+            if what == LABELS:
+                name, dataset, offset, interpolatable = LABELS, crop.labels, crop.offset, False
+            elif isinstance(what, int):
+                name, dataset, offset, interpolatable = raw_dataset(what), crop.channel(what), crop.raw_offset, True
+            elif what in crop.arrays:
+                name, dataset, offset = what, crop.array(what), crop.array_offset(what)
+                interpolatable = np.issubdtype(dataset.dtype, np.floating)
+            else:
+                has = ", ".join(map(repr, [LABELS] * crop.has_labels + list(crop.arrays)))
+                raise RequestError(
+                    f"{key} must be a channel's number{f' or one of {has}' if has else ''}, not {what!r}"
+                )
             box = Roi(offset, Coordinate(dataset.shape) * Coordinate(crop.voxel_size))
-            names[key] = LABELS if what == LABELS else raw_dataset(int(what))
-            specs[key] = ArraySpec(box, crop.voxel_size, interpolatable=what != LABELS, dtype=dataset.dtype)
+            names[key] = name
+            specs[key] = ArraySpec(box, crop.voxel_size, interpolatable=interpolatable, dtype=dataset.dtype)
         file = str(crop.path)
     with warnings.catch_warnings():  # gunpowder 1.4 announces its version 2
         warnings.filterwarnings("ignore", "HDF5LikeSource is", DeprecationWarning)

@@ -12,17 +12,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from numpy.typing import NDArray
 
 from prismcache.adapters import labels_of
 from prismcache.arguments import Numbers
-from prismcache.crop import Crop, LabelValues
+from prismcache.crop import Crop, LabelValues, Shape3
 from prismcache.errors import RequestError
 
 
@@ -42,10 +43,12 @@ def items(paths: Iterable[os.PathLike[str] | str]) -> list[dict[str, Any]]:
 
 
 class LoadCrop(Transform):  # type: ignore[misc]  # monai is Any where mypy runs
-    """Read the whole crop of an item: "image" (C, Z, Y, X) uint8 and "label" (1, Z, Y, X) int64.
+    """Read the whole crop of an item: "image" (C, Z, Y, X) uint8, "label" (1, Z, Y, X) int64, and further arrays.
 
-    Both are MetaTensors whose affine has the voxel size and the position of the first voxel (nm; Z,Y,X). In a file with
-    context the image is larger than the label, and its position is its own.
+    All are MetaTensors whose affine has the voxel size and the position of the first voxel (nm; Z,Y,X). In a file with
+    context the image is larger than the label, and its position is its own. A crop without labels, such as one of
+    synapses, has no "label". Further arrays have their names as keys, and places and extents of their own: (1, Z, Y, X)
+    int64 for integers of more than one byte, else of their own dtype.
 
     Parameters
     ----------
@@ -53,30 +56,46 @@ class LoadCrop(Transform):  # type: ignore[misc]  # monai is Any where mypy runs
         Channel numbers; the image has them in ascending order. None is all of the file's.
     label_values
         "consecutive", "original" or None; see `prismcache.adapters`.
+    arrays
+        Names of the further arrays to read; None is all of the file's.
 
     Raises
     ------
     UnknownChannelError
         If the file lacks a channel.
     RequestError
-        If an original id is 2**63 or more, for which torch has no integer type.
+        If an integer is 2**63 or more, for which torch has no type, or `label_values` is given for a crop without
+        labels.
     """
 
-    def __init__(self, channels: Numbers | None = None, label_values: LabelValues | None = None) -> None:
-        self.channels, self.label_values = channels, label_values
+    def __init__(
+        self,
+        channels: Numbers | None = None,
+        label_values: LabelValues | None = None,
+        arrays: Sequence[str] | None = None,
+    ) -> None:
+        self.channels, self.label_values, self.arrays = channels, label_values, arrays
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         with Crop(item["path"]) as crop:
-            image, labels = crop.read(channels=self.channels), labels_of(crop, self.label_values)[...]
-            size, places = crop.voxel_size, (crop.raw_offset, crop.offset)
-        if labels.dtype == np.uint64 and labels.max(initial=0) >= 2**63:
+            found = {"image": (crop.read(channels=self.channels), crop.raw_offset)}
+            if crop.has_labels or self.label_values is not None:
+                found["label"] = labels_of(crop, self.label_values)[...][None], crop.offset
+            for name in crop.arrays if self.arrays is None else self.arrays:
+                found[name] = crop.array(name)[...][None], crop.array_offset(name)
+            size = crop.voxel_size
+        tensors = {name: _tensor(f"{item['path']}: {name}", *each, size) for name, each in found.items()}
+        return {**item, **tensors}
+
+
+def _tensor(what: str, voxels: NDArray[Any], offset: Shape3, voxel_size: Shape3) -> MetaTensor:
+    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize > 1:
+        if voxels.max(initial=0) >= 2**63:
             raise RequestError(
-                f"{item['path']} has the id {labels.max()}, which torch has no integers for",
-                remedy='Use label_values="consecutive".',
+                f"{what} has the value {voxels.max()}, which torch has no integers for",
+                remedy='Use label_values="consecutive" for labels; leave other arrays out.',
             )
-        found = {}
-        for name, array, offset in zip(("image", "label"), (image, labels[None].astype(np.int64)), places, strict=True):
-            affine = torch.diag(torch.tensor([*size, 1], dtype=torch.float64))
-            affine[:3, 3] = torch.tensor(offset)
-            found[name] = MetaTensor(torch.from_numpy(array), affine=affine)
-        return {**item, **found}
+        voxels = voxels.astype(np.int64)
+    affine = torch.diag(torch.tensor([*voxel_size, 1], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor(offset)
+    return MetaTensor(torch.from_numpy(voxels), affine=affine)

@@ -30,7 +30,7 @@ _SHOWN = 3  # channels: more cannot be told apart when they are drawn over one a
 def layers(
     path: os.PathLike[str] | str, channels: Numbers | None = None, label_values: LabelValues | None = None
 ) -> list[LayerData]:
-    """Return layers of a crop: an image for each channel and one of labels. napari reads the slices that it shows.
+    """Return layers of a crop: each channel, labels, further arrays. napari reads the slices that it shows.
 
     Parameters
     ----------
@@ -44,13 +44,16 @@ def layers(
     Returns
     -------
     list of tuple
-        (voxels, arguments, kind): (Z, Y, X) uint8 with kind "image", then uint32 or uint64 with kind "labels"; scale
-        and translate in nm.
+        (voxels, arguments, kind): (Z, Y, X) uint8 with kind "image", then uint32 or uint64 with kind "labels"; then the
+        further arrays, not visible at first, of kind "labels" if they are integers, else "image"; scale and translate
+        in nm.
 
     Raises
     ------
     UnknownChannelError
         If the file lacks a channel.
+    RequestError
+        If `label_values` is given for a crop without labels.
     """
     crop = Crop(path)
     name = f"{crop.split.value}/{crop.crop_id}"
@@ -70,8 +73,13 @@ def layers(
             "visible": place < _SHOWN,
         }
         found.append((crop.channel(channel), placed | look | {"translate": crop.raw_offset}, "image"))
-    look = {"name": f"{name} labels", "translate": crop.offset}
-    found.append((labels_of(crop, label_values), placed | look, "labels"))
+    if crop.has_labels or label_values is not None:
+        look = {"name": f"{name} labels", "translate": crop.offset}
+        found.append((labels_of(crop, label_values), placed | look, "labels"))
+    for array in crop.arrays:
+        voxels = crop.array(array)
+        look = {"name": f"{name} {array}", "translate": crop.array_offset(array), "visible": False}
+        found.append((voxels, placed | look, "labels" if voxels.dtype.kind in "iu" else "image"))
     return found
 
 

@@ -7,6 +7,7 @@ layout ``ngff``         OME-NGFF 0.4
 ``0``                   raw, (C, Z, Y, X) uint8
 ``labels/<split>``      label image; ``labels/<split>/0`` is (Z, Y, X)
 ``labels_ids``          (n+1,) uint64, the source's id of each consecutive label
+``NAME``                image of a further array, such as ``psd95_output``; ``NAME/0`` is (Z, Y, X) of its own dtype
 ======================  ==========================================================================================
 
 ======================  ==========================================================================================
@@ -17,14 +18,18 @@ layout ``e11``          one flat group, as E11's training scripts read it
 ``labels``              (Z, Y, X)
 ``unlabelled``          (Z, Y, X) uint8: 1 where labels > 0, else 0 (the name is E11's)
 ``labels_ids``          as above
+``NAME``                further arrays, (Z, Y, X) of their own dtypes
 ======================  ==========================================================================================
+
+Crops without labels have no labels, labels_ids and unlabelled; in layout e11, their arrays have the names of the
+bucket, for example ``volumes/ls_2channels_globalnorm`` and ``volumes/psd95_output``.
 
 `arrays` chooses among these, and adds products of the crop under their names: ``avg_barcodes`` (C, Z, Y, X), ``fgbg``
 and ``border_mask`` (Z, Y, X), uint8, of the labels' box.
 
 The voxel arrays carry ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,X), ``axis_names``, ``units`` and ``types``,
-as gunpowder, funlib, volara and dacapo read them; ``offset`` and the NGFF translation are the same numbers. In a file
-with context, raw has its own offset and is larger than the labels.
+as gunpowder, funlib, volara and dacapo read them; ``offset`` and the NGFF translation are the same numbers. Further
+arrays, and raw in a file with context, have offsets and shapes of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +39,6 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -56,8 +60,8 @@ if TYPE_CHECKING:
 
 Layout = Literal["ngff", "e11"]
 
-_OF_CROP = ("raw", "labels", "unlabelled")
-_PRODUCTS = (Product.AVG_BARCODES, Product.FGBG, Product.BORDER_MASK)
+PRODUCTS = (Product.AVG_BARCODES, Product.FGBG, Product.BORDER_MASK)
+"""The products that are read from files of their own."""
 
 CHUNKS = (64, 64, 64)
 
@@ -84,8 +88,9 @@ def to_zarr(
     layout
         "ngff" or "e11"; see the tables above.
     arrays
-        "raw", "labels", "unlabelled", "avg_barcodes", "fgbg", "border_mask"; products but "unlabelled" are read from
-        the files beside the crop's. None is raw and labels, in layout e11 also unlabelled. Layout ngff needs raw.
+        "raw", "labels", "unlabelled", "avg_barcodes", "fgbg", "border_mask", names of further arrays; products but
+        "unlabelled" are read from the files beside the crop's. None is raw, labels and all further arrays, in layout
+        e11 also unlabelled. Layout ngff needs raw.
     channels
         Channel numbers, also as "0-2,5"; the array has them in ascending order. None is all of the file's.
     label_values
@@ -104,7 +109,8 @@ def to_zarr(
     Raises
     ------
     RequestError
-        If the destination exists, or an argument has no meaning.
+        If the destination exists, an argument has no meaning, or the crop does not have an array or labels that are
+        asked for.
     UnknownChannelError
         If the file lacks a channel.
     CropNotCachedError
@@ -126,62 +132,63 @@ def to_zarr(
         raise RequestError(f"layout must be one of {get_args(Layout)}, not {layout!r}")
     if len(chunks) != 3 or min(chunks) < 1:
         raise RequestError(f"chunks must be three positive numbers (Z, Y, X), not {tuple(chunks)!r}")
-    chosen = _chosen_arrays(layout, arrays)
     with signs_of_life(f"writing {target}"), ExitStack() as files:
         crop = files.enter_context(Crop(path))
+        chosen = _chosen_arrays(crop, layout, arrays)
         wanted = as_channels(channels) or crop.channels
         raw = [crop.channel(channel) for channel in wanted]
-        products = {each: _product_arrays(crop, each, wanted, files) for each in chosen if each not in _OF_CROP}
-        labels = labels_of(crop, label_values)
-        dtype = _label_dtype(crop, label_dtype or labels.dtype.name, consecutive=labels.dtype == "uint32")
-        folder = files.enter_context(_published(target))
-        group, name = _group(folder), crop.split.value
-        write = _Writer(crop, tuple(chunks), "." if layout == "e11" else "/")
-        group.attrs.update({"prismcache": ngff.origin(name, crop.crop_id, wanted, crop.provenance)})
+        products = {each: _product_arrays(crop, each, wanted, files) for each in PRODUCTS if each in chosen}
+        labels, dtype = None, ""
+        if crop.has_labels or label_values or label_dtype:
+            labels = labels_of(crop, label_values)
+            dtype = _label_dtype(crop, label_dtype or labels.dtype.name, consecutive=labels.dtype == "uint32")
+        write = _Writer(files.enter_context(_published(target)), crop, tuple(chunks), layout)
+        name = f"{crop.split.value}/crop_{crop.crop_id}"
+        origin = {"prismcache": ngff.origin(crop, wanted)}
+        write.group.attrs.update(origin | ({"omero": ngff.omero(wanted)} if layout == "ngff" else {}))
         if "raw" in chosen:
-            write.raw(group, "raw" if layout == "e11" else "0", raw)
+            write.image("", name, write.name("raw"), raw, crop.raw_offset, "uint8", has_channels=True)
         if "labels" in chosen:
-            ids = crop.labels_ids
-            _create(group, LABELS_IDS, ids.shape, ids.shape, "uint64", {})[...] = ids
-            if layout == "e11":
-                write.labels(group, "labels", labels, dtype)
-            else:
-                segmentation = group.create_group("labels", attributes={"labels": [name]}).create_group(name)
-                write.labels(segmentation, "0", labels, dtype)
-                of_labels = ngff.multiscale(f"{name} labels", crop.offset, crop.voxel_size, has_channels=False)
-                segmentation.attrs.update({"multiscales": [of_labels], "image-label": ngff.image_label()})
+            write.ids(crop.labels_ids)
+            write.labels(labels, dtype)
         if "unlabelled" in chosen:
-            write.labels(group, "unlabelled", crop.labels, "uint8", foreground=True)
+            write.array("unlabelled", [crop.labels], crop.offset, "uint8", is_mask=True)
         for product, parts in products.items():
-            write.product(group, product, parts)
-        if layout == "ngff":
-            image = ngff.multiscale(f"{name}/crop_{crop.crop_id}", crop.raw_offset, crop.voxel_size, has_channels=True)
-            group.attrs.update({"multiscales": [image], "omero": ngff.omero(wanted)})
+            has_channels = product is Product.AVG_BARCODES
+            write.array(product.value, parts, crop.offset, "uint8", has_channels=has_channels)
+        for array in crop.arrays:
+            if array in chosen:
+                voxels = crop.array(array)
+                write.image(
+                    array, f"{name} {array}", write.name(array), [voxels], crop.array_offset(array), voxels.dtype.name
+                )
     return target
 
 
-def _chosen_arrays(layout: Layout, arrays: Sequence[str] | None) -> Sequence[str]:
+def _chosen_arrays(crop: Crop, layout: Layout, arrays: Sequence[str] | None) -> Sequence[str]:
     """Return the names of the arrays to write.
 
     Raises
     ------
     RequestError
-        If a name is unknown, or layout ngff is to have no raw.
+        If the crop has no array of a name, or layout ngff is to have no raw.
     """
-    chosen = arrays or (_OF_CROP if layout == "e11" else ("raw", "labels"))
-    if unknown := set(chosen) - {*_OF_CROP, *_PRODUCTS}:
-        known = ", ".join((*_OF_CROP, *_PRODUCTS))
-        raise RequestError(f"there are no arrays {', '.join(sorted(unknown))} to export; there are {known}")
-    if layout == "ngff" and "raw" not in chosen:
+    of_labels = ("labels", "unlabelled") if crop.has_labels else ()
+    if not arrays:
+        return "raw", *of_labels[: 2 if layout == "e11" else 1], *crop.arrays
+    known = ("raw", *of_labels, *(each for each in PRODUCTS if each in crop.entry.products), *crop.arrays)
+    if unknown := sorted(set(arrays) - set(known)):
+        why = crop.entry.refusal(unknown[0]) if unknown[0] in PRODUCTS else f"there is no array {unknown[0]} to export"
+        raise RequestError(f"{crop.path}: {why}; there are {', '.join(known)}")
+    if layout == "ngff" and "raw" not in arrays:
         raise RequestError("layout 'ngff' needs raw, which is its image", remedy="Take layout e11, or add raw.")
-    return chosen
+    return arrays
 
 
-def _product_arrays(crop: Crop, name: str, channels: Sequence[int], files: ExitStack) -> list[Any]:
+def _product_arrays(crop: Crop, product: Product, channels: Sequence[int], files: ExitStack) -> list[Any]:
     """Open the product of a crop that lies beside its file; return the datasets, one for each channel or only one."""
     from prismcache.crop.files import open_dataset, open_file  # needs h5py
 
-    product = Product(name)
     place = product_beside(crop.path, crop.split, crop.crop_id, product)
     names = product_datasets(product, channels)
     file = files.enter_context(open_file(place, names))
@@ -216,56 +223,82 @@ def _group(folder: Path) -> zarr.Group:
         ) from error
 
 
-def _create(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: str,
-    attributes: Any,
-    *,
-    separator: str = "/",
-) -> zarr.Array[Any]:
-    keys: Any = {"name": "v2", "separator": separator}
-    return group.create_array(
-        name, shape=shape, chunks=chunks, dtype=dtype, chunk_key_encoding=keys, attributes=attributes
-    )
-
-
-@dataclass(frozen=True)
 class _Writer:
-    """Writes voxel arrays of a crop with their place, one row of chunks along X after the other."""
+    """Writes arrays of a crop with their place, one row of chunks along X after the other."""
 
-    crop: Crop
-    chunks: tuple[int, ...]
-    separator: str
+    def __init__(self, folder: Path, crop: Crop, chunks: tuple[int, ...], layout: Layout) -> None:
+        self.group = _group(folder)
+        self._crop, self._chunks, self._is_flat = crop, chunks, layout == "e11"
 
-    def raw(self, group: zarr.Group, name: str, channels: Sequence[Any]) -> None:
-        self._channels(group, name, channels, self.crop.raw_shape, self.crop.raw_offset)
+    def name(self, array: str) -> str:
+        """Return where layout e11 has raw or a further array: in a crop without labels, where the bucket has it."""
+        entry = self._crop.entry
+        if self._crop.has_labels:
+            return array
+        return dict(zip(("raw", *entry.datasets), (entry.raw, *entry.arrays), strict=True))[array]
 
-    def _channels(self, group: zarr.Group, name: str, channels: Sequence[Any], shape: Shape3, offset: Shape3) -> None:
-        place, sizes = ngff.place(offset, self.crop.voxel_size, has_channels=True), self._sizes(shape)
-        target = _create(group, name, (len(channels), *shape), (1, *sizes), "uint8", place, separator=self.separator)
-        for index, channel in enumerate(channels):
+    def ids(self, ids: Any) -> None:
+        """Write the table of original ids."""
+        self._create(self.group, LABELS_IDS, ids.shape, ids.shape, "uint64", {})[...] = ids
+
+    def labels(self, labels: Any, dtype: str) -> None:
+        """Write labels of this dtype; in layout ngff as a label image."""
+        offset, split = self._crop.offset, self._crop.split.value
+        if not self._is_flat:
+            group = self.group.create_group("labels", attributes={"labels": [split]}).create_group(split)
+            group.attrs.update({"image-label": ngff.image_label()})
+        self.image(f"labels/{split}", f"{split} labels", "labels", [labels], offset, dtype)
+
+    def image(
+        self,
+        group: str,
+        title: str,
+        flat: str,
+        parts: Sequence[Any],
+        offset: Shape3,
+        dtype: str,
+        *,
+        has_channels: bool = False,
+    ) -> None:
+        """Write an array called `flat` in layout e11; in layout ngff, an image in a group, with a title."""
+        if self._is_flat:
+            self.array(flat, parts, offset, dtype, has_channels=has_channels)
+            return
+        self.array(f"{group}/0".lstrip("/"), parts, offset, dtype, has_channels=has_channels)
+        of_image = self.group.require_group(group) if group else self.group
+        scales = ngff.multiscale(title, offset, self._crop.voxel_size, has_channels=has_channels)
+        of_image.attrs.update({"multiscales": [scales]})
+
+    def array(
+        self,
+        path: str,
+        parts: Sequence[Any],
+        offset: Shape3,
+        dtype: str,
+        *,
+        has_channels: bool = False,
+        is_mask: bool = False,
+    ) -> None:
+        """Write datasets (Z, Y, X) as one array (C, Z, Y, X), or the only one as (Z, Y, X); as a mask, 1 where > 0."""
+        above, _, name = path.rpartition("/")
+        group = self.group.require_group(above) if above else self.group
+        shape = parts[0].shape
+        sizes = tuple(map(min, self._chunks, shape))
+        place = ngff.place(offset, self._crop.voxel_size, has_channels=has_channels)
+        count, one = ((len(parts),), (1,)) if has_channels else ((), ())
+        target = self._create(group, name, (*count, *shape), (*one, *sizes), dtype, place)
+        for index, part in enumerate(parts):
             for row in _rows(shape, sizes):
-                target[(index, *row)] = channel[row]
+                voxels = part[row] > 0 if is_mask else part[row]
+                target[(index, *row) if has_channels else row] = voxels.astype(dtype, copy=False)
 
-    def labels(self, group: zarr.Group, name: str, labels: Any, dtype: str, *, foreground: bool = False) -> None:
-        shape, place = self.crop.shape, ngff.place(self.crop.offset, self.crop.voxel_size, has_channels=False)
-        sizes = self._sizes(shape)
-        target = _create(group, name, shape, sizes, dtype, place, separator=self.separator)
-        for row in _rows(shape, sizes):
-            voxels = labels[row]
-            target[row] = (voxels > 0 if foreground else voxels).astype(dtype)
-
-    def product(self, group: zarr.Group, name: str, parts: Sequence[Any]) -> None:
-        if len(parts) == 1 and name != Product.AVG_BARCODES:
-            self.labels(group, name, parts[0], "uint8")
-        else:
-            self._channels(group, name, parts, self.crop.shape, self.crop.offset)
-
-    def _sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(min(size, extent) for size, extent in zip(self.chunks, shape, strict=True))
+    def _create(
+        self, group: zarr.Group, name: str, shape: Sequence[int], chunks: Sequence[int], dtype: str, attributes: Any
+    ) -> zarr.Array[Any]:
+        keys: Any = {"name": "v2", "separator": "." if self._is_flat else "/"}
+        return group.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, chunk_key_encoding=keys, attributes=attributes
+        )
 
 
 def _rows(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[tuple[slice, slice]]:

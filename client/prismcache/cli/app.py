@@ -248,6 +248,7 @@ def remove(
         "export instance 0 crop_0.zarr",
         "export semantic 3 classes.zarr --label-values original",
         "export instance 2 crop_2.zarr --layout e11 --arrays raw,labels,unlabelled,avg_barcodes --context all",
+        "export synapses 0 synapses.zarr --layout e11",
     ),
 )
 @with_settings
@@ -268,20 +269,22 @@ def export(  # noqa: PLR0913 - each is an option that people type
         str, typer.Option(help="ngff (OME-Zarr) or e11 (raw, labels and unlabelled in one group)")
     ] = "ngff",
     arrays: Annotated[
-        str | None, typer.Option(help="Such as raw,labels,avg_barcodes (default: raw,labels; for e11 also unlabelled)")
+        str | None,
+        typer.Option(help="Such as raw,labels,avg_barcodes (default: raw, labels, further arrays; for e11 unlabelled)"),
     ] = None,
     context: ContextOption = None,
 ) -> None:
     """Write a crop as zarr; fetch the crop first if it is not cached; print the folder's path."""
-    from prismcache.adapters.zarr import to_zarr
+    from prismcache.adapters.zarr import PRODUCTS, to_zarr
     from prismcache.cli.output import working
 
     only = read_channels(channels)
     chosen = None if arrays is None else [name.strip() for name in arrays.split(",")]
     with _client(settings) as client, warnings_as_lines():
         path = client.ensure(split, crop, channels=only, context=context or 0)[0]
-        for product in set(chosen or ()) - {"raw", "labels", "unlabelled"}:
-            client.ensure(split, crop, product=product)
+        for product in PRODUCTS:
+            if product in (chosen or ()):
+                client.ensure(split, crop, product=product)
         with working("writing the export"):
             written = to_zarr(
                 path,

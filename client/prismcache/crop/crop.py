@@ -224,11 +224,11 @@ class Crop:
         Raises
         ------
         RequestError
-            If the file has none, since another program wrote it.
+            If the file has none, since another program wrote it, or the split has no labels.
         CropCorruptError
             If the table does not match its checksum, or is not ascending from 0.
         """
-        if LABELS_IDS not in self.file:
+        if LABELS_IDS not in self.labels.file:
             raise RequestError(f"{self.path} has no {LABELS_IDS!r}, so the original ids are unknown", remedy=_FOREIGN)
         from prismcache.crop.files import read_ids
 
@@ -251,7 +251,7 @@ class Crop:
         if not self.has_labels:
             raise RequestError(
                 f"{self.path} has no labels: crops of {self.split.value!r} have none",
-                remedy=f"They have the arrays {', '.join(self.arrays)}; see Crop.array.",
+                remedy=f"They have raw{''.join(f', {name}' for name in self.arrays)}; see Crop.array.",
             )
         return self._dataset(LABELS)
 
@@ -327,7 +327,7 @@ class Crop:
         Raises
         ------
         RequestError, UnknownChannelError
-            As in `read`.
+            As in `read`; `RequestError`, too, if labels are to be drawn and the split has none.
         """
         return draw(self, z, as_channels(channels) or self.channels[:3], labels=labels)
 

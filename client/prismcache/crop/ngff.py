@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prismcache.crop.provenance import Provenance
+from prismcache.crop.voxels import OpenCrop
 from prismcache.layout import AXIS_NAMES, UNITS
 
 NGFF_VERSION = "0.4"
@@ -82,12 +82,14 @@ def omero(channels: Sequence[int], windows: Mapping[int, tuple[float, float]] | 
     }
 
 
-def origin(split: str, crop_id: int, channels: Sequence[int], provenance: Provenance) -> dict[str, Any]:
-    """Return where the voxels come from and what to cite, for the attribute ``prismcache``."""
+def origin(crop: OpenCrop, channels: Sequence[int]) -> dict[str, Any]:
+    """Return where the voxels come from, which arrays there are, and what to cite, for the attribute ``prismcache``."""
+    provenance = crop.provenance
     return {
-        "crop_id": crop_id,
-        "split": split,
+        "crop_id": crop.crop_id,
+        "split": crop.split.value,
         "channels": list(channels),
+        "arrays": list(crop.arrays),
         "source": provenance.source,
         "source_fingerprint": provenance.source_fingerprint,
         "missing_chunks": provenance.missing_chunks,

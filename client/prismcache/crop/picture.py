@@ -137,7 +137,7 @@ def draw(crop: OpenCrop, z: int | None, channels: Sequence[int], *, labels: bool
     Raises
     ------
     PrismError
-        As `Crop.read` raises them, among them `RequestError` if the crop has no such slice.
+        As `Crop.read` raises them, among them `RequestError` if the crop has no such slice, or has no labels.
     """
     import numpy as np
 
@@ -150,7 +150,7 @@ def draw(crop: OpenCrop, z: int | None, channels: Sequence[int], *, labels: bool
         shown = np.clip((channel - dark) / max(bright - dark, 1), 0, 1)
         mixed[..., slice(None) if len(raw) == 1 else index % 3] += shown[..., None] if len(raw) == 1 else shown
     np.minimum(mixed, 1, out=mixed)
-    if labels and crop.has_labels and 0 <= z < crop.shape[0]:
+    if labels and 0 <= z < crop.shape[0]:
         _, y, x = crop.context[0]
         found = np.zeros(crop.raw_shape[1:], np.uint32)
         found[y : y + crop.shape[1], x : x + crop.shape[2]] = crop.labels[z]

@@ -11,7 +11,8 @@ key                     content
 ``0/c.z.y.x``           raw, (C, Z, Y, X) uint8, one channel a chunk
 ``labels/SPLIT/0/z.y.x``  labels, (Z, Y, X) uint32, consecutive ids
 ``labels_ids/0``        (n+1,) uint64, the id in the source of each consecutive label
-``NAME/z.y.x``          a further array of the file, (Z, Y, X), such as ``psd95_output`` of a synapse crop
+``NAME/…``              an image group for each further array, such as ``psd95_output`` of a synapse crop, with a place
+                        of its own; the array is ``NAME/0``, (Z, Y, X)
 ``0/.chunks``           where the chunks lie in the file: (chunks, 2) uint64, offset and size in bytes, in C order of
                         the grid; size 0 where none was written. For viewers that fetch many chunks with one range
                         request; likewise ``labels/SPLIT/0/.chunks``
@@ -75,7 +76,7 @@ class ZarrFace:
         if crop.has_labels:
             self._add_labels(crop, f"labels/{crop.split.value}")
         for name in crop.arrays:
-            self._add_array(name, [crop.array(name)], has_channels=False)
+            self._add_scale(name, f"{crop.split.value}/crop_{crop.crop_id} {name}", crop.array(name))
         for name, tables in self._tables.items():
             self._documents[f"{name}/.chunks"] = b"".join(table.pairs() for table in tables)
 
@@ -88,6 +89,12 @@ class ZarrFace:
         self._documents[f"{name}/.zarray"] = _encoded(_zarray(shape, chunks, first.dtype.str))
         self._documents[f"{name}/.zattrs"] = _encoded(ngff.place(**_where(first), has_channels=has_channels))
 
+    def _add_scale(self, group: str, title: str, dataset: h5py.Dataset, **attributes: Any) -> None:
+        self._add_array(f"{group}/0", [dataset], has_channels=False)
+        scales = [ngff.multiscale(title, **_where(dataset), has_channels=False)]
+        self._documents[f"{group}/.zgroup"] = _encoded(_GROUP)
+        self._documents[f"{group}/.zattrs"] = _encoded({"multiscales": scales, **attributes})
+
     def _add_image(self, crop: OpenCrop) -> None:
         split, channels = crop.split.value, crop.channels
         raw = [crop.channel(channel) for channel in channels]
@@ -95,8 +102,7 @@ class ZarrFace:
             "multiscales": [ngff.multiscale(f"{split}/crop_{crop.crop_id}", **_where(raw[0]), has_channels=True)],
             "omero": ngff.omero(channels, _windows(crop)),
         }
-        source = ngff.origin(split, crop.crop_id, channels, crop.provenance)
-        self._documents[".zattrs"] = _encoded(image | {"prismcache": source})
+        self._documents[".zattrs"] = _encoded(image | {"prismcache": ngff.origin(crop, channels)})
         self._add_array(RAW, raw, has_channels=True)
         shape, tables = (len(raw), *raw[0].shape), self._tables[RAW]
         self._add_group(ngff.ALL_CHANNELS, image)
@@ -108,13 +114,10 @@ class ZarrFace:
 
     def _add_labels(self, crop: OpenCrop, group: str) -> None:
         labels, ids, split = crop.labels, crop.labels_ids, crop.split.value
-        self._add_array(f"{group}/0", [labels], has_channels=False)
-        image = {"multiscales": [ngff.multiscale(f"{split} labels", **_where(labels), has_channels=False)]}
+        self._add_scale(group, f"{split} labels", labels, **{"image-label": ngff.image_label()})
         self._documents |= {
             "labels/.zgroup": _encoded(_GROUP),
             "labels/.zattrs": _encoded({"labels": [split]}),
-            f"{group}/.zgroup": _encoded(_GROUP),
-            f"{group}/.zattrs": _encoded(image | {"image-label": ngff.image_label()}),
             f"{LABELS_IDS}/.zarray": _encoded(_zarray(ids.shape, ids.shape, "<u8", compressor=None)),
             f"{LABELS_IDS}/0": ids.astype("<u8").tobytes(),
         }

@@ -109,7 +109,14 @@ class CropFacts:
     @classmethod
     def expected(cls, info: CropInfo, context: Shape3) -> CropFacts:
         """Return what a crop will be that the catalog describes, with all of its context."""
-        entry = published().get(info.split) or SplitEntry(info.split.value, labels="labels" if info.has_labels else "")
+        entry = published().get(info.split) or SplitEntry(
+            info.split.value,
+            labels="labels" if info.has_labels else "",
+            arrays=tuple(array.name for array in info.arrays),
+            classes=info.classes,
+            products=tuple(info.products),
+            same_tissue=tuple((info.crop, other) for other in info.same_tissue),
+        )
         channels, z, y, x = info.raw_shape or (0, 0, 0, 0)
         size, first = info.voxel_size or (1, 1, 1), info.offset or (0, 0, 0)
         arrays = {}

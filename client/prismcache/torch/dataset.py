@@ -287,7 +287,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         Semantic crop 0 is the tissue of instance crop 2, so a training on one and a validation on the other leak. Which
         crops show the same tissue, the catalog knows.
         """
-        splits = Splits([*load_splits(self._catalog).values(), self._set.entry, other._set.entry])
+        splits = Splits([*load_splits(self._catalog).values(), *self._set.entries, *other._set.entries])
         ours, theirs = ({f"{each.split}/{crop}" for crop in each.crops} for each in (self, other))
         same = {name for each in self.crops for name in splits.same_tissue(self.split, each)}
         return not (ours | same).isdisjoint(theirs)

@@ -260,6 +260,11 @@ class TrainingSet:
         """What the split is."""
         return next(iter((self._facts or self._awaited).values())).entry
 
+    @property
+    def entries(self) -> list[SplitEntry]:
+        """What each crop says of the split."""
+        return [facts.entry for facts in (self._awaited | self._facts).values()]
+
     def shape(self, slot: int) -> Shape3:
         """Return (Z, Y, X) of a crop's labels, in voxels."""
         return (self._facts.get(slot) or self._awaited[slot]).shape

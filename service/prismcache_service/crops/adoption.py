@@ -14,7 +14,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from prismcache.disk import sha256_of
-from prismcache.errors import CropCorruptError, RequestError, SourceError, WorkerError, error_from_problem
+from prismcache.errors import (
+    CropCorruptError,
+    RequestError,
+    SourceError,
+    SplitConflictError,
+    WorkerError,
+    error_from_problem,
+)
 from prismcache.layout import FileStamp, Manifest, SourceList, SourceObject, parse_file_name
 from prismcache.schema import CropFile, Problem, Split
 from prismcache_service.cache import CropCache, CropName, Watch
@@ -28,7 +35,10 @@ _RECIPE = "adopted"
 
 
 class Proof(BaseModel):
-    """What a file says of itself; every chunk was read and has the checksum that was stored with it."""
+    """What a file says of itself; every chunk was read and has the checksum that was stored with it.
+
+    `definition` is that of the file's split, as in the manifest.
+    """
 
     split: Split
     crop: int
@@ -38,6 +48,7 @@ class Proof(BaseModel):
     source: str
     source_fingerprint: str
     missing_chunks: int
+    definition: str
 
 
 async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unproven: Callable[[str], None]) -> CropFile:
@@ -64,6 +75,8 @@ async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unprov
     ------
     RequestError
         If the file is no crop of prismcache's format.
+    UnknownSplitError, SplitConflictError
+        If the catalog has no such split, or describes it in another way than the catalog that the file was made with.
     CropCorruptError
         If the file is damaged, or was made from another version of the crop.
     """
@@ -71,8 +84,11 @@ async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unprov
     proof = await _prove(path)
     folder = CropName(proof.split, proof.crop).folder
     entry = cache.splits.entry(proof.split)
-    if entry.definition or entry.arrays:
-        raise RequestError(f"{path} is of split {entry.name!r}; only instance and semantic crops can be taken over")
+    if proof.definition != entry.definition:
+        raise SplitConflictError(
+            f"{path} is of a split {entry.name!r} that another catalog describes",
+            remedy="Name the catalog that the file was made with in PRISMCACHE_CATALOG.",
+        )
     objects, endpoint = await _listing(catalog, proof, on_unproven)
     if objects is not None and fingerprint(objects) != proof.source_fingerprint:
         raise CropCorruptError(
@@ -164,6 +180,7 @@ def _manifest(proof: Proof, sha256: str, size: int, endpoint: str, *, is_complet
         endpoint=endpoint,
         source_fingerprint=proof.source_fingerprint,
         missing_chunks=proof.missing_chunks,
+        definition=proof.definition,
         recipe=_RECIPE,
         prismcache_version=proof.prismcache_version,
         libraries={},

@@ -7,10 +7,12 @@ writes a `Problem` instead. It is a process of its own, because a damaged file c
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from prismcache.crop import Crop
 from prismcache.errors import CropCorruptError, PrismError, RequestError
-from prismcache.layout import FORMAT_VERSION, LABELS
+from prismcache.layout import FORMAT_VERSION
 from prismcache_service.crops.adoption import FAILED, Proof
 
 _SLAB = 16  # voxels along Z: one row of chunks
@@ -37,12 +39,14 @@ def prove(path: str) -> Proof:
             raise RequestError(f"{path} has format {provenance.format_version}; known are 1 to {FORMAT_VERSION}")
         if crop.raw_shape != crop.shape:
             raise RequestError(f"{path} has context, raw {crop.raw_shape} around labels {crop.shape}")
-        ids = len(crop.labels_ids)
-        for dataset in (crop.labels, *map(crop.channel, crop.channels)):
-            for z in range(0, dataset.shape[0], _SLAB):
-                voxels = dataset[z : z + _SLAB]  # inflating compares the chunk's Adler-32
-                if dataset.name == f"/{LABELS}" and voxels.size and voxels.max() >= ids:
-                    raise CropCorruptError(f"{path}: label {voxels.max()} has no original id")
+        for dataset in (*map(crop.channel, crop.channels), *map(crop.array, crop.arrays)):
+            for _ in _slabs(dataset):
+                pass
+        if crop.has_labels:
+            ids = len(crop.labels_ids)
+            largest = max((int(voxels.max(initial=0)) for voxels in _slabs(crop.labels)), default=0)
+            if largest >= ids:
+                raise CropCorruptError(f"{path}: label {largest} has no original id")
         return Proof(
             split=split,
             crop=crop.crop_id,
@@ -52,7 +56,14 @@ def prove(path: str) -> Proof:
             source=provenance.source,
             source_fingerprint=provenance.source_fingerprint,
             missing_chunks=provenance.missing_chunks,
+            definition=crop.entry.definition,
         )
+
+
+def _slabs(dataset: Any) -> Iterator[Any]:
+    """Read a dataset, (Z, Y, X), one row of chunks after the other; inflating compares the chunks' Adler-32."""
+    for z in range(0, dataset.shape[0], _SLAB):
+        yield dataset[z : z + _SLAB]
 
 
 def main() -> None:

@@ -130,6 +130,7 @@ class CropService:
             entry = splits[key[0]]
             of_split = {
                 "has_labels": bool(entry.labels),
+                "classes": entry.classes,
                 "products": tuple(map(Product, entry.products)),
                 "expansion": entry.expansion,
                 "same_tissue": splits.same_tissue(*key),

@@ -14,10 +14,12 @@ from prismcache import (
     ServiceUnreachableError,
     SourceUnreachableError,
     UnauthorizedError,
+    UnknownSplitError,
 )
 from prismcache.config import Settings
 from prismcache.schema import Verdict
 from prismcache.testing import InMemoryService
+from tests.support.own_splits import LAB_CATALOG
 
 
 @pytest.fixture
@@ -79,8 +81,50 @@ def test_raw_that_reaches_beyond_labels_is_context():
         assert client.ensure("instance", 0, context=2, channels=1, progress=False) == [whole]
 
 
+def test_synapse_crops_have_further_arrays_and_no_labels():
+    given = {"raw": np.ones((2, 8, 8, 8)), "psd95_output": np.full((4, 4, 2), 2**60), "psd95_mask": np.ones((2, 2, 2))}
+    with InMemoryService({("synapses", 0): ..., ("synapses", 1): given}) as service, service.client() as client:
+        made_up, path = client.ensure("synapses", context=3, progress=False)
+        assert path.endswith("crop_1.h5")
+        with Crop(made_up) as crop:
+            assert crop.arrays == ("psd95_output", "psd95_mask", "psd95_weights", "psd95_underseg")
+        with Crop(path) as crop:
+            assert (crop.has_labels, crop.arrays, crop.raw_shape) == (False, ("psd95_output", "psd95_mask"), (8, 8, 8))
+            assert (crop.array_start("psd95_output"), crop.array("psd95_output").dtype) == ((2, 2, 3), np.int64)
+        info = client.describe("synapses", 1)
+        assert (info.has_labels, info.labels_shape, info.products) == (False, None, ())
+        assert [(array.name, array.shape) for array in info.arrays] == [
+            ("psd95_output", (4, 4, 2)),
+            ("psd95_mask", (2,) * 3),
+        ]
+        with pytest.raises(RequestError, match="has no product 'facts'"):
+            client.ensure("synapses", 0, product="facts", progress=False)
+
+
+def test_a_catalog_gives_splits_of_ones_own(tmp_path):
+    catalog = tmp_path / "lab.toml"
+    catalog.write_text(LAB_CATALOG)
+    with (
+        InMemoryService({("mito", 0): ..., ("instance", 0): ...}, catalog=catalog) as service,
+        service.client() as client,
+    ):
+        with Crop(client.ensure("mito", 0, progress=False)[0]) as crop:
+            assert (crop.entry.expansion, crop.entry.classes, crop.arrays) == (4, True, ("mask",))
+            assert crop.provenance.manifest.definition == crop.entry.definition
+        assert [info.same_tissue for info in client.catalog()] == [("mito/0",), ("instance/0",)]
+        for ask in (client.ensure, client.describe, client.verify, client.remove, client.catalog):
+            with pytest.raises(UnknownSplitError, match=r"the splits are .*'mito'"):
+                ask("nuclei") if ask == client.catalog else ask("nuclei", 0)
+
+
 @pytest.mark.parametrize(
-    "given", [3, {"raw": np.zeros((1, 2, 2, 2))}, {"raw": np.zeros((1, 2, 2, 2)), "labels": np.zeros((2, 2, 3))}]
+    "given",
+    [
+        3,
+        {"raw": np.zeros((1, 2, 2, 2))},
+        {"raw": np.zeros((1, 2, 2, 2)), "labels": np.zeros((2, 2, 3))},
+        {"raw": np.zeros((1, 2, 2, 2)), "labels": np.zeros((2, 2, 2)), "mask": 3},
+    ],
 )
 def test_arrays_that_do_not_fit_are_refused(given):
     with (

@@ -108,8 +108,10 @@ async def view(link: SharedLink, faces: Faces, request: Request) -> RedirectResp
     face = await faces.face(link.split, link.crop)
     attributes, array = [json.loads(face.content[key]) for key in (".zattrs", "0/.zarray")]
     has_labels = f"{ORIGINAL_IDS}/.zgroup" in face.content
+    names = attributes["prismcache"]["arrays"]
+    arrays = {name: json.loads(face.content[f"{name}/0/.zarray"])["dtype"] for name in names}
     path = f"v1/shared/{request.path_params['capability']}/zarr"
-    address = neuroglancer.address(path, attributes, array, has_labels=has_labels)
+    address = neuroglancer.address(path, attributes, array, arrays, has_labels=has_labels)
     headers = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
     return RedirectResponse(f"../../../{address}", headers=headers)
 

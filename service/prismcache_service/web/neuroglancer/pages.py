@@ -54,7 +54,9 @@ def is_public_path(path: str) -> bool:
     return path.startswith(_FOLDER)
 
 
-def address(path: str, attributes: dict[str, Any], array: dict[str, Any], *, has_labels: bool) -> str:
+def address(
+    path: str, attributes: dict[str, Any], array: dict[str, Any], arrays: dict[str, str], *, has_labels: bool
+) -> str:
     """Return the address of the page that shows a crop, relative to the service's own address.
 
     Parameters
@@ -63,10 +65,12 @@ def address(path: str, attributes: dict[str, Any], array: dict[str, Any], *, has
         Path of the crop's zarr hierarchy, relative to the service's own address, without a slash at its end.
     attributes, array
         The hierarchy's documents ``.zattrs`` and ``0/.zarray``.
+    arrays
+        zarr's dtypes of the further arrays, by name.
     has_labels
         Whether the hierarchy has labels.
     """
-    state = viewer_state(f"{SERVICE}{path}", attributes, array, has_labels=has_labels)
+    state = viewer_state(f"{SERVICE}{path}", attributes, array, arrays, has_labels=has_labels)
     return f"{_PAGE[1:]}#!{quote(json.dumps(state, separators=(',', ':')), safe='')}"
 
 

@@ -18,9 +18,14 @@ _MAX_GAIN = 10
 
 
 def viewer_state(
-    source: str, attributes: Mapping[str, Any], array: Mapping[str, Any], *, has_labels: bool = True
+    source: str,
+    attributes: Mapping[str, Any],
+    array: Mapping[str, Any],
+    arrays: Mapping[str, str],
+    *,
+    has_labels: bool = True,
 ) -> dict[str, Any]:
-    """Return a state with raw and labels, in the middle of the crop.
+    """Return a state with raw, labels and, hidden at first, further arrays, in the middle of the crop.
 
     Parameters
     ----------
@@ -28,6 +33,8 @@ def viewer_state(
         URL of the crop's zarr hierarchy.
     attributes, array
         The hierarchy's documents ``.zattrs`` and ``0/.zarray``.
+    arrays
+        zarr's dtypes of the further arrays, by name; unsigned integers are shown as segmentations.
     has_labels
         Whether the hierarchy has labels.
     """
@@ -53,12 +60,21 @@ def viewer_state(
         "source": f"zarr2://{source}/{ORIGINAL_IDS}",
         "selectedAlpha": 0.25,
     }
+    further = [
+        {
+            "type": "segmentation" if dtype[1] == "u" else "image",
+            "name": name,
+            "source": f"zarr2://{source}/{name}",
+            "visible": False,
+        }
+        for name, dtype in arrays.items()
+    ]
     return {
         "title": multiscale["name"],
         "dimensions": {axis: space[axis] for axis in "xyz"},
         "position": middle[::-1],
         "crossSectionScale": 1,
-        "layers": [raw, segmentation] if has_labels else [raw],
+        "layers": [raw, *([segmentation] if has_labels else []), *further],
         "selectedLayer": {"layer": raw["name"], "visible": True},
         "layout": "xy",
     }
