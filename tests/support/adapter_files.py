@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +56,10 @@ def main(folder: Path) -> None:
         path = client.ensure("synapses", 0, progress=False)[0]
         to_zarr(path, folder / "synapses.zarr")
         to_zarr(path, folder / "synapses-e11.zarr", layout="e11")
-    voxels = {name: array for name, (array, _) in synapses.items()}
-    np.savez(folder / "synapses", **voxels, **{f"{name}_at": world(start) for name, (_, start) in synapses.items()})
+    arrays: dict[str, Any] = {}
+    for name, (voxels, start) in synapses.items():
+        arrays |= {name: voxels, f"{name}_at": world(start)}
+    np.savez(folder / "synapses", **arrays)
     noise = np.random.default_rng(3)
     raw = noise.integers(0, 256, (2, *CONTEXT_RAW), np.uint8)
     blocks = noise.integers(0, 4, [-(-extent // 10) for extent in CONTEXT_LABELS]).astype(np.uint64) * 10**15

@@ -78,7 +78,8 @@ class LoadCrop(Transform):  # type: ignore[misc]  # monai is Any where mypy runs
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         with Crop(item["path"]) as crop:
-            found = {"image": (crop.read(channels=self.channels), crop.raw_offset)}
+            found: dict[str, tuple[NDArray[Any], Shape3]] = {}
+            found["image"] = (crop.read(channels=self.channels), crop.raw_offset)
             if crop.has_labels or self.label_values is not None:
                 found["label"] = labels_of(crop, self.label_values)[...][None], crop.offset
             for name in crop.arrays if self.arrays is None else self.arrays:

@@ -293,7 +293,7 @@ class _Writer:
                 target[(index, *row) if has_channels else row] = voxels.astype(dtype, copy=False)
 
     def _create(
-        self, group: zarr.Group, name: str, shape: Sequence[int], chunks: Sequence[int], dtype: str, attributes: Any
+        self, group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, attributes: Any
     ) -> zarr.Array[Any]:
         keys: Any = {"name": "v2", "separator": "." if self._is_flat else "/"}
         return group.create_array(
