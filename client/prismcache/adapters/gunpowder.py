@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Mapping
 
-import numpy as np
 from gunpowder import ArrayKey, ArraySpec, Coordinate, Hdf5Source, Roi
 
 from prismcache.crop import Crop
@@ -57,7 +56,7 @@ def hdf5_source(path: os.PathLike[str] | str, arrays: Mapping[ArrayKey, int | st
                 name, dataset, offset, interpolatable = raw_dataset(what), crop.channel(what), crop.raw_offset, True
             elif what in crop.arrays:
                 name, dataset, offset = what, crop.array(what), crop.array_offset(what)
-                interpolatable = np.issubdtype(dataset.dtype, np.floating)
+                interpolatable = dataset.dtype.kind == "f"
             else:
                 has = ", ".join(map(repr, [LABELS] * crop.has_labels + list(crop.arrays)))
                 raise RequestError(
