@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismcache.backend import service_part
 from prismcache.catalog import published
 from prismcache.disk import sha256_of, stamp_of, write_atomically
 from prismcache.errors import (
@@ -32,7 +33,6 @@ from prismcache.layout import (
     manifest_path,
     raw_dataset,
 )
-from prismcache.loading import service_part
 from prismcache.schema import (
     NO_CONTEXT,
     ArrayInfo,

@@ -11,7 +11,6 @@ from typing import SupportsIndex, TypeAlias, TypeGuard, TypeVar, cast
 
 from pydantic import ValidationError
 
-from prismcache.catalog import published
 from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError
 from prismcache.numbers import MAX_CROP, parse_channels, parse_crops
 from prismcache.schema import Context, JobRequest, Product, Split
@@ -42,6 +41,8 @@ def as_split(value: str | Split) -> Split:
     try:
         return Split(value)
     except ValueError:
+        from prismcache.catalog import published  # here, since most programs need no catalog
+
         raise published().unknown(value) from None
 
 
@@ -158,9 +159,12 @@ def job_request(
         wanted = Product(product)
     except ValueError:
         raise RequestError(f"there is no product {product!r}; there are {', '.join(Product)}") from None
-    entry = published().get(as_split(split))
-    if entry is not None and (refusal := entry.refusal(wanted)):
-        raise RequestError(refusal)
+    if wanted is not Product.CROP:
+        from prismcache.catalog import published
+
+        entry = published().get(as_split(split))
+        if entry is not None and (refusal := entry.refusal(wanted)):
+            raise RequestError(refusal)
     try:
         return JobRequest(
             split=as_split(split),

@@ -1,15 +1,17 @@
 """The interface between a client and what makes its crops: a service over HTTP, or the pipeline in this process.
 
-All methods of a backend raise `PrismError` classes only. The embedded backend is in the service's package, which is
-imported when the first client needs it.
+All methods of a backend raise `PrismError` classes only. `load_backend` imports what a client's settings ask for: an
+embedded client needs no HTTP, and the client of a service needs no pipeline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from importlib import import_module
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from prismcache.config import Settings
+from prismcache.errors import MissingExtraError
 from prismcache.schema import CropFile, CropInfo, Job, JobRequest, Split, VerifyResult
 
 ReceivedBytes: TypeAlias = Callable[[int], None]
@@ -70,7 +72,49 @@ class HoldsLeases(Protocol):
         """Leave the protection to the process, to end with it. Called before `aclose`."""
 
 
-class BackendFactory(Protocol):
-    """Makes a backend from settings; called on the event loop that uses the backend."""
+BackendFactory: TypeAlias = Callable[[Settings], Backend]
+"""Makes a backend from settings; called on the event loop that uses the backend."""
 
-    def __call__(self, settings: Settings) -> Backend: ...
+backends_in_process: dict[str, BackendFactory] = {}
+"""By URL: backends that stand in for a service in this process; see `prismcache.testing`."""
+
+
+def load_backend(settings: Settings) -> Backend:
+    """Return the backend that `settings` ask for: with a URL the service there, else the pipeline in this process.
+
+    Raises
+    ------
+    MissingExtraError
+        If there is no URL and a module that the pipeline needs is not installed.
+    """
+    factory: BackendFactory
+    if settings.url is None:
+        factory = service_part("prismcache_service.embedded", "create_backend", "embedded backend")
+    else:
+        factory = backends_in_process.get(settings.url) or import_module("prismcache.remote").create_backend
+    return factory(settings)
+
+
+def service_part(module: str, name: str | None, noun: str) -> Any:
+    """Return a module of the service's package, or an object in it, which the client does not import by itself.
+
+    Parameters
+    ----------
+    module, name
+        The module, and the object in it; None for the module itself.
+    noun
+        What the object is, for the error.
+
+    Raises
+    ------
+    MissingExtraError
+        If a module that the object needs is not installed.
+    """
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        missing = f"the module {error.name!r}" if error.name else f"a module that fails to load ({error})"
+        raise MissingExtraError(
+            f"the {noun} needs {missing}, which is not installed", remedy='pip install "prismcache[service]"'
+        ) from error
+    return found if name is None else getattr(found, name)

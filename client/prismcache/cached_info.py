@@ -1,16 +1,33 @@
-"""What the cached files of this machine say of their crops, for when neither bucket nor service can be read."""
+"""Crops as the cached files of this machine describe them, for when neither the bucket nor the service can be read."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 
-from prismcache.disk import stamp_of
+from prismcache.disk import VerifiedFiles, stamp_of
 from prismcache.errors import PrismError
-from prismcache.layout import Manifest, cache_state, manifest_path, parse_crop_file_name
+from prismcache.layout import (
+    FORMAT_VERSION,
+    FileName,
+    cache_state,
+    crop_path,
+    manifest_of,
+    parse_crop_file_name,
+)
 from prismcache.numbers import SPLIT_NAME
-from prismcache.schema import ArrayInfo, CropFile, CropInfo, Split
-from prismcache.verified import VerifiedFiles
+from prismcache.schema import (
+    NO_CONTEXT,
+    ArrayInfo,
+    Context,
+    CropFile,
+    CropInfo,
+    CropProgress,
+    Job,
+    JobRequest,
+    Split,
+    State,
+)
 
 
 def described(info: CropInfo) -> CropInfo:
@@ -55,14 +72,9 @@ def splits_below(folder: Path) -> list[Split]:
 
 def files_on_mount(mount: Path, split: Split) -> list[CropFile]:
     """Return the files of a split that the manifests below a mount name and that are there."""
-    found = []
-    for path in sorted((mount / split.value).glob("crop_*.h5")):
-        if (name := parse_crop_file_name(path.name)) is None:
-            continue
-        with suppress(OSError, ValueError):
-            manifest = Manifest.model_validate_json((mount / manifest_path(split, *name)).read_bytes())
-            found.append(manifest.file_at(path))
-    return found
+    names = (parse_crop_file_name(path.name) for path in sorted((mount / split.value).glob("crop_*.h5")))
+    files = (_file_on_mount(mount, split, FileName(*name)) for name in names if name is not None)
+    return [file for file in files if file is not None]
 
 
 def files_downloaded(folder: Path, split: Split, verified: VerifiedFiles) -> list[CropFile]:
@@ -95,3 +107,54 @@ def catalog_of(files: list[CropFile]) -> list[CropInfo]:
         described(CropInfo(split=split, crop=crop, state=cache_state(own, is_making=False), files=tuple(own)))
         for (split, crop), own in sorted(by_crop.items())
     ]
+
+
+ID = "known"
+"""Id of a job that was put together without the service."""
+
+
+def known_job(request: JobRequest, mount: Path | None) -> Job | None:
+    """Return a final job for `request`, if the mount has a manifest for each of its crops; else None.
+
+    A request for all crops is never known, since only the service knows which crops are published.
+    """
+    if mount is None or request.crops is None:
+        return None
+    files = [_known_file(mount, request, crop) for crop in request.crops]
+    crops = tuple(CropProgress(crop=file.crop, state=State.DONE, file=file) for file in files if file is not None)
+    if len(crops) < len(files):
+        return None
+    return Job(
+        id=ID,
+        revision=0,
+        state=State.DONE,
+        split=request.split,
+        channels=request.channels,
+        crops=crops,
+        strict=request.strict,
+        context=request.context,
+        product=request.product,
+    )
+
+
+def _known_file(mount: Path, request: JobRequest, crop: int) -> CropFile | None:
+    contexts: tuple[Context, ...] = (request.context,) if request.context == NO_CONTEXT else (request.context, "all")
+    for context in contexts:
+        for channels in (None, request.channels):
+            file = _file_on_mount(mount, request.split, FileName(crop, channels, context, request.product))
+            if file is None or (request.strict and file.missing_chunks):
+                continue
+            if request.channels is None or set(request.channels) <= set(file.channels):
+                return file
+    return None
+
+
+def _file_on_mount(mount: Path, split: Split, name: FileName) -> CropFile | None:
+    """Return the file that its manifest describes; None if no manifest of a known format does."""
+    path = mount / crop_path(split, *name)
+    manifest = manifest_of(path)
+    if manifest is None or manifest.format_version > FORMAT_VERSION:
+        return None
+    channels = None if manifest.complete else manifest.channels
+    found = (manifest.split, FileName(manifest.crop, channels, manifest.context, manifest.product))
+    return manifest.file_at(path) if found == (split, name) else None

@@ -3,21 +3,20 @@
 Plain pydantic rather than pydantic-settings, whose import alone takes longer than the rest of the client's.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from prismcache.catalog import load_splits
 from prismcache.errors import ConfigError
-from prismcache.splits import Splits
+
+if TYPE_CHECKING:
+    from prismcache.splits import Splits
 
 ENV_PREFIX = "PRISMCACHE_"
 
@@ -61,7 +60,9 @@ class Settings(BaseModel):
         Threads that decode and encode, for one crop; 0 takes one per core.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, defer_build=True
+    )
 
     url: str | None = None
     token: SecretStr | None = None
@@ -89,7 +90,7 @@ class Settings(BaseModel):
         return self.root if "root" in self.model_fields_set else None
 
     @cached_property
-    def splits(self) -> Splits:
+    def splits(self) -> "Splits":
         """The splits of the catalog, read at the first use.
 
         Raises
@@ -97,6 +98,8 @@ class Settings(BaseModel):
         ConfigError
             If `catalog` cannot be read or used; see `prismcache.catalog.load_splits`.
         """
+        from prismcache.catalog import load_splits  # here, since the client of a service needs no catalog
+
         return load_splits(self.catalog)
 
     @field_validator("root", "downloads", "decoded", "catalog", mode="after")

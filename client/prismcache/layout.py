@@ -24,13 +24,11 @@ After HDF5's last byte follows a checksum of all that is no chunk: see `prismcac
 Paths, attributes, ``raw/ch_NN`` and ``labels`` are those of torch_em's ``e11bio`` loader, so that it reads our files.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -313,3 +311,14 @@ class Manifest(_Record):
             context=self.context,
             product=self.product,
         )
+
+
+def manifest_of(path: Path) -> Manifest | None:
+    """Return the manifest of a file that lies in a cache folder; None if there is none, or it cannot be read."""
+    parsed = parse_file_name(path.name)
+    try:
+        split = Split(path.parent.name)
+        place = path.parent.parent / manifest_path(split, *parsed) if parsed is not None else None
+        return None if place is None else Manifest.model_validate_json(place.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -3,8 +3,6 @@
 Whoever has the URL of a link may read one crop, without a token, until the link expires or is revoked.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field

@@ -1,9 +1,10 @@
 """The messages between client, service and workers: requests, jobs, crops, problems (pydantic, JSON).
 
 Requests refuse unknown fields; responses ignore them, so that an older client understands a newer service.
-"""
 
-from __future__ import annotations
+Modules of models do not import `annotations` from `__future__`: pydantic would have to compile each annotation again,
+which took a quarter of the time to import the client.
+"""
 
 import math
 import re
@@ -23,8 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from prismcache.html import table
-from prismcache.numbers import MAX_CROP, SPLIT_NAME
-from prismcache.units import EXPANSION, format_bytes, format_voxel_size
+from prismcache.numbers import EXPANSION, MAX_CROP, SPLIT_NAME, format_bytes, format_voxel_size
 
 CropId = Annotated[StrictInt, Field(ge=0, le=MAX_CROP)]
 ChannelId = Annotated[StrictInt, Field(ge=0, le=9_999)]
@@ -56,7 +56,7 @@ class Split(StrEnum):
     SYNAPSES = "synapses"
 
     @classmethod
-    def _missing_(cls, value: object) -> Split | None:
+    def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, str) or not SPLIT_NAME.fullmatch(value):
             return None
         member = str.__new__(cls, value)
@@ -101,12 +101,11 @@ class CacheState(StrEnum):
     CACHED = "cached"
 
 
-# Not deferred: FastAPI silences pydantic's warnings while it reads a body's model, but not those of a later build.
+# Both are built with their first use: a program needs few of these models, and importing should be quick.
 class _Request(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-# Built with their first use: a program needs few of these models, and importing should be quick.
 class _Response(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from prismcache.units import EXPANSION
+from prismcache.numbers import EXPANSION
 
 Vector = tuple[float, float, float]
 

@@ -25,13 +25,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from prismcache._testing_files import Files, file_name_of
-from prismcache.backend import ReceivedBytes
+from prismcache.backend import ReceivedBytes, backends_in_process
 from prismcache.catalog import load_splits
 from prismcache.client import AsyncPrismClient, PrismClient
 from prismcache.config import Settings
 from prismcache.errors import PrismError, RequestError, UnauthorizedError, UnknownJobError
 from prismcache.layout import FileName
-from prismcache.loading import backends_in_process
 from prismcache.schema import (
     NO_CONTEXT,
     CropFile,

@@ -37,11 +37,11 @@ except ImportError as error:
 
 from prismcache.arguments import as_crops, as_split
 from prismcache.client import PrismClient
-from prismcache.client.delivery import frames_inside
+from prismcache.client.aio import frames_inside
 from prismcache.config import Settings
-from prismcache.crop import Crop, LabelValues, manifest_of
+from prismcache.crop import Crop, LabelValues
 from prismcache.errors import ClassNumbersWarning, CropNotCachedError, RequestError, ServiceUnreachableError
-from prismcache.layout import LABELS, crop_file_name, crop_path, raw_dataset
+from prismcache.layout import LABELS, crop_file_name, crop_path, manifest_of, raw_dataset
 from prismcache.schema import Split
 
 if TYPE_CHECKING:

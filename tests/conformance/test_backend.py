@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prismcache.backend import Backend
+from prismcache.backend import Backend, load_backend
 from prismcache.config import Settings
-from prismcache.loading import load_backend
 from prismcache.schema import State
 from prismcache.testing import InMemoryService
 from tests.conformance.backend import PUBLISHED, BackendSuite, Stage

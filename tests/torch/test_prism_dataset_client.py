@@ -103,7 +103,7 @@ def test_a_client_fetches_the_context_that_raw_patches_need(client, fault_proxy,
 
 
 def test_the_first_crop_is_waited_for_where_none_is_there_but_not_in_silence(client, held, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("prismcache.progress.signs.SILENCE_SECONDS", 0.001)
+    monkeypatch.setattr("prismcache.progress.reporter.SILENCE_SECONDS", 0.001)
     dataset = PrismDataset(client, crops=[5, 0], patch_shape=PATCH, cache="mmap", progress=False)
     assert dataset.ready_crops == [0]
     assert "waiting for the first crop: 0 s so far" in caplog.text

@@ -49,7 +49,7 @@ from prismcache.crop.facts import check_same_crop, product_beside
 from prismcache.disk import disk_errors
 from prismcache.errors import MissingExtraError, RequestError
 from prismcache.layout import LABELS_IDS, product_datasets
-from prismcache.progress.signs import signs_of_life
+from prismcache.progress.reporter import signs_of_life
 from prismcache.schema import Product
 
 if TYPE_CHECKING:

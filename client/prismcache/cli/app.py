@@ -177,8 +177,8 @@ def facts(
     as_json: JsonOption = False,
 ) -> None:
     """Show labels, foreground and brightness of crops; fetch the crops first if they are not cached."""
+    from prismcache.backend import service_part
     from prismcache.cli.output import print_facts, print_json, print_neurons
-    from prismcache.loading import service_part
 
     facts_type = service_part("prismcache.crop", "Facts", "facts command")
     wanted = read_crops(crops)
@@ -316,7 +316,7 @@ def adopt(
 
     from prismcache.cli.output import working
     from prismcache.config import Settings
-    from prismcache.progress.signs import signs_of_life
+    from prismcache.progress.reporter import signs_of_life
 
     loaded = Settings.load(**settings).model_copy(update={"url": None})
     with working("reading the files"), signs_of_life("reading the files"):
@@ -355,7 +355,7 @@ def _confirm_removal(client: PrismClient, split: str, crops: Sequence[int] | Non
     files = [file for crop in client.catalog(split) for file in crop.files if crops is None or file.crop in crops]
     if len(files) > 1:
         from prismcache.cli.output import files_text
-        from prismcache.units import format_bytes
+        from prismcache.numbers import format_bytes
 
         size = format_bytes(sum(file.size for file in files))
         where = client.settings.url or client.settings.root

@@ -95,7 +95,7 @@ def check_root(folder: Path, problem: str | None, free: int) -> Finding:
             "root", Verdict.FAILED, f"{folder}: {problem}",
             "Set PRISMCACHE_ROOT, or --root, to a folder that you may write.",
         )  # fmt: skip
-    from prismcache.units import format_bytes
+    from prismcache.numbers import format_bytes
 
     detail = f"{folder}, {format_bytes(free)} free"
     if free < _ROOM_BYTES:

@@ -22,7 +22,7 @@ def doctor(settings: dict[str, Any], *, as_json: JsonOption = False) -> None:
 
     from prismcache.cli.checks import Finding, Verdict, findings
     from prismcache.config import Settings
-    from prismcache.progress.signs import signs_of_life
+    from prismcache.progress.reporter import signs_of_life
 
     loaded = Settings.load(**settings)
 

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -100,23 +100,19 @@ class CommandGroup(_PlainFlags, TyperGroup):
                 raise
             from prismcache.errors import RequestError
 
+            message, option = str(error.format_message()), getattr(error, "option_name", "")
+            message = re.sub(r"Input should be a valid (\w+), unable .*", "write a number", message)
+            names = {parameter.name for parameter in error.ctx.command.params} if error.ctx else set()
+            if re.fullmatch(r"-\d", option) and names & {"crop", "crops"}:  # a negative number is a crop, not an option
+                number = next(word for word in self._words if word.startswith(option))
+                message = f"there is no crop {number}; crops are numbered from 0"
             command = error.ctx.command_path if error.ctx else "prismcache"
             remedy = f"`{command} --help` shows the arguments and examples."
-            show_error(RequestError(_usage_message(error, self._words), remedy=remedy), as_json=self._wants_json())
+            show_error(RequestError(message, remedy=remedy), as_json=self._wants_json())
             raise typer.Exit(2) from None
 
     def _wants_json(self) -> bool:
         return "--json" in self._words
-
-
-def _usage_message(error: Any, words: Sequence[str]) -> str:
-    """Return what is wrong; a negative number where crops are named is a crop, not an option."""
-    names = {parameter.name for parameter in error.ctx.command.params} if error.ctx else set()
-    if re.fullmatch(r"-\d", getattr(error, "option_name", "")) and names & {"crop", "crops"}:
-        number = next(word for word in words if word.startswith(error.option_name))
-        return f"there is no crop {number}; crops are numbered from 0"
-    message = str(error.format_message())
-    return re.sub(r"Input should be a valid (\w+), unable .*", "write a number", message)
 
 
 def exit_code(error: PrismError) -> int:

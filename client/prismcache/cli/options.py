@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 import typer
-from platformdirs import user_cache_path
 
 from prismcache.catalog import load_splits, published
 from prismcache.numbers import parse_channels, parse_crops
@@ -42,6 +41,8 @@ def _crop_numbers(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the split's crops as the cache folder's catalog knows them; nothing is asked of a network."""
     root = ctx.params.get("root") or os.environ.get("PRISMCACHE_ROOT")
     try:
+        from platformdirs import user_cache_path
+
         root = root or user_cache_path("prismcache", appauthor=False)
         crops = json.loads((Path(root) / ".prismcache" / "catalog.json").read_bytes())["crops"]
         numbers = [str(crop["crop"]) for crop in crops if crop["split"] == ctx.params.get("split")]

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from prismcache.cli.errors import show_error
 from prismcache.errors import error_from_problem
 from prismcache.layout import format_channels
+from prismcache.numbers import format_bytes, format_voxel_size
 from prismcache.progress.reporter import Reporter
 from prismcache.schema import (
     NO_CONTEXT,
@@ -29,7 +30,6 @@ from prismcache.schema import (
     Verdict,
     VerifyResult,
 )
-from prismcache.units import format_bytes, format_voxel_size
 
 if TYPE_CHECKING:
     from prismcache.crop import Facts
@@ -54,9 +54,16 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def print_catalog(infos: Iterable[CropInfo]) -> None:
     """Print a row for each crop: shapes, size in the bucket, cached files. Rows of published crops fit 80 columns."""
-    rows = list(infos)
-    print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), map(_catalog_row, rows))
-    groups = {(f"{info.split}/{info.crop}", *info.same_tissue) for info in rows if info.same_tissue}
+    rows, groups = [], set()
+    for info in infos:
+        name = f"{info.split.value}/{info.crop}"
+        cached = ", ".join(f"{_content(_channels(info, file), file)} {format_bytes(file.size)}" for file in info.files)
+        shapes = ("x".join(map(str, shape or ())) for shape in (info.raw_shape, info.labels_shape, info.voxel_size))
+        size = "" if info.source_bytes is None else format_bytes(info.source_bytes)
+        rows.append((name, *shapes, f"error[{info.problem.code}]" if info.problem else size, cached or "-"))
+        if info.same_tissue:
+            groups.add((name, *info.same_tissue))
+    print_table(("crop", "raw CxZxYxX", "labels ZxYxX", "voxel nm", "bucket", "cached"), rows)
     for first, *others in sorted({tuple(sorted(group)) for group in groups}):
         typer.echo(f"{first} and {', '.join(others)} show the same tissue: do not train on one and validate on another")
 
@@ -203,14 +210,6 @@ def working(text: str) -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         progress.add_task(text, total=None)
         yield
-
-
-def _catalog_row(info: CropInfo) -> tuple[str, ...]:
-    cached = ", ".join(f"{_content(_channels(info, file), file)} {format_bytes(file.size)}" for file in info.files)
-    shapes = ("x".join(map(str, shape or ())) for shape in (info.raw_shape, info.labels_shape, info.voxel_size))
-    size = "" if info.source_bytes is None else format_bytes(info.source_bytes)
-    bucket = f"error[{info.problem.code}]" if info.problem else size
-    return f"{info.split.value}/{info.crop}", *shapes, bucket, cached or "-"
 
 
 def _source(info: CropInfo) -> str:

@@ -118,7 +118,7 @@ def _config(settings: dict[str, Any]) -> Any:
 
 
 def _load(name: str) -> Any:
-    from prismcache.loading import service_part
+    from prismcache.backend import service_part
 
     module, part = _PARTS[name]
     return service_part(f"prismcache_service.{module}", part, f"{name} command")

@@ -164,7 +164,7 @@ def clear_quarantine(settings: dict[str, Any], *, as_json: JsonOption = False) -
 
         print_json(cleared)
     else:
-        from prismcache.units import format_bytes
+        from prismcache.numbers import format_bytes
 
         typer.echo(f"deleted {cleared.files} files, {format_bytes(cleared.bytes)}", err=True)
 
@@ -213,7 +213,7 @@ def _ask_either(settings: dict[str, Any], question: Callable[[Any], Awaitable[T]
 
 async def ask_cache_folder(settings: Settings, question: Callable[[Any], Awaitable[T]]) -> T:
     """Return the response of this machine's cache folder."""
-    from prismcache.loading import service_part
+    from prismcache.backend import service_part
 
     backend = service_part("prismcache_service.embedded", "create_backend", "embedded backend")(settings)
     try:

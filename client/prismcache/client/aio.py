@@ -1,25 +1,30 @@
-"""The asynchronous client; `prismcache.client.sync` runs it in a thread for programs without an event loop."""
+"""The asynchronous client; `prismcache.client.sync` runs it in a thread for programs without an event loop.
+
+`Delivery` shows progress and warns, in the caller's own thread, for both clients.
+"""
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from prismcache.arguments import Numbers, as_crops, as_split
-from prismcache.backend import Backend, HoldsLeases
+from prismcache.backend import Backend, HoldsLeases, load_backend
 from prismcache.client.catalog import Catalog
-from prismcache.client.delivery import Delivery
-from prismcache.client.drive import Step, drive
+from prismcache.client.drive import Event, Step, drive
 from prismcache.client.flow import EnsurePlan, plan_ensure
 from prismcache.config import Settings
-from prismcache.errors import RequestError
-from prismcache.loading import load_backend
-from prismcache.progress.reporter import Progress
-from prismcache.progress.signs import signs_of_life
+from prismcache.errors import MissingChunksWarning, RequestError, SourceWarning
+from prismcache.progress.reporter import Progress, make_reporter, signs_of_life
 from prismcache.schema import CropFile, CropInfo, Product, Split, VerifyResult
+
+_PACKAGE_FOLDER = str(Path(__file__).parents[1]) + os.sep
 
 
 class AsyncPrismClient:
@@ -250,3 +255,49 @@ def one_crop(crop: int) -> int:
     if len(crops) != 1:
         raise RequestError(f"name exactly one crop, not {crop!r}")
     return crops[0]
+
+
+class Delivery:
+    """Handles the events of an ensure for both clients; a context manager that ends the progress display."""
+
+    def __init__(self, progress: Progress, *, is_remote: bool) -> None:
+        self._reporter = make_reporter(progress, is_remote=is_remote)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reporter.close()
+
+    def take(self, event: Event) -> CropFile | None:
+        """Return the event if it is a file; show it if it is a snapshot."""
+        if not isinstance(event, CropFile):
+            self._reporter.update(event)
+            return None
+        if event.missing_chunks:
+            warn_of_missing_chunks(event)
+        for note in event.notes:
+            place = f"crop {event.split.value}/{event.crop}"
+            warnings.warn(f"{place}: {note}", SourceWarning, stacklevel=frames_inside())
+        return event
+
+
+def warn_of_missing_chunks(file: CropFile) -> None:
+    """Warn that a crop holds fill values for absent chunks; the warning names the line that called prismcache."""
+    chunks = "1 chunk is" if file.missing_chunks == 1 else f"{file.missing_chunks} chunks are"
+    warnings.warn(
+        f"crop {file.split.value}/{file.crop}: {chunks} absent from the bucket and hold the fill value",
+        MissingChunksWarning,
+        stacklevel=frames_inside(),
+    )
+
+
+def frames_inside() -> int:
+    """Return the `stacklevel` for a `warnings.warn` in the calling function to name a line outside this package."""
+    frame: FrameType | None = inspect.currentframe()
+    count = 0
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):
+        frame, count = frame.f_back, count + 1
+    return count

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from prismcache.errors import PrismError
 from prismcache.html import Html, table
+from prismcache.numbers import format_bytes
 from prismcache.schema import CropInfo
-from prismcache.units import format_bytes
 
 _DRAWING_S = 1.5  # for all thumbnails together; a full-size crop takes some 40 ms, on a slow mount longer
 

@@ -157,7 +157,12 @@ def decide(state: EnsureState, now: float) -> Decision:
     """
     over = state.job is not None and state.job.state.is_final
     if over or (state.plan.request.crops is not None and not state.open):
-        return Fail(_first_of(state)) if state.failed else Finish()
+        # The first error in the order asked; cancelled crops come last, since they explain nothing.
+        failures = [(crop, state.failed[crop]) for crop in state.wanted if crop in state.failed]
+        failures.sort(key=lambda failure: isinstance(failure[1], JobCancelledError))
+        if not failures:
+            return Finish()
+        return Fail(_with_notes(failures[0][1], state.plan.request.split.value, failures[1:]))
     if state.seen_at >= state.deadline:
         return Fail(timeout_error(state))
     return Wait(min(MAX_WAIT, max(0.0, state.deadline - now)))
@@ -188,13 +193,6 @@ def _outcome(job: Job, crop: int, progress: CropProgress | None) -> CropFile | P
     if state.is_final or job.state.is_final:
         return WorkerError(f"crop {job.split.value}/{crop}: the job ended without a file or a reason")
     return None
-
-
-def _first_of(state: EnsureState) -> PrismError:
-    """Return the first error in the order asked; cancelled crops come last, since they explain nothing."""
-    failures = [(crop, state.failed[crop]) for crop in state.wanted if crop in state.failed]
-    failures.sort(key=lambda failure: isinstance(failure[1], JobCancelledError))
-    return _with_notes(failures[0][1], state.plan.request.split.value, failures[1:])
 
 
 def _with_notes(error: _Error, split: str, others: Iterable[tuple[int, PrismError]]) -> _Error:

@@ -13,8 +13,7 @@ from typing import Any, Self, TypeVar
 
 from prismcache.arguments import Numbers
 from prismcache.backend import Backend
-from prismcache.client.aio import AsyncPrismClient, merge_settings
-from prismcache.client.delivery import Delivery
+from prismcache.client.aio import AsyncPrismClient, Delivery, merge_settings
 from prismcache.client.flow import EnsurePlan, plan_ensure
 from prismcache.client.loop_thread import LoopOwner
 from prismcache.config import Settings

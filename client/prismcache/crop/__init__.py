@@ -5,8 +5,7 @@
 
 from prismcache.crop.boxes import Box, Shape3, Slices3
 from prismcache.crop.crop import Crop, LabelValues
-from prismcache.crop.facts import Facts
-from prismcache.crop.provenance import CITATION, manifest_of
+from prismcache.crop.facts import CITATION, Facts
 from prismcache.crop.voxels import OriginalLabels
 
-__all__ = ["CITATION", "Box", "Crop", "Facts", "LabelValues", "OriginalLabels", "Shape3", "Slices3", "manifest_of"]
+__all__ = ["CITATION", "Box", "Crop", "Facts", "LabelValues", "OriginalLabels", "Shape3", "Slices3"]

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from prismcache.arguments import Numbers, as_channels
 from prismcache.catalog import published
 from prismcache.crop.boxes import Box, Shape3, Slices3, margins, voxel_box
-from prismcache.crop.facts import Facts, read_facts
+from prismcache.crop.facts import CITATION, Facts, Provenance, read_facts
 from prismcache.crop.picture import Picture, described, draw, thumbnail
-from prismcache.crop.provenance import CITATION, Provenance, manifest_of
 from prismcache.crop.voxels import OriginalLabels, RawVoxels
 from prismcache.errors import CropCorruptError, RequestError, UnknownChannelError
 from prismcache.html import table
-from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, raw_dataset
+from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, manifest_of, raw_dataset
 from prismcache.schema import Split
 from prismcache.splits import SplitEntry
 

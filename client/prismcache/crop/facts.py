@@ -1,18 +1,18 @@
-"""The facts of a crop: sizes of its labels, statistics of its channels, and a table of its neurons.
+"""Where a crop comes from, and its facts: sizes of labels, statistics of channels, and a table of the neurons.
 
-``crop_<id>.facts.json`` beside the crop's file holds them; ``prismcache ensure … --product facts`` makes that file.
+``crop_<id>.facts.json`` beside the crop's file holds the facts; ``prismcache ensure … --product facts`` makes it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prismcache.crop.provenance import manifest_of
 from prismcache.errors import CropCorruptError, CropNotCachedError, StorageError
-from prismcache.layout import crop_file_name
+from prismcache.layout import Manifest, crop_file_name, manifest_of
 from prismcache.schema import Product, Split
 
 if TYPE_CHECKING:
@@ -209,3 +209,36 @@ def read_facts(path: Path, split: Split, crop: int) -> Facts:
         )
     check_same_crop(place, found.crop_sha256, crop)
     return found
+
+
+CITATION = (
+    "E11 Bio. PRISM. bioRxiv 2025.09.26.678648 (2025). https://doi.org/10.1101/2025.09.26.678648. "
+    "Data: s3://e11bio-prism, CC BY-SA 4.0."
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a crop's voxels come from.
+
+    Attributes
+    ----------
+    source, source_fingerprint
+        The crop's folder in the bucket, and a digest of its listing.
+    missing_chunks
+        Chunks that were absent from the bucket and hold zarr's fill value.
+    format_version, prismcache_version
+        Of the file, and of what wrote it.
+    manifest
+        The record beside the file, with SHA-256, time and libraries; None where the file was moved away from it.
+    citation
+        What to cite when you publish.
+    """
+
+    source: str
+    source_fingerprint: str
+    missing_chunks: int
+    format_version: int
+    prismcache_version: str
+    manifest: Manifest | None
+    citation: str = CITATION

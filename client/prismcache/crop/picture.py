@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prismcache.errors import PrismError, StorageError
 from prismcache.html import Html
-from prismcache.units import format_shape, format_voxel_size
+from prismcache.numbers import format_shape, format_voxel_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,9 @@ def draw(crop: OpenCrop, z: int | None, channels: Sequence[int], *, labels: bool
         found = np.zeros(crop.raw_shape[1:], np.uint32)
         found[y : y + crop.shape[1], x : x + crop.shape[2]] = crop.labels[z]
         found = found[::step, ::step]
-        mixed[found > 0] = (1 - OPACITY) * mixed[found > 0] + OPACITY * _colours(found[found > 0])
+        # Hues a golden angle apart, so that labels of near numbers differ.
+        hues = found[found > 0][:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
+        mixed[found > 0] = (1 - OPACITY) * mixed[found > 0] + OPACITY * (0.5 + 0.5 * np.cos(2 * np.pi * hues))
     numbers = ", ".join(map(str, channels))
     caption = f"{crop.split.value} crop {crop.crop_id}, z {z}, channel{'s' * (len(channels) > 1)} {numbers}"
     return Picture((255 * mixed).astype(np.uint8), caption + ", labels" * labels)
@@ -168,12 +170,3 @@ def thumbnail(crop: OpenCrop) -> Html:
         return draw(crop, None, crop.channels[:3], labels=False, step=step).image()
     except PrismError:
         return Html()
-
-
-def _colours(labels: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """Return (n, 3) colours, 0 to 1: hues a golden angle apart, so that labels of near numbers differ."""
-    import numpy as np
-
-    hues = labels[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
-    colours: NDArray[np.float32] = (0.5 + 0.5 * np.cos(2 * np.pi * hues)).astype(np.float32)
-    return colours

@@ -55,20 +55,17 @@ def seal_of(path: Path) -> bytes:
     with h5py.File(path, "r", locking=False) as file:
         file.visititems(note)
     chunks = np.array(places).reshape(-1, 2)
+    chunks = chunks[np.argsort(chunks[:, 0])]
     with path.open("rb", buffering=0) as stream:
 
         def read(start: int, count: int) -> bytes:
             stream.seek(start)
             return stream.read(count)
 
-        return _seal(chunks[np.argsort(chunks[:, 0])], stream.seek(0, os.SEEK_END), read)
-
-
-def _seal(chunks: Table, size: int, read: Read) -> bytes:
-    starts = np.concatenate([[0], chunks.sum(axis=1)])
-    stops = np.concatenate([chunks[:, 0], [size]])
-    table = np.stack([starts, stops], axis=1)[starts < stops].astype("<u8")
-    return table.tobytes() + _digest(table, read) + len(table).to_bytes(8, "little") + _MAGIC
+        starts = np.concatenate([[0], chunks.sum(axis=1)])
+        stops = np.concatenate([chunks[:, 0], [stream.seek(0, os.SEEK_END)]])
+        table = np.stack([starts, stops], axis=1)[starts < stops].astype("<u8")
+        return table.tobytes() + _digest(table, read) + len(table).to_bytes(8, "little") + _MAGIC
 
 
 def is_intact(size: int, read: Read) -> bool:

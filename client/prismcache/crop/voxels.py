@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prismcache.crop.boxes import Box, Shape3
-from prismcache.crop.facts import Facts
-from prismcache.crop.provenance import Provenance
+from prismcache.crop.facts import Facts, Provenance
 from prismcache.errors import CropCorruptError
 from prismcache.schema import Split
 from prismcache.splits import SplitEntry
@@ -83,7 +82,10 @@ class RawVoxels:
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         import numpy as np
 
-        first, *rest = _expanded(key)
+        parts = key if isinstance(key, tuple) else (key,)
+        at = next((place for place, part in enumerate(parts) if part is Ellipsis), len(parts))
+        before, after = parts[:at], parts[at + 1 :]
+        first, *rest = *before, *[slice(None)] * (self.ndim - len(before) - len(after)), *after
         chosen = np.asarray(self._crop.channels)[first]
         if chosen.ndim == 0:
             return np.asarray(self._crop.channel(int(chosen))[tuple(rest)])
@@ -134,11 +136,3 @@ class OriginalLabels:
         if copy is False:
             raise ValueError("voxels on disk cannot become an array without a copy")
         return np.asarray(self[...], dtype)
-
-
-def _expanded(key: Any) -> tuple[Any, ...]:
-    """Return an index of at most four axes with its ellipsis written out."""
-    parts = key if isinstance(key, tuple) else (key,)
-    at = next((place for place, part in enumerate(parts) if part is Ellipsis), len(parts))
-    before, after = parts[:at], parts[at + 1 :]
-    return (*before, *[slice(None)] * (4 - len(before) - len(after)), *after)

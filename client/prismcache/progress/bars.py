@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
+from prismcache.numbers import format_bytes
 from prismcache.progress.text import CropClock, Stage, amount, done_of, end_line, stage_of, total_of
 from prismcache.schema import CropDownload, CropProgress, Job, State
-from prismcache.units import format_bytes
 
 
 class _Speed(TransferSpeedColumn):

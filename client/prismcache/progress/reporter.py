@@ -1,21 +1,30 @@
 """Choose how an ensure's progress is shown: bars, a notebook's display, lines in a log, or a program's callback.
 
+`signs_of_life` is for calls that show nothing else.
+
 Bars and lines go to stderr. A crop that was cached already shows nothing. Time comes from a clock that is passed in.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TextIO, TypeAlias
 
-from prismcache.progress.lines import LineReporter
-from prismcache.progress.signs import SILENCE_SECONDS
-from prismcache.schema import Job, State
+from prismcache.numbers import format_bytes
+from prismcache.progress.text import CropClock, Stage, end_line, progress_line, stage_of
+from prismcache.schema import CropDownload, CropProgress, Job, State
+
+SILENCE_SECONDS = 3.0
+"""How long a person waits before a program that shows nothing looks broken."""
+
+_log = logging.getLogger("prismcache")
 
 ProgressCallback: TypeAlias = Callable[[Job], object]
 Progress: TypeAlias = bool | ProgressCallback | None
@@ -170,3 +179,76 @@ class SignOfLife:
         while not self._ended.wait(self._silence):
             self.tick(count)
             count += 1
+
+
+_SECONDS = (3.0, 60.0)
+"""Seconds between two lines of one crop, at least and at most."""
+_SHARE = 0.1
+"""Between these, the pause is this share of the time that the crop has taken so far: ten lines in half a minute, some
+fifty in an hour."""
+
+
+class LineReporter:
+    """Writes a line when a crop starts, waits or ends, and meanwhile every few seconds, more rarely with time."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._crops = CropClock(clock)
+        self._clock = clock
+        self._written_at: dict[Stage, float] = {}
+        self._waiting: set[Stage] = set()
+
+    def update(self, job: Job) -> None:
+        """Write a line for each crop that started, ended, or was not mentioned for a while."""
+        for crop in self._crops.started_now(job):
+            self._written_at[stage_of(crop)] = self._clock()
+            if crop.state is State.RUNNING:
+                download = isinstance(crop, CropDownload)
+                started = f"downloading {format_bytes(crop.bytes_total)}" if download else "started"
+                self.say(f"{job.split.value}/{crop.crop}: {started}")
+        for crop in self._crops.running(job):
+            if self._is_due(crop):
+                self.say(progress_line(job, crop, self._crops))
+        for crop in self._crops.ended_now(job):
+            self.say(end_line(job, crop, self._crops))
+
+    def close(self) -> None:
+        """Do nothing: every line was written at once."""
+
+    def _is_due(self, crop: CropProgress) -> bool:
+        silence = self._clock() - self._written_at[stage_of(crop)]
+        shortest, longest = _SECONDS
+        due = silence >= min(longest, max(shortest, _SHARE * self._crops.seconds(crop)))
+        if crop.waiting_for and stage_of(crop) not in self._waiting:
+            self._waiting.add(stage_of(crop))
+            due = True
+        if due:
+            self._written_at[stage_of(crop)] = self._clock()
+        return due
+
+    def say(self, line: str) -> None:
+        """Write one line."""
+        with suppress(OSError, ValueError):  # a log that is full or closed is no reason to lose a download
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+@contextmanager
+def signs_of_life(text: str) -> Iterator[None]:
+    """Log a warning with `text` and the seconds so far after 3 s, then after 6 s, 12 s and so on, until the block ends.
+
+    Python shows warnings of a logger on stderr unless the program says otherwise. Quick work logs nothing.
+    """
+    ended, began = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        pause = SILENCE_SECONDS
+        while not ended.wait(pause):
+            _log.warning("%s: %.0f s so far", text, time.monotonic() - began)
+            pause = time.monotonic() - began
+
+    threading.Thread(target=say, name="prismcache-signs", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from prismcache.numbers import format_bytes, format_duration, format_rate
 from prismcache.schema import CropDownload, CropProgress, Job, State
-from prismcache.units import format_bytes, format_duration, format_rate
 
 Stage: TypeAlias = tuple[int, bool]
 """A crop's number, and whether it is being downloaded (from a service, which has made it)."""

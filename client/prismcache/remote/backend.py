@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismcache.backend import ReceivedBytes
-from prismcache.cached_info import catalog_of, files_downloaded, files_on_mount, splits_below
+from prismcache.cached_info import catalog_of, files_downloaded, files_on_mount, known_job, splits_below
 from prismcache.config import Settings
+from prismcache.disk import VerifiedFiles
 from prismcache.errors import PrismError, ServiceBusyError, ServiceUnreachableError, UnknownJobError
 from prismcache.remote.api import ServiceApi
 from prismcache.remote.download import Downloader, downloads_of
 from prismcache.remote.http import Connection
 from prismcache.remote.leases import LeaseKeeper, keeper
-from prismcache.remote.offline import known_job
 from prismcache.remote.resolve import GRACE, Resolver
 from prismcache.remote.retry import BRIEF, ONCE, Patience
 from prismcache.schema import (
@@ -31,7 +31,6 @@ from prismcache.schema import (
     VerifyRequest,
     VerifyResult,
 )
-from prismcache.verified import VerifiedFiles
 from prismcache.wishes import Wish, Wishes
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from anyio import to_thread
 from filelock import FileLock, Timeout
 
 from prismcache.backend import ReceivedBytes
-from prismcache.disk import HASH_BYTES, disk_errors, stamp_of
+from prismcache.disk import HASH_BYTES, VerifiedFiles, disk_errors, stamp_of
 from prismcache.errors import (
     CropCorruptError,
     NoSpaceError,
@@ -35,11 +35,10 @@ from prismcache.errors import (
     SourceChangedError,
 )
 from prismcache.layout import parse_file_name
+from prismcache.numbers import format_bytes
 from prismcache.remote.http import Connection, raised_as_ours
 from prismcache.remote.retry import AttemptFailedError, retrying, start_over
 from prismcache.schema import NO_CONTEXT, CropFile, Product
-from prismcache.units import format_bytes
-from prismcache.verified import VerifiedFiles
 
 if TYPE_CHECKING:
     import httpx2

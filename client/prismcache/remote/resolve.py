@@ -20,11 +20,10 @@ from types import UnionType
 from typing import TypeAlias
 
 from prismcache.backend import ReceivedBytes
-from prismcache.disk import StoppedError, patiently, sha256_of, stamp_of
+from prismcache.disk import StoppedError, VerifiedFiles, patiently, sha256_of, stamp_of
 from prismcache.errors import ServiceError, StorageError
 from prismcache.layout import HDF5_SIGNATURE, FileStamp, crop_path, parse_file_name
 from prismcache.schema import CropFile, Product
-from prismcache.verified import VerifiedFiles
 
 GRACE = (0.2, 0.8, 2.0)
 """Seconds between looks for a file that the mount does not show yet: NFS caches for a while that a file was absent."""
@@ -136,21 +135,25 @@ def local_name(file: CropFile) -> PurePosixPath:
     return crop_path(file.split, *parsed)
 
 
-def look(folder: Path, name: PurePosixPath) -> Sight:
-    """See what lies under `name` in `folder`, opening it as a reader would; errors that may pass are waited for."""
+def look(folder: Path, path: Path) -> Sight:
+    """See what lies at `path`, two steps below `folder`, opening it as a reader would.
+
+    A read that fails with an error that may pass is tried again.
+    """
+
+    def see() -> Sight:
+        has_link = path.is_symlink() or path.parent.is_symlink()
+        if has_link and not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
+            return Sight(inside=False)
+        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for a writer
+            return Sight(regular=False)
+        with path.open("rb", buffering=0) as file:
+            signature = file.read(len(HDF5_SIGNATURE))
+            return Sight(stamp_of(os.fstat(file.fileno())), signature=signature == HDF5_SIGNATURE)
+
     with contextlib.suppress(OSError, RuntimeError, StorageError):  # RuntimeError: links in a circle
-        return patiently(lambda: _look(folder, folder / name), folder / name)
+        return patiently(see, path)
     return ABSENT
-
-
-def _look(folder: Path, path: Path) -> Sight:
-    if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
-        return Sight(inside=False)
-    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for a writer
-        return Sight(regular=False)
-    with path.open("rb", buffering=0) as file:
-        signature = file.read(len(HDF5_SIGNATURE))
-        return Sight(stamp_of(os.fstat(file.fileno())), signature=signature == HDF5_SIGNATURE)
 
 
 class Resolver:
@@ -184,7 +187,7 @@ class Resolver:
         self._verified = verified
         self._fetch = fetch
         self._grace = grace
-        self._told = False
+        self._has_warned = False
 
     async def path(self, file: CropFile, report: ReceivedBytes) -> Path:
         """Return the absolute path of `file` on this machine; a download calls `report` with the bytes received.
@@ -199,7 +202,10 @@ class Resolver:
             decision = await self._on_mount(self.mount, name, file)
             if isinstance(decision, Use):
                 return self.mount / name
-            self._tell(self.mount / name, decision)
+            level = logging.DEBUG if self._has_warned else logging.WARNING
+            self._has_warned = True
+            reason = decision.reason
+            _log.log(level, "%s is not the service's file: %s. Downloading it instead.", self.mount / name, reason)
         if not await self.is_downloaded(file):
             await self._fetch(file, self._downloads / name, report)
         return self._downloads / name
@@ -244,34 +250,29 @@ class Resolver:
         found = []
         for file in files:
             with contextlib.suppress(ServiceError):  # a strange name: for `path` to refuse
-                name = local_name(file)
-                if isinstance(self._first_look(folder, name, file)[1], good):
-                    found.append((file, folder / name))
+                path = folder / local_name(file)
+                if isinstance(self._first_look(folder, path, file)[1], good):
+                    found.append((file, path))
         return found
 
-    def _first_look(self, folder: Path, name: PurePosixPath, file: CropFile) -> tuple[Sight, Decision]:
-        sight = look(folder, name)
-        known = None if sight.stamp is None else self._verified.recall(folder / name, sight.stamp)
+    def _first_look(self, folder: Path, path: Path, file: CropFile) -> tuple[Sight, Decision]:
+        sight = look(folder, path)
+        known = None if sight.stamp is None else self._verified.recall(path, sight.stamp)
         return sight, decide(file, sight, known)
 
     def _judge(self, folder: Path, name: PurePosixPath, file: CropFile, stop: Callable[[], bool]) -> Use | Refuse:
-        sight, decision = self._first_look(folder, name, file)
+        path = folder / name
+        sight, decision = self._first_look(folder, path, file)
         if not isinstance(decision, Read):
             return decision
         with contextlib.suppress(OSError, StorageError, StoppedError):
-            sha256 = patiently(lambda: sha256_of(folder / name, stop), folder / name)
-            after = look(folder, name)
+            sha256 = patiently(lambda: sha256_of(path, stop), path)
+            after = look(folder, path)
             if after.stamp is not None and after == sight:
-                self._verified.remember(folder / name, after.stamp, sha256)
+                self._verified.remember(path, after.stamp, sha256)
                 last = decide(file, after, sha256)
                 return last if not isinstance(last, Read) else Refuse("it cannot be checked")
         return Refuse("it changed while it was read, or cannot be read")
-
-    def _tell(self, path: Path, refusal: Refuse) -> None:
-        """Warn once: a wrong PRISMCACHE_ROOT would otherwise download everything without a word."""
-        level = logging.DEBUG if self._told else logging.WARNING
-        self._told = True
-        _log.log(level, "%s is not the service's file: %s. Downloading it instead.", path, refusal.reason)
 
 
 def _may_appear(mount: Path, name: PurePosixPath) -> bool:

@@ -38,6 +38,7 @@ from prismcache.client import PrismClient
 from prismcache.config import Settings
 from prismcache.crop.boxes import Slices3
 from prismcache.errors import RequestError
+from prismcache.numbers import format_shape
 from prismcache.progress.reporter import Progress
 from prismcache.schema import Split
 from prismcache.splits import Splits
@@ -57,7 +58,6 @@ from prismcache.torch.patches import (
 from prismcache.torch.shared_state import Visits
 from prismcache.torch.tensors import as_spatial, as_tensor, exact_to, numpy_dtype, seeded
 from prismcache.torch.training_set import Cache, Demands, Source, TrainingSet, parse_bytes
-from prismcache.units import format_shape
 
 __all__ = ["PrismDataset"]
 

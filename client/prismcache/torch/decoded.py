@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from prismcache.crop import manifest_of
 from prismcache.crop.boxes import Shape3, Slices3, shifted
 from prismcache.disk import disk_errors, stamp_of
 from prismcache.errors import NoSpaceError, StorageError
+from prismcache.layout import manifest_of
+from prismcache.numbers import format_bytes
 from prismcache.torch.hdf5_chunks import CropReader, FilesReader
 from prismcache.torch.memory import MemoryFile
-from prismcache.units import format_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

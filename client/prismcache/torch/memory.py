@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prismcache.errors import MemoryLimitError
-from prismcache.units import format_bytes
+from prismcache.numbers import format_bytes
 
 _SHARE = 0.8  # of the memory that is available
 

@@ -15,14 +15,13 @@ from prismcache.client import PrismClient
 from prismcache.crop.boxes import Shape3, Slices3
 from prismcache.errors import RequestError, UnknownChannelError, error_from_problem
 from prismcache.layout import LABELS, raw_dataset
-from prismcache.progress.reporter import Progress
-from prismcache.progress.signs import signs_of_life
+from prismcache.progress.reporter import Progress, signs_of_life
 from prismcache.schema import Split
 from prismcache.splits import SplitEntry
-from prismcache.torch.arrivals import Follower
 from prismcache.torch.crop_facts import CropFacts, crop_name
 from prismcache.torch.crops import (
     ClientCrops,
+    Follower,
     Reader,
     cached_crops,
     describe,

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from prismcache.disk import (
     TEMPORARY,
+    VerifiedFiles,
     disk_errors,
     share_with_group,
     stamp_of,
@@ -37,7 +38,6 @@ from prismcache.errors import CropCorruptError, StorageError
 from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_file_name
 from prismcache.schema import NO_CONTEXT, CropFile, Product, Split
 from prismcache.splits import Splits
-from prismcache.verified import VerifiedFiles
 from prismcache_service.cache.files import compare, mode_of
 from prismcache_service.cache.making_lock import MakingLocks
 from prismcache_service.cache.places import CropName, Places, named_by

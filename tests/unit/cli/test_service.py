@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from prismcache.cli.app import app
 from prismcache.errors import NoSpaceError, SourceUnreachableError
+from prismcache.numbers import format_bytes
 from prismcache.schema import JobRequest, LeaseRequest, Split
-from prismcache.units import format_bytes
 from tests.support.fake_service import FakeService
 
 

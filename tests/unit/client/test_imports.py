@@ -10,7 +10,7 @@ import pytest
 
 import prismcache
 from prismcache import MissingExtraError, Settings
-from prismcache.loading import load_backend
+from prismcache.backend import load_backend
 
 HEAVY = ("aiobotocore", "asyncio", "h5py", "numcodecs", "numpy", "prismcache_service", "rich", "torch", "typer", "zarr")
 
@@ -70,7 +70,7 @@ def test_a_missing_extra_is_named(error, words, monkeypatch):
     def fail(module: str) -> None:
         raise error
 
-    monkeypatch.setattr("prismcache.loading.import_module", fail)
+    monkeypatch.setattr("prismcache.backend.import_module", fail)
     with pytest.raises(MissingExtraError, match=words) as caught:
         load_backend(Settings.load({}))
     assert caught.value.remedy == 'pip install "prismcache[service]"'

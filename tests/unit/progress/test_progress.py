@@ -10,12 +10,11 @@ from unittest.mock import Mock
 import pytest
 
 from prismcache.errors import NoSpaceError
+from prismcache.numbers import format_bytes, format_duration, format_rate
 from prismcache.progress.bars import BarReporter
-from prismcache.progress.lines import LineReporter
-from prismcache.progress.reporter import CallbackReporter, SignOfLife, make_reporter
+from prismcache.progress.reporter import CallbackReporter, LineReporter, SignOfLife, make_reporter
 from prismcache.progress.text import Total, amount, total_of
 from prismcache.schema import CropDownload, CropProgress, State
-from prismcache.units import format_bytes, format_duration, format_rate
 from tests.support.fake_backend import MB, broken, crop_file, job, queued, ready, running
 
 

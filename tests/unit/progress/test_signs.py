@@ -14,7 +14,7 @@ import pytest
 from prismcache import PrismClient, Split
 from prismcache._testing_files import crop_arrays, write_crop
 from prismcache.adapters import zarr as zarr_adapter
-from prismcache.progress.signs import signs_of_life
+from prismcache.progress.reporter import signs_of_life
 from tests.support.fake_backend import FakeBackend
 
 
@@ -37,7 +37,7 @@ class Heard(logging.Handler):
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
     """What is logged; a person's patience is 10 ms here."""
-    monkeypatch.setattr("prismcache.progress.signs.SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr("prismcache.progress.reporter.SILENCE_SECONDS", 0.01)
     handler = Heard()
     logging.getLogger("prismcache").addHandler(handler)
     yield handler

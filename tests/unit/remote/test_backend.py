@@ -9,6 +9,8 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
+from prismcache.backend import load_backend
+from prismcache.cached_info import known_job
 from prismcache.client.aio import AsyncPrismClient
 from prismcache.config import Settings
 from prismcache.errors import (
@@ -21,9 +23,7 @@ from prismcache.errors import (
     UnknownJobError,
 )
 from prismcache.layout import FileName
-from prismcache.loading import load_backend
 from prismcache.remote import RemoteBackend
-from prismcache.remote.offline import known_job
 from prismcache.remote.retry import Patience
 from prismcache.schema import JobRequest, Split, State
 from tests.support.fake_service import FakeService

@@ -18,7 +18,7 @@ import pytest
 
 from prismcache.backend import ReceivedBytes
 from prismcache.config import Settings
-from prismcache.disk import disk_errors, sha256_of, stamp_of, write_atomically
+from prismcache.disk import VerifiedFiles, disk_errors, sha256_of, stamp_of, write_atomically
 from prismcache.errors import (
     CropCorruptError,
     NoSpaceError,
@@ -35,7 +35,6 @@ from prismcache.remote.download import UNUSED, Downloader, Part, prune
 from prismcache.remote.http import Connection
 from prismcache.remote.retry import Patience
 from prismcache.schema import CropFile, Split
-from prismcache.verified import VerifiedFiles
 from tests.support.fake_service import FakeService
 
 QUICK = Patience(silence=0.3, whole=0.3, base=0.001, cap=0.01)

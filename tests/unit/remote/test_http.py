@@ -28,8 +28,7 @@ from prismcache.errors import (
 )
 from prismcache.progress.reporter import make_reporter
 from prismcache.remote import http as _http
-from prismcache.remote.api import ServiceApi
-from prismcache.remote.events import follow
+from prismcache.remote.api import ServiceApi, follow
 from prismcache.remote.http import Connection, is_loopback, is_near, read_as, request_headers
 from prismcache.remote.retry import ONCE, Patience
 from prismcache.schema import Job, JobEvent, ServiceStatus, VerifyRequest
@@ -366,7 +365,7 @@ def test_a_service_that_goes_away_brings_a_sign_of_life_again(monkeypatch, caplo
 def test_an_ensure_with_a_silent_service_writes_one_line(monkeypatch, caplog, capsys):
     """The connection logs the line; the progress display has one of its own, for embedded use."""
     monkeypatch.setattr(_http, "SIGN_OF_LIFE", 0.01)
-    monkeypatch.setattr("prismcache.client.delivery.make_reporter", partial(make_reporter, silence=0.01))
+    monkeypatch.setattr("prismcache.client.aio.make_reporter", partial(make_reporter, silence=0.01))
     monkeypatch.setattr("prismcache.client.drive.OVERRUN", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = PrismClient(url=f"http://127.0.0.1:{silent.getsockname()[1]}")

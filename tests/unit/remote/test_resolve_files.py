@@ -214,10 +214,10 @@ def test_a_file_that_the_mount_shows_late_is_waited_for(machine, monkeypatch):
     looks = iter(range(10))
     see = resolve.look
 
-    def look(folder, name):
+    def look(folder, path):
         if folder == machine.mount and next(looks) == 1:
             machine.show()
-        return see(folder, name)
+        return see(folder, path)
 
     monkeypatch.setattr(resolve, "look", look)
     assert machine.path(grace=(0.01, 0.01)) == machine.mount / NAME
