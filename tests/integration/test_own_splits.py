@@ -176,6 +176,18 @@ def test_the_openapi_document_names_the_catalogs_splits(service: Service) -> Non
         assert leased.json()["code"] == "unknown_split"
 
 
+def test_a_client_older_than_the_catalog_lists_the_splits_that_it_knows(service: Service, lab: Lab) -> None:
+    with PrismClient(settings=Settings.load({}, url=service.url, root=lab.root)) as client:
+        client.ensure("synapses", 0, progress=False)
+    with service.client() as http:
+        for method, path, of in (("GET", "crops", "crops"), ("GET", "jobs", "jobs"), ("POST", "verify", "results")):
+            body = {} if method == "POST" else None
+            old = http.request(method, f"/v1/{path}", json=body, headers={"User-Agent": "prismcache"}).json()
+            new = http.request(method, f"/v1/{path}", json=body).json()
+            assert {each["split"] for each in old[of]} <= {"instance", "semantic"}
+            assert "synapses" in {each["split"] for each in new[of]}
+
+
 def test_a_synapse_crop_is_a_zarr_hierarchy_without_labels(service: Service, lab: Lab) -> None:
     with PrismClient(settings=Settings.load({}, url=service.url, root=lab.root)) as client, service.client() as http:
         (path,) = client.ensure("synapses", 0, progress=False)

@@ -305,7 +305,8 @@ def _client_errors(url: str) -> Iterator[None]:
 
 def request_headers(settings: Settings) -> dict[str, str]:
     """Return the headers of every request; log a warning for a token that would travel unencrypted."""
-    headers = {"User-Agent": "prismcache", "Accept-Encoding": "identity"}
+    # With the remark, the service lists crops of all splits; older clients, without it, know two and fail at others.
+    headers = {"User-Agent": "prismcache (any split)", "Accept-Encoding": "identity"}
     if settings.token is None:
         return headers
     url = service_url(settings)

@@ -223,12 +223,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self.dtype, self.label_dtype = dtype, label_dtype
         self._with_channels = isinstance(channels, str) or np.ndim(np.asarray(channels)) > 0
         self._prefetch, self._threads = prefetch, threads
-        both = transform is not None or sampler is not None
-        self._raw_out = None if both or raw_transform is not None else numpy_dtype(dtype)
-        self._targets_out = None if both else numpy_dtype(dtype)
-        plain_labels = label_transform is None and label_transform2 is None
-        self._labels_out = None if both or not plain_labels else numpy_dtype(label_dtype)
-        exact = exact_to(label_dtype) if plain_labels else None
+        self._raw_out, self._labels_out, self._targets_out = self._outs()
+        exact = exact_to(label_dtype) if label_transform is None and label_transform2 is None else None
         demands = Demands(self.patch_shape, channels, label_values, exact, str(label_dtype), self._context, products)
         settings = source.settings if isinstance(source, PrismClient) else Settings.load()
         folder = settings.decoded if cache_folder is None else Path(os.path.abspath(cache_folder))
@@ -249,7 +245,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._catalog = settings.catalog
         self.seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
         slots = range(len(self.crops))
-        self._grids = None
+        self._grids: list[Grid] = []
         if sampling == "grid":
             self._grids = [Grid(self._set.drawable(slot), self.patch_shape) for slot in slots]
             self._slots = np.repeat(np.arange(len(slots), dtype=np.int32), [len(grid) for grid in self._grids])
@@ -258,6 +254,15 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._visits = Visits([0] * len(self._slots))
         self._here: Here | None = None
         self._set.ready()
+
+    def _outs(self) -> tuple[np.dtype[Any] | None, np.dtype[Any] | None, np.dtype[Any] | None]:
+        """Return the dtypes of raw, labels and targets as they are read; None where a callable gets the file's dtype."""
+        if self.transform is not None or self.sampler is not None:
+            return None, None, None
+        out = numpy_dtype(self.dtype)
+        changes_labels = self.label_transform is not None or self.label_transform2 is not None
+        labels_out = None if changes_labels else numpy_dtype(self.label_dtype)
+        return None if self.raw_transform is not None else out, labels_out, out
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -366,7 +371,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
     def _patch(self, number: int, visit: int) -> Patch:
         slot = int(self._slots[number])
         random = np.random.default_rng((self.seed, number, visit))
-        if self._grids is not None:
+        if self._grids:
             first = int(np.searchsorted(self._slots, slot))
             return self._read(slot, random, self._grids[slot].box(number - first))
         ready = self._set.ready()

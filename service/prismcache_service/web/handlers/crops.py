@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Response, status
+from fastapi import APIRouter, Body, Query, Request, Response, status
 
 from prismcache.errors import (
     CropInUseError,
@@ -32,6 +32,7 @@ from prismcache_service.web.handlers.dependencies import (
     ReadersOnly,
     Requester,
     SplitPath,
+    readable,
 )
 from prismcache_service.web.logs import audit
 from prismcache_service.web.problems import documented
@@ -49,9 +50,9 @@ Refresh = Annotated[bool, Query(description="Read the bucket again, even if it w
     dependencies=[ReadersOnly],
     tags=["crops"],
 )
-async def catalog(crops: Crops, *, refresh: Refresh = False) -> CropPage:
+async def catalog(request: Request, crops: Crops, *, refresh: Refresh = False) -> CropPage:
     """All published or cached crops, by split and number, each with its cached files."""
-    return CropPage(crops=tuple(await crops.catalog(None, refresh=refresh)))
+    return CropPage(crops=readable(request, await crops.catalog(None, refresh=refresh)))
 
 
 @router.get(
@@ -186,8 +187,8 @@ async def clear_quarantine(crops: Crops, caller: Admin) -> ClearedQuarantine:
     responses=documented(ForbiddenError, CropNotCachedError),
     tags=["operation"],
 )
-async def verify(body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:
+async def verify(request: Request, body: VerifyRequest, crops: Crops, caller: Admin) -> VerifyReport:
     """Read the files and compare them with their manifests, which takes as long as reading all their bytes."""
     named = "all" if body.crops is None else list(body.crops)
     audit("verify", caller.name, split=body.split and body.split.value, crops=named, repair=body.repair)
-    return VerifyReport(results=tuple(await crops.verify(body.split, body.crops, repair=body.repair)))
+    return VerifyReport(results=readable(request, await crops.verify(body.split, body.crops, repair=body.repair)))

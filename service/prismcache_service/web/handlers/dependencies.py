@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -143,6 +144,25 @@ async def _channels(
     ] = None,
 ) -> tuple[int, ...] | None:
     return parse_channels(channels)
+
+
+class _OfSplit(Protocol):
+    @property
+    def split(self) -> Split: ...
+
+
+_T = TypeVar("_T", bound=_OfSplit)
+
+
+def readable(request: Request, items: Iterable[_T]) -> tuple[_T, ...]:
+    """Return `items` without those of splits that the asking program cannot read.
+
+    Clients older than the catalog know two splits and refuse a whole list for one other split. They send "prismcache"
+    as their User-Agent; newer ones send more (`prismcache.remote.http`).
+    """
+    if request.headers.get("user-agent") != "prismcache":
+        return tuple(items)
+    return tuple(item for item in items if item.split in (Split.INSTANCE, Split.SEMANTIC))
 
 
 KnownQuery = Depends(_refuse_unknown_query)

@@ -16,7 +16,7 @@ from prismcache.errors import (
     error_from_problem,
 )
 from prismcache.schema import Job, JobEvent, JobPage, JobRequest, Problem, Split, State
-from prismcache_service.web.handlers.dependencies import Decimal, JobId, Jobs, KnownQuery, Reader, Requester
+from prismcache_service.web.handlers.dependencies import Decimal, JobId, Jobs, KnownQuery, Reader, Requester, readable
 from prismcache_service.web.handlers.lifetime import or_none, until_closing
 from prismcache_service.web.logs import audit
 from prismcache_service.web.problems import documented
@@ -99,6 +99,7 @@ async def submit(
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first", responses=documented(ForbiddenError))
 async def page(
+    request: Request,
     jobs: Jobs,
     caller: Reader,
     *,
@@ -112,7 +113,8 @@ async def page(
 ) -> JobPage:
     """List stored jobs. A job whose crops were all cached already is not stored."""
     name = caller.name if owner == "me" else owner
-    return await jobs.page(states=tuple(state or ()), split=split, owner=name, cursor=cursor, limit=limit)
+    page = await jobs.page(states=tuple(state or ()), split=split, owner=name, cursor=cursor, limit=limit)
+    return page.model_copy(update={"jobs": readable(request, page.jobs)})
 
 
 @router.get(
