@@ -256,7 +256,7 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._set.ready()
 
     def _outs(self) -> tuple[np.dtype[Any] | None, np.dtype[Any] | None, np.dtype[Any] | None]:
-        """Return the dtypes of raw, labels and targets as they are read; None where a callable gets the file's dtype."""
+        """Return the dtypes of raw, labels and targets as they are read; None where a callable gets the file's."""
         if self.transform is not None or self.sampler is not None:
             return None, None, None
         out = numpy_dtype(self.dtype)
