@@ -82,14 +82,14 @@ class RawVoxels:
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         import numpy as np
 
-        parts = key if isinstance(key, tuple) else (key,)
-        at = next((place for place, part in enumerate(parts) if part is Ellipsis), len(parts))
-        before, after = parts[:at], parts[at + 1 :]
-        first, *rest = *before, *[slice(None)] * (self.ndim - len(before) - len(after)), *after
+        index = key if isinstance(key, tuple) else (key,)
+        at = next((place for place, part in enumerate(index) if part is Ellipsis), len(index))
+        before, after = index[:at], index[at + 1 :]
+        first, *inner = [*before, *[slice(None)] * (self.ndim - len(before) - len(after)), *after]
         chosen = np.asarray(self._crop.channels)[first]
         if chosen.ndim == 0:
-            return np.asarray(self._crop.channel(int(chosen))[tuple(rest)])
-        parts = [self._crop.channel(int(channel))[tuple(rest)] for channel in chosen]
+            return np.asarray(self._crop.channel(int(chosen))[tuple(inner)])
+        parts = [self._crop.channel(int(channel))[tuple(inner)] for channel in chosen]
         if not parts:
             raise IndexError("no channel is indexed")
         return np.stack(parts)
