@@ -85,11 +85,11 @@ class RawVoxels:
         index = key if isinstance(key, tuple) else (key,)
         at = next((place for place, part in enumerate(index) if part is Ellipsis), len(index))
         before, after = index[:at], index[at + 1 :]
-        first, *inner = [*before, *[slice(None)] * (self.ndim - len(before) - len(after)), *after]
-        chosen = np.asarray(self._crop.channels)[first]
+        whole: list[Any] = [*before, *[slice(None)] * (self.ndim - len(before) - len(after)), *after]
+        chosen, inner = np.asarray(self._crop.channels)[whole[0]], tuple(whole[1:])
         if chosen.ndim == 0:
-            return np.asarray(self._crop.channel(int(chosen))[tuple(inner)])
-        parts = [self._crop.channel(int(channel))[tuple(inner)] for channel in chosen]
+            return np.asarray(self._crop.channel(int(chosen))[inner])
+        parts = [self._crop.channel(int(channel))[inner] for channel in chosen]
         if not parts:
             raise IndexError("no channel is indexed")
         return np.stack(parts)
