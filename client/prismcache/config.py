@@ -4,11 +4,13 @@ Plain pydantic rather than pydantic-settings, whose import alone takes longer th
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -115,9 +117,21 @@ class Settings(BaseModel):
     @field_validator("url", "s3_endpoint_url", mode="after")
     @classmethod
     def _http_url(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
+        parts = urlsplit(url or "http://lab")
+        if parts.scheme not in {"http", "https"}:
             raise ValueError("must start with http:// or https://")
+        # Reading the port raises ValueError for one that is none.
+        if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment or parts.port == 0:
+            raise ValueError("write scheme, host, port and path alone, as in https://lab.example:8765")
         return url.rstrip("/") if url else None
+
+    @field_validator("token", mode="after")
+    @classmethod
+    def _text_of_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        text = token.get_secret_value().strip() if token else ""  # a file's last line ends with a newline
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise ValueError("a token is one word of ASCII letters and signs")
+        return SecretStr(text) if text else None
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Self:
@@ -131,8 +145,10 @@ class Settings(BaseModel):
         values: dict[str, Any] = {}
         for key, value in (os.environ if environ is None else environ).items():
             name = key.removeprefix(ENV_PREFIX).lower()
-            if key.startswith(ENV_PREFIX) and name in cls.model_fields and value != "":
-                values[name] = value
+            bare = re.sub(r"""^(["'])(.*)\1$""", r"\2", value.strip())  # docker's env files keep quotes
+            # What nearly is a setting is passed on, and refused as an argument of this name is.
+            if key.startswith(ENV_PREFIX) and bare and get_close_matches(name, cls.model_fields, 1, 0.8):
+                values[name] = bare
         values |= {name: value for name, value in arguments.items() if value is not None}
         try:
             return cls(**values)
@@ -146,8 +162,12 @@ def absolute_folder(folder: Path) -> Path:
     Raises
     ------
     ValueError
-        If there is no home folder, or no working folder, that the path could begin with.
+        If there is no home folder, or no working folder, that the path could begin with, or the path is not UTF-8.
     """
+    try:
+        str(folder).encode()  # paths travel in JSON
+    except UnicodeEncodeError:
+        raise ValueError(f"the path {str(folder)!r} is not UTF-8") from None
     try:
         return Path(os.path.abspath(folder.expanduser()))  # not resolve(): a lab's mount point may be a link on purpose
     except RuntimeError:

@@ -95,7 +95,14 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
         ("s3_etag_is_md5", "perhaps"),
         ("url", "lab:8000"),
         ("url", "ftp://lab"),
+        ("url", "http://lab:99999"),
+        ("url", "http://ada:secret@lab"),
+        ("url", "http://lab?x=1"),
         ("s3_endpoint_url", "localhost"),
+        ("s3_endpoint_url", "http://[::1"),
+        ("root", "/data/\udcff"),
+        ("token", "one\r\nX-Two: b"),
+        ("token", "tökén"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_what_to_change(name: str, value: str) -> None:
@@ -115,9 +122,17 @@ def test_a_bad_value_is_not_repeated_where_it_could_be_a_secret() -> None:
     assert "hunter2" not in repr(Settings.load({"PRISMCACHE_TOKEN": "hunter2"}))
 
 
-def test_a_misspelt_argument_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no setting 'wrokers'; did you mean 'workers'"):
-        Settings.load({}, wrokers=3)
+def test_a_misspelt_setting_is_refused() -> None:
+    for environ, arguments in (({}, {"wrokers": 3}), ({"PRISMCACHE_WROKERS": "3"}, {})):
+        with pytest.raises(ConfigError, match="there is no setting 'wrokers'; did you mean 'workers'"):
+            Settings.load(environ, **arguments)
+
+
+def test_spaces_and_quotes_around_a_variable_do_not_count() -> None:
+    """Files of variables that docker reads keep quotes; a token's file ends with a newline."""
+    found = Settings.load({"PRISMCACHE_ROOT": ' "/data/x" ', "PRISMCACHE_S3_BUCKET": "'b'", "PRISMCACHE_WORKERS": " 3"})
+    assert (found.root, found.s3_bucket, found.workers) == (Path("/data/x"), "b", 3)
+    assert Settings.load({}, token="abc\n").token == Settings.load({}, token="abc").token
 
 
 @pytest.mark.parametrize(("given", "meant"), [("~/prism", "prism"), ("$HOME", None), ("a/../b", None)])
