@@ -21,7 +21,7 @@ class ServiceConfig(Settings):
     host, port
         Where the service listens; port 0 takes a free one, and host ``::`` is every address, of IPv4 too.
     public_url
-        What users call the service where a proxy stands in front, such as ``https://lab.example/prism``.
+        The service's URL for users, if a proxy stands in front of it, such as ``https://lab.example/prism``.
     tls_cert, tls_key
         PEM files of the certificate (and of those between it and its authority) and of its private key, by default in
         the same file; with them the service speaks https. They are read again when they are renewed.
@@ -37,12 +37,12 @@ class ServiceConfig(Settings):
     insecure
         Serve without tokens on an address that other machines can reach.
     advertised_root
-        What other machines call the cache folder, where it differs from `root`.
+        The path of the cache folder on other machines, if it differs from `root`.
     cors_origins
         Origins of web pages that may read from the service, such as ``https://viewer.lab:8080``, separated by spaces;
         default: only the service's own.
     max_bytes
-        Limit in bytes on published files and reservations together; None: only the disk is the limit.
+        Limit in bytes on published files and reservations together; None: the disk is the only limit.
     min_free_bytes
         Bytes that are kept free on the file system.
     low_water
@@ -62,7 +62,7 @@ class ServiceConfig(Settings):
     zarr_byte_rate
         Bytes a second of zarr chunks that one token or link may read; chunks do not count as requests.
     keep_jobs_days
-        Finished jobs are forgotten after so many days.
+        Days after which finished jobs are deleted.
     shutdown_seconds
         Seconds that a shutdown may take.
     log_format

@@ -30,7 +30,7 @@ from prismcache_service.crops import adopt
 from prismcache_service.factory import Factory
 from prismcache_service.store import MemoryJobStore
 
-_log = logging.getLogger("prismcache")  # the client's, whose warnings people see
+_log = logging.getLogger("prismcache")  # the client's logger, whose warnings people see
 # Errors that a service logs are exceptions here, so logging them too would show each one twice.
 logging.getLogger("prismcache_service").addHandler(logging.NullHandler())
 
@@ -41,13 +41,7 @@ def create_backend(settings: Settings) -> EmbeddedBackend:
 
 
 class EmbeddedBackend:
-    """A `prismcache.backend.Backend` on a cache folder of this machine.
-
-    Parameters
-    ----------
-    settings
-        Cache folder, bucket and limits.
-    """
+    """A `prismcache.backend.Backend` on a cache folder of this machine."""
 
     def __init__(self, settings: Settings) -> None:
         self._factory = Factory(settings, MemoryJobStore())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from prismcache.config import Settings
 from prismcache.errors import MissingExtraError, PrismError
 from prismcache.schema import Progress, ServiceStatus, Split, State
-from prismcache_service.cache import CropCache, CropName, SingleFlight, check_shown_root
+from prismcache_service.cache import CropCache, CropName, SingleFlight
 from prismcache_service.config import ServiceConfig
 from prismcache_service.crops import (
     Bounds,
@@ -23,18 +23,17 @@ from prismcache_service.crops import (
     CropService,
     EnsureService,
     FaceService,
+    LastUsed,
     LinkService,
     PreviewService,
     SpaceService,
     StoredFile,
-    Terms,
 )
 from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import History, JobLimits, JobService, Observer
-from prismcache_service.kept import LastUsed, steady_now
-from prismcache_service.pipeline.progress import Report
-from prismcache_service.store import JobStore, open_store
+from prismcache_service.pipeline import Report
+from prismcache_service.store import JobStore, open_store, steady_now
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
@@ -76,48 +75,26 @@ class Factory:
         observer: Observer | None = None,
         engine: Engine | None = None,
     ) -> None:
-        observer = observer or Observer()
-        self.settings = settings
-        self.store = store
-        self.cache = CropCache(
-            settings.root,
-            shown_root,
-            timedelta(days=settings.keep_quarantine_days),
-            settings.downloads / ".verified",
-            settings.splits,
-        )
+        self.settings, self.store, self.observer = settings, store, observer or Observer()
+        keep = timedelta(days=settings.keep_quarantine_days)
+        self.cache = CropCache(settings.root, shown_root, keep, settings.downloads / ".verified", settings.splits)
         self.engine = engine or LocalEngine(settings)
         self.catalog = CatalogService(settings, self.cache.threads)
         self.last_used = LastUsed(store)
         self.space = SpaceService(
-            self.cache, bounds or Bounds(), self._protected, self.last_used.all, on_evicted=_evicted(observer)
+            self.cache, bounds or Bounds(), self._protected, self.last_used.all, on_evicted=self._on_evicted
         )
-        # With embedded use, people see the client's log.
-        log = logging.getLogger("prismcache") if bounds is None else _log
-        self.ensure = EnsureService(self.cache, self.engine, None if bounds is None else self._room, log.warning)
+        is_embedded = bounds is None  # the disk is the only bound then, and people see the client's log
+        log = logging.getLogger("prismcache") if is_embedded else _log
+        self.ensure = EnsureService(self.cache, self.engine, None if is_embedded else self._room, log.warning)
         self.jobs = JobService(
-            self.ensure,
-            self.catalog,
-            store,
-            self.last_used,
-            at_once=settings.workers,
-            limits=limits or JobLimits(),
-            observer=observer,
-        )
+            self.ensure, self.catalog, store, self.last_used,
+            at_once=settings.workers, limits=limits or JobLimits(), observer=self.observer,
+        )  # fmt: skip
         self.crops = CropService(
-            self.cache,
-            self.catalog,
-            self.ensure,
-            store,
-            self.space,
-            self.last_used,
-            making=self.jobs.making,
-            terms=Terms(lease_seconds, None if bounds is None else _PATIENCE_S),
-        )
-        self.history = History(store, observer, self._used_bytes)
-        self.previews = PreviewService(self.cache)
-        self.links = LinkService(store)
-        self.faces = FaceService(self.crops.file, self.crops.local_path, self.cache.threads)
+            self.cache, self.catalog, self.ensure, store, self.last_used,
+            making=self.jobs.making, lease_seconds=lease_seconds, patience=None if is_embedded else _PATIENCE_S,
+        )  # fmt: skip
         self._checking = SingleFlight()  # while one check waits for a hanging disk, no other is started
 
     async def aclose(self) -> None:
@@ -126,7 +103,6 @@ class Factory:
         await self.engine.aclose()
         await self._checking.aclose()
         await self.catalog.aclose()
-        await self.faces.aclose()
         await self.crops.aclose()
         await self.cache.aclose()
         with contextlib.suppress(PrismError):
@@ -143,7 +119,7 @@ class Factory:
             jobs_running=jobs[State.RUNNING],
             crops_queued=queued,
             crops_running=running,
-            usage=await self.crops.usage(),
+            usage=await self.space.usage(),
             waiting=self.jobs.waiting(),
         )
 
@@ -160,9 +136,6 @@ class Factory:
         }
         return dict(zip(checks, await asyncio.gather(*map(_finding, checks.values())), strict=True))
 
-    async def _used_bytes(self) -> int:
-        return (await self.crops.usage()).used_bytes
-
     async def _protected(self) -> Collection[tuple[Split, int]]:
         leases = await self.store.leases(steady_now())
         leased = {(lease.split, crop) for lease in leases for crop in lease.crops}
@@ -173,6 +146,63 @@ class Factory:
         size = await self.catalog.file_bytes_bound(name)
         async with self.space.reserved(size, lambda reason: report(Progress(waiting_for=reason))):
             yield
+
+    def _on_evicted(self, file: StoredFile) -> None:
+        _log.info("evicted %s, %d bytes, last used %s", file.name.folder, file.size, file.last_used)
+        self.observer.evicted(1, file.size)
+
+
+class ServiceFactory(Factory):
+    """The services of the web service: those of `Factory`, and links, pictures, zarr faces and figures over time."""
+
+    def __init__(self, config: ServiceConfig, store: JobStore, observer: Observer | None = None) -> None:
+        super().__init__(
+            config,
+            store,
+            bounds=Bounds(config.max_bytes, config.min_free_bytes, config.low_water),
+            limits=JobLimits(config.max_jobs, config.max_jobs_per_owner, config.max_crops_per_job),
+            lease_seconds=config.lease_seconds,
+            shown_root=config.advertised_root,
+            observer=observer,
+            engine=engine_of(config),
+        )
+        self.config = config
+        self.history = History(store, self.observer, self.space.usage)
+        self.previews = PreviewService(self.cache)
+        self.links = LinkService(store)
+        self.faces = FaceService(self.crops.file, self.cache)
+
+    async def start(self) -> None:
+        """Check and sweep the cache folder; errors as those of `open_factory`."""
+        await self.cache.threads.run(self.cache.check_writable)
+        if self.config.advertised_root is not None:
+            await self.cache.threads.run(self.cache.check_shown_root)
+            _log.info("clients get paths below %s for the cache folder %s", self.cache.shown_root, self.cache.root)
+        await self._sweep()
+
+    async def aclose(self) -> None:
+        """Store the figures, close the faces and stop all work; unfinished jobs stay in the store."""
+        with contextlib.suppress(PrismError, TimeoutError):
+            async with asyncio.timeout(_CHECK_S):
+                await self.history.record()
+        await self.faces.aclose()
+        await super().aclose()
+
+    async def tidy_for_ever(self) -> None:
+        """Delete old jobs, and sweep the cache folder, every hour."""
+        # At the start, locks of containers that ended look alive; the second sweep sees that they were not renewed.
+        await asyncio.sleep(_SECOND_SWEEP_S)
+        while True:
+            try:
+                await self.store.forget_jobs(datetime.now(UTC) - timedelta(days=self.config.keep_jobs_days))
+                await self._sweep()
+            except (PrismError, OSError) as error:
+                _log.warning("cleaning up failed; the next try is in %.0f s: %s", _HOUSEKEEPING_S, error)
+            await asyncio.sleep(_HOUSEKEEPING_S)
+
+    async def _sweep(self) -> None:
+        for path in await self.cache.threads.read(self.cache.sweep):
+            _log.info("swept %s", path)
 
 
 async def _finding(check: Awaitable[None]) -> str:
@@ -187,13 +217,8 @@ async def _finding(check: Awaitable[None]) -> str:
     return "ok"
 
 
-async def _sweep(factory: Factory) -> None:
-    for path in await factory.cache.threads.read(factory.cache.sweep):
-        _log.info("swept %s", path)
-
-
 @asynccontextmanager
-async def open_factory(config: ServiceConfig, observer: Observer | None = None) -> AsyncIterator[Factory]:
+async def open_factory(config: ServiceConfig, observer: Observer | None = None) -> AsyncIterator[ServiceFactory]:
     """Open a factory for a service and continue with unfinished jobs; close the factory at the end of the block.
 
     Raises
@@ -205,39 +230,20 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
     """
     store = await open_store(config)
     try:
-        factory = Factory(
-            config,
-            store,
-            bounds=Bounds(config.max_bytes, config.min_free_bytes, config.low_water),
-            limits=JobLimits(config.max_jobs, config.max_jobs_per_owner, config.max_crops_per_job),
-            lease_seconds=config.lease_seconds,
-            shown_root=config.advertised_root,
-            observer=observer,
-            engine=engine_of(config),
-        )
+        factory = ServiceFactory(config, store, observer)
         housekeeping = [asyncio.create_task(factory.catalog.prepare())]
         try:
-            await factory.cache.threads.run(factory.cache.check_writable)
-            if config.advertised_root is not None:
-                await factory.cache.threads.run(check_shown_root, config.root, config.advertised_root)
-                _log.info("clients get paths below %s for the cache folder %s", config.advertised_root, config.root)
-            await _sweep(factory)
+            await factory.start()
             await asyncio.wait(housekeeping, timeout=_PREPARING_S)
             await factory.crops.start()
             await factory.jobs.start()
-            housekeeping += [
-                asyncio.create_task(factory.last_used.flush_for_ever()),
-                asyncio.create_task(factory.history.record_for_ever()),
-                asyncio.create_task(_tidy_for_ever(factory, timedelta(days=config.keep_jobs_days))),
-            ]
+            keeping = (factory.last_used.flush_for_ever, factory.history.record_for_ever, factory.tidy_for_ever)
+            housekeeping += [asyncio.create_task(each()) for each in keeping]
             yield factory
         finally:
             for task in housekeeping:
                 task.cancel()
             await asyncio.gather(*housekeeping, return_exceptions=True)
-            with contextlib.suppress(PrismError, TimeoutError):
-                async with asyncio.timeout(_CHECK_S):
-                    await factory.history.record()
             await factory.aclose()
     finally:
         await store.aclose()
@@ -261,23 +267,3 @@ def engine_of(config: ServiceConfig) -> Engine:
             remedy='Run `pip install "prismcache[dask]"`.',
         ) from None
     return DaskEngine(config, config.dask_scheduler, timeout=config.dask_timeout)
-
-
-async def _tidy_for_ever(factory: Factory, keep_jobs: timedelta) -> None:
-    # At the start, locks of containers that ended look alive; the second sweep sees that they were not renewed.
-    await asyncio.sleep(_SECOND_SWEEP_S)
-    while True:
-        try:
-            await factory.store.forget_jobs(datetime.now(UTC) - keep_jobs)
-            await _sweep(factory)
-        except (PrismError, OSError) as error:
-            _log.warning("cleaning up failed; the next try is in %.0f s: %s", _HOUSEKEEPING_S, error)
-        await asyncio.sleep(_HOUSEKEEPING_S)
-
-
-def _evicted(observer: Observer) -> Callable[[StoredFile], None]:
-    def on_evicted(file: StoredFile) -> None:
-        _log.info("evicted %s, %d bytes, last used %s", file.name.folder, file.size, file.last_used)
-        observer.evicted(1, file.size)
-
-    return on_evicted

@@ -1,4 +1,4 @@
-"""One crop's stages over time: bytes fetched, decoded, deflated and written, CPU and memory, 20 times a second.
+"""One crop over time: bytes fetched and written, CPU and memory, 20 times a second.
 
 The pipeline runs in this process, as it does in a worker. ``python -m tests.bench.stages ENDPOINT`` prints the
 samples as JSON; `plot` draws them.
@@ -17,19 +17,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from prismcache.catalog import published
 from prismcache.config import Settings
-from prismcache.schema import Split
+from prismcache.schema import Progress, Split
 from prismcache_service.cache import CropName
 from prismcache_service.engine.local.engine import WORKER_ENVIRONMENT
 from prismcache_service.pipeline.bucket.s3 import open_s3
-from prismcache_service.pipeline.materialize import Materializer
+from prismcache_service.pipeline.materialize import Materializer, Order
 from prismcache_service.pipeline.system import resident_bytes
 from tests.bench.programs import BENCH_DIR
 
 _SAMPLE_S = 0.05
-STAGES = ("fetched", "decoded", "deflated", "written")
+STAGES = ("fetched", "written")
 
 
 def record(endpoint: str) -> list[dict[str, float]]:
@@ -76,15 +76,21 @@ def _rate(rows: list[dict[str, float]], name: str) -> list[float]:
 
 async def _make(endpoint: str) -> list[dict[str, float]]:
     samples: list[dict[str, float]] = []
+    fetched = [0]
+
+    def report(progress: Progress) -> None:
+        fetched[0] = progress.bytes_done
+
     with tempfile.TemporaryDirectory(dir=BENCH_DIR) as folder, ThreadPoolExecutor(os.cpu_count()) as executor:
         settings = Settings.load({}, s3_endpoint_url=endpoint)
-        ended = threading.Event()
+        target, ended = Path(folder) / "crop.h5", threading.Event()
         async with open_s3(settings, executor) as source:
-            materializer = Materializer(source, settings, executor, 0o644)
-            sampler = threading.Thread(target=_sample, args=(materializer, samples, ended))
+            materializer = Materializer(settings, executor)
+            order = Order(CropName(Split.INSTANCE, 0), published()["instance"], source, target)
+            sampler = threading.Thread(target=_sample, args=(fetched, target, samples, ended))
             sampler.start()
             try:
-                await materializer.make(CropName(Split.INSTANCE, 0), Path(folder) / "crop.h5", lambda _: None)
+                await materializer.make(order, report)
             finally:
                 ended.set()
                 sampler.join()
@@ -92,11 +98,12 @@ async def _make(endpoint: str) -> list[dict[str, float]]:
     return samples
 
 
-def _sample(materializer: Materializer, samples: list[dict[str, float]], ended: threading.Event) -> None:
+def _sample(fetched: list[int], target: Path, samples: list[dict[str, float]], ended: threading.Event) -> None:
     began, cpu = time.perf_counter(), _cpu()
     while True:
-        moved: dict[str, Any] = vars(materializer.moved)
-        samples.append({"time": time.perf_counter() - began, "cpu": _cpu() - cpu, "memory": resident_bytes(), **moved})
+        written = target.stat().st_size if target.exists() else 0
+        found = {"time": time.perf_counter() - began, "cpu": _cpu() - cpu, "memory": resident_bytes()}
+        samples.append({**found, "fetched": fetched[0], "written": written})
         if ended.wait(_SAMPLE_S):
             return
 

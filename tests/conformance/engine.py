@@ -37,7 +37,7 @@ from prismcache.layout import STATE_FOLDER, manifest_path
 from prismcache.schema import CropFile, Problem, Product, Progress, Split
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import MAX_STRIKES, CropTask, Engine
-from prismcache_service.pipeline.progress import Report
+from prismcache_service.pipeline import Report
 from tests.support import products_oracle
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
 from tests.support.faults import FaultProxy, Rule, Stall, Status

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from prismcache.schema import CropFile, CropProgress, JobRequest, Problem, Split, State
-from prismcache_service.kept import LeaseRecord, LinkRecord
+from prismcache_service.store import LeaseRecord, LinkRecord
 from prismcache_service.store.base import Figures, JobRecord, JobStore, MemoryJobStore
 from prismcache_service.store.sql import SqlJobStore
 from prismcache_service.store.tables import metadata

@@ -16,8 +16,7 @@ from sqlalchemy import inspect, text
 
 from prismcache.errors import ConfigError, StorageError, StorageUnwritableError
 from prismcache.schema import CropProgress, JobRequest, Split, State
-from prismcache_service.kept import LeaseRecord
-from prismcache_service.store import migrations
+from prismcache_service.store import LeaseRecord, migrations
 from prismcache_service.store.base import JobRecord
 from prismcache_service.store.database import WRITES, make_engine, parse_url
 from prismcache_service.store.sql import SqlJobStore

@@ -12,10 +12,9 @@ from prismcache.catalog import published
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, CropInfo, CropProgress, Job, JobEvent, JobRequest, Progress, Split, State
 from prismcache_service.cache import CropName
-from prismcache_service.crops import CatalogService, EnsureService
-from prismcache_service.jobs.observer import Observer
+from prismcache_service.crops import CatalogService, EnsureService, LastUsed
+from prismcache_service.jobs.history import Observer
 from prismcache_service.jobs.service import JobLimits, JobService
-from prismcache_service.kept import LastUsed
 from prismcache_service.store.base import JobRecord, MemoryJobStore
 
 DEADLINE = 10.0

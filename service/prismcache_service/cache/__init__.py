@@ -4,7 +4,6 @@ from prismcache_service.cache.cache import CropCache, Found
 from prismcache_service.cache.making_lock import Holder, MakingLocks, Watch
 from prismcache_service.cache.places import FILE_MODE, CropName
 from prismcache_service.cache.quarantine import SetAside
-from prismcache_service.cache.shown_root import check_shown_root
 from prismcache_service.cache.threads import DiskThreads, SingleFlight
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "SetAside",
     "SingleFlight",
     "Watch",
-    "check_shown_root",
 ]

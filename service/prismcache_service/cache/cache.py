@@ -1,9 +1,10 @@
-"""The cache folder: what is published, what is right, what is left over.
+"""The cache folder: which files are published, which of them are right, and which are left over.
 
 A crop is cached when its manifest and its file agree. A hit costs one small JSON and one ``fstat``: equal size and time
-stamps mean that nobody touched the file since its SHA-256 was taken. With other stamps a file is *doubtful*: it is read
-again before anybody gets it. A file that does not agree with its manifest is set aside in ``.prismcache/quarantine``
-and made again. An error of the system says nothing about a file's content: see `files`.
+stamps mean that the file was not touched since its SHA-256 was taken. With other stamps a file is *doubtful*: it is
+read again before it is returned. A file that does not agree with its manifest is set aside in
+``.prismcache/quarantine`` and made again. An error of the system says nothing about a file's content: see
+`prismcache.disk`.
 
 This module imports neither numpy nor h5py, so that a warm `ensure` stays quick.
 """
@@ -38,9 +39,8 @@ from prismcache.errors import CropCorruptError, StorageError
 from prismcache.layout import FileStamp, Manifest, SourceList, covers, parse_file_name
 from prismcache.schema import NO_CONTEXT, CropFile, Product, Split
 from prismcache.splits import Splits
-from prismcache_service.cache.files import compare, mode_of
 from prismcache_service.cache.making_lock import MakingLocks
-from prismcache_service.cache.places import CropName, Places, named_by
+from prismcache_service.cache.places import CropName, Places, mode_of, named_by
 from prismcache_service.cache.quarantine import Quarantine
 from prismcache_service.cache.threads import DiskThreads, SingleFlight
 
@@ -82,14 +82,10 @@ class CropCache(Places):
 
     Plain methods wait for the disk; on an event loop they go through `threads`, as the asynchronous methods do.
 
-    Parameters
-    ----------
-    root, shown_root, splits
-        As for `Places`.
-    keep_quarantine
-        How long what was set aside is kept, if nobody needs the room before.
-    readings
-        Folder of this user, where the result of reading a file again is kept if the cache folder cannot be written.
+    `keep_quarantine` is how long things that were set aside are kept, unless the room is needed before. `readings` is a
+    folder of this user, where the result of reading a file again is kept if the cache folder cannot be written. Methods
+    raise `StorageError` if the system refuses, and as `Splits.entry` and `Places.prepare` do for a split that is
+    unknown or another catalog's.
     """
 
     def __init__(
@@ -115,13 +111,7 @@ class CropCache(Places):
         self.threads.close()
 
     async def find(self, wanted: CropName) -> Found:
-        """Look a crop up, reading doubtful files again, each once however many ask; nothing in `doubtful` is left.
-
-        Raises
-        ------
-        StorageError
-            If a file cannot be read now.
-        """
+        """Look a crop up, reading doubtful files again, each once however many ask; nothing in `doubtful` is left."""
         while (found := await self.threads.run(self.look, wanted)).doubtful:
             await self.read_again(found.doubtful[0])
         return found
@@ -131,15 +121,7 @@ class CropCache(Places):
         return await self._reading_again.run(name, partial(self.threads.read, self.verify, name))
 
     def look(self, wanted: CropName) -> Found:
-        """Look a crop up without reading whole files; `wanted` says which channels the file must have (None: all).
-
-        Raises
-        ------
-        StorageError
-            If a manifest or a file cannot be read now.
-        UnknownSplitError, SplitConflictError
-            If the catalog has no such split, or a file was made for another catalog's.
-        """
+        """Look a crop up without reading whole files; `wanted` says which channels the file must have (None: all)."""
         doubtful, wrong = [], {}
         own = [replace(wanted, channels=None)]  # the file with all channels, and the one with exactly those wanted
         if wanted.channels is not None:
@@ -169,13 +151,7 @@ class CropCache(Places):
                     yield name
 
     def _is_outdated(self, manifest: Manifest) -> bool:
-        """Return whether a product was made from another file of the crop than the cached one.
-
-        Raises
-        ------
-        UnknownSplitError, SplitConflictError
-            If the catalog has no such split, or the file was made for another catalog's.
-        """
+        """Return whether a product was made from another file of the crop than the cached one."""
         if manifest.definition != self.splits.entry(manifest.split).definition:
             raise self.conflict(manifest.split, f"crop {manifest.crop} was made from {manifest.source}")
         if manifest.product is Product.CROP:
@@ -184,13 +160,7 @@ class CropCache(Places):
         return crop is not None and crop.sha256 != manifest.crop_sha256
 
     def files(self, split: Split | None = None) -> tuple[list[CropFile], list[CropName]]:
-        """Return the right files, and the names of those that have to be read again before anybody can tell.
-
-        Raises
-        ------
-        StorageError
-            If a manifest or a file cannot be read now.
-        """
+        """Return the right files, and the names of those that must be read again to know whether they are right."""
         right, doubtful = [], []
         for name in self.names(split):
             manifest = self.manifest(name)
@@ -204,45 +174,35 @@ class CropCache(Places):
         return right, doubtful
 
     def _is_known_right(self, name: CropName, manifest: Manifest) -> bool:
-        """Return whether nobody touched the file since its content was known to be right; False means doubtful.
+        """Return True if the file was not touched since its content was known to be right; False means doubtful.
 
-        Raises
-        ------
-        CropCorruptError
-            If the file is known to be wrong.
+        Raise `CropCorruptError` if the file is known to be wrong.
         """
-        path = self.path(name)
-        stamp = compare(path, manifest, self.shown_path(name), full=False)
+        stamp = self.compare(name, manifest, full=False)
         reading = self._read.get(name)
         if reading is not None and (reading.stamp, reading.wanted) == (stamp, manifest.sha256):
             if reading.reason:
                 raise CropCorruptError(reading.reason)
             return True
         return stamp == manifest.stamp or (
-            self._readings is not None and self._readings.recall(path, stamp) == manifest.sha256
+            self._readings is not None and self._readings.recall(self.path(name), stamp) == manifest.sha256
         )
 
     def verify(self, name: CropName) -> str:
         """Read a whole file, keep the result, and return why it is wrong; empty if it is right.
 
-        A right file is a hit from now on; a wrong one is never a hit again, whatever its stamps.
-
-        Raises
-        ------
-        StorageError
-            If the file cannot be read now.
+        A right file is a hit from now on; a wrong one is never a hit again, even if its stamps agree.
         """
         manifest = self.manifest(name)
         if manifest is None:
             return f"{self.shown_path(name)} has no manifest that can be read {_ADOPT}"
-        path, shown = self.path(name), self.shown_path(name)
         try:
-            stamp = compare(path, manifest, shown, full=False)
+            stamp = self.compare(name, manifest, full=False)
         except CropCorruptError as error:
             return str(error)
         reason = ""
         try:
-            stamp_after = compare(path, manifest, shown, full=True)
+            stamp_after = self.compare(name, manifest, full=True)
         except CropCorruptError as error:
             reason = str(error)
             stamp_after = FileStamp(size=manifest.size, mtime_ns=0, ctime_ns=0)  # no file has it: always doubtful
@@ -251,7 +211,7 @@ class CropCache(Places):
             self._stamp(name, manifest, stamp_after)
         except OSError:  # a reader without write permission
             if self._readings is not None and not reason:
-                self._readings.remember(path, stamp_after, manifest.sha256)
+                self._readings.remember(self.path(name), stamp_after, manifest.sha256)
         return reason
 
     def publish(self, name: CropName, temporary: Path, manifest: Manifest, sources: SourceList, token: str) -> CropFile:
@@ -259,11 +219,6 @@ class CropCache(Places):
 
         The manifest is on the disk, under a temporary name, before the file is renamed: if everything ends between
         the two renames, `sweep` finds it and completes the publication.
-
-        Raises
-        ------
-        StorageError
-            If the disk refuses.
         """
         target, place = self.path(name), self.manifest_path(name)
         pending = temporary_beside(place, token)
@@ -292,17 +247,11 @@ class CropCache(Places):
         write_atomically(path, _json(document), token, durable=True, like=self.root)
 
     def set_aside(self, name: CropName) -> Path | None:
-        """Move what lies in a file's place to the quarantine; return where it is, or None if nothing was there.
-
-        Raises
-        ------
-        StorageError
-            If the system refuses.
-        """
+        """Move what lies in a file's place to the quarantine; return where it is, or None if nothing was there."""
         return self.quarantine.take(self.path(name), name.lock)
 
     def strays(self, split: Split | None = None) -> Iterator[CropName]:
-        """Yield files named like crops that have no readable manifest, and that nobody is making."""
+        """Yield files named like crops that have no readable manifest and are not being made."""
         for each in self.these(split):
             for path in sorted((self.root / each.value).glob("crop_*")):
                 parsed = parse_file_name(path.name)
@@ -314,43 +263,28 @@ class CropCache(Places):
                     yield name
 
     def remove(self, name: CropName) -> None:
-        """Delete a file and its manifest, the manifest first.
-
-        Raises
-        ------
-        StorageError
-            If the system refuses.
-        """
+        """Delete a file and its manifest, the manifest first."""
         self.forget(name)
         path = self.path(name)
         with disk_errors(path, "PRISMCACHE_ROOT"):
             path.unlink(missing_ok=True)
 
     def forget(self, name: CropName) -> None:
-        """Delete the manifest of a file that was set aside and is not made again.
-
-        Raises
-        ------
-        StorageError
-            If the system refuses.
-        """
+        """Delete the manifest of a file that was set aside and is not made again."""
         for path in (self.manifest_path(name), self.sources_path(name)):
             with disk_errors(path, "PRISMCACHE_ROOT"):
                 path.unlink(missing_ok=True)
 
     def sweep(self) -> list[Path]:
-        """Delete the temporary files of processes that ended, completing publications that lacked only the last step.
+        """Delete the temporary files of processes that ended; complete publications that lacked only the last step.
 
-        What has been in the quarantine for long enough goes, too. What cannot be deleted now is left to the next sweep.
+        Old entries of the quarantine are deleted, too. Files that cannot be deleted now are left to the next sweep.
 
-        Returns
-        -------
-        list of Path
-            What was deleted.
+        Return what was deleted.
         """
         swept: list[Path] = []
         with contextlib.suppress(OSError):
-            # Temporary files first, and locks second: whoever makes a temporary file has had a lock before.
+            # Temporary files first, and locks second: a process that makes a temporary file took its lock before.
             left = [path for folder in self.working_folders() for path in folder.glob(f".*{TEMPORARY}")]
             live = self.locks.sweep()
             swept += self._clear([path for path in left if not live & set(path.name.split("."))])
@@ -358,7 +292,7 @@ class CropCache(Places):
         return swept
 
     def discard(self, token: str) -> None:
-        """Delete what a holder of `token` that ended left unfinished, completing what lacked only the last step."""
+        """Delete the unfinished files of an ended holder of `token`; complete a publication that lacked one step."""
         with contextlib.suppress(OSError):  # the sweep comes by later
             pattern = f".*.{token}*{TEMPORARY}"
             self._clear([path for folder in self.working_folders() for path in folder.glob(pattern)])
@@ -382,7 +316,7 @@ class CropCache(Places):
         if self.manifest(name) is not None:
             return False
         try:
-            stamp = compare(self.path(name), manifest, self.shown_path(name), full=True)
+            stamp = self.compare(name, manifest, full=True)
         except CropCorruptError:
             return False
         try:

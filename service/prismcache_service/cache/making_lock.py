@@ -1,8 +1,8 @@
-"""Who is making a crop right now: a lock file, renewed while the work goes on.
+"""The lock of the process that makes a crop: a lock file, renewed while the work goes on.
 
 A making lock saves work and nothing else: two holders at once would both publish right files. A lock is abandoned when
-its process on this machine is gone, or when nobody renewed it for `LIFE_S` of the *watcher's* own monotonic clock.
-Clocks are never compared between machines and flock is not used, so a making lock works on NFS.
+its process on this machine is gone, or when it was not renewed for `LIFE_S` seconds of the *watcher's* own monotonic
+clock. Clocks are never compared between machines and flock is not used, so a making lock works on NFS.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Holder:
     def is_gone(self) -> bool:
         """Return whether the process is known to have ended; False where that cannot be known."""
         if self.machine == _machine():
-            # This process knows its own locks: one that it does not hold is one whose file could not be deleted.
+            # This process knows its own locks: it released one that it does not hold, but could not delete the file.
             is_forgotten = self.pid == os.getpid() and self.token not in _held
             return is_forgotten or _process_start(self.pid) != self.started
         then, now = self.machine.split("/"), _machine().split("/")
-        # Started again since. Containers are left out: those of two machines may have the same host name.
+        # The machine has rebooted since. Containers are left out: those of two machines may have the same host name.
         return then[::2] == now[::2] == [now[0], _FIRST_NAMESPACE] and then[1] != now[1]
 
 
@@ -70,7 +70,7 @@ class Watch:
         self._since: float | None = None
 
     def is_abandoned(self, holder: Holder | None, now: float) -> bool:
-        """Return whether the lock is abandoned; `holder` is what its file says at monotonic time `now` in s."""
+        """Return whether the lock is abandoned; `holder` was read from its file at monotonic time `now` in s."""
         if holder is not None and holder.is_gone():
             return True
         if self._since is None or holder != self.holder:
@@ -81,14 +81,8 @@ class Watch:
 class MakingLocks:
     """The making locks of one cache folder.
 
-    Parameters
-    ----------
-    folder
-        Where the lock files lie.
-    threads
-        Where the asynchronous methods do their work.
-    like
-        Folder whose group permissions new lock files get; default: `folder`.
+    New lock files get the group permissions of the folder `like`. Methods raise `StorageError` if the system refuses,
+    or gives no response.
     """
 
     def __init__(self, folder: Path, threads: DiskThreads | None = None, like: Path | None = None) -> None:
@@ -101,13 +95,7 @@ class MakingLocks:
         self._unwritten: set[str] = set()
 
     def try_acquire(self, name: str, token: str = "") -> str | None:
-        """Return the token of a new lock, or None while somebody else holds it.
-
-        Raises
-        ------
-        StorageError
-            If the folder cannot be written.
-        """
+        """Return the token of a new lock, or None while another process holds the lock."""
         token = token or uuid.uuid4().hex
         path = self._path(name)
         try:
@@ -126,12 +114,12 @@ class MakingLocks:
             try:
                 path.unlink()
             except OSError:
-                self._unwritten.add(name)  # an empty file tells nobody else who holds it
+                self._unwritten.add(name)  # other processes cannot read from an empty file who holds it
             raise storage_error(error, path) from error
         return token
 
     def renew(self, name: str, token: str, renewals: int) -> None:
-        """Show that the holder still lives. Failing is harmless: the lock would only be taken over."""
+        """Show that the holder still lives. A failure is harmless: another process would take the lock over."""
         with self._changing, contextlib.suppress(OSError):
             if self._is_held_by(name, token):
                 write_atomically(self._path(name), _this_process(token, renewals).encode(), token, like=self._like)
@@ -139,7 +127,7 @@ class MakingLocks:
     def release(self, name: str, token: str) -> None:
         """Release the lock if this token still holds it.
 
-        Failing is harmless: this process takes the lock for abandoned at once, others when it is not renewed.
+        A failure is harmless: this process regards the lock as abandoned at once, others when it is not renewed.
         """
         with self._changing, contextlib.suppress(OSError):
             try:
@@ -149,7 +137,7 @@ class MakingLocks:
                 _held.discard(token)
 
     def holder(self, name: str) -> Holder | None:
-        """Return who holds the lock; None if nobody does, or the file cannot be read (yet)."""
+        """Return the holder of the lock; None if the lock is free, or its file cannot be read (yet)."""
         return _read(self._path(name))
 
     def discard(self, name: str, abandoned: Holder | None) -> None:
@@ -157,11 +145,6 @@ class MakingLocks:
 
         Two processes may find one lock abandoned, and the slower must not delete the lock that the quicker made in its
         place. So the file is renamed, looked at again, and put back if it is another one.
-
-        Raises
-        ------
-        StorageError
-            If the system refuses.
         """
         path = self._path(name)
         aside = temporary_beside(path, uuid.uuid4().hex)
@@ -194,13 +177,7 @@ class MakingLocks:
         return live
 
     async def acquire(self, name: str, watch: Watch) -> str | None:
-        """Try once to get a lock, also an abandoned one; return its token, or None after a moment if it is held.
-
-        Raises
-        ------
-        StorageError
-            If the folder cannot be written, or gives no response.
-        """
+        """Try once to get a lock, also an abandoned one; return its token, or None after a moment if it is held."""
         token = uuid.uuid4().hex
         if await self._threads.run(self.try_acquire, name, token, undo=lambda: self.release(name, token)):
             return token

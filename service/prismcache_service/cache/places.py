@@ -1,4 +1,4 @@
-"""Where everything lies in a cache folder, and what its manifests say."""
+"""The paths of the files in a cache folder, and the manifests of the files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import errno
 import itertools
 import os
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -14,10 +16,20 @@ from pathlib import Path, PurePath
 from typing import Self
 
 from prismcache.catalog import published
-from prismcache.disk import disk_errors, patiently, share_with_group, temporary_beside, write_atomically
-from prismcache.errors import SplitConflictError
+from prismcache.disk import (
+    disk_errors,
+    patiently,
+    sha256_of,
+    share_with_group,
+    stamp_of,
+    temporary_beside,
+    write_atomically,
+)
+from prismcache.errors import ConfigError, CropCorruptError, SplitConflictError
 from prismcache.layout import (
+    HDF5_SIGNATURE,
     STATE_FOLDER,
+    FileStamp,
     Manifest,
     claim_path,
     crop_file_name,
@@ -32,6 +44,8 @@ from prismcache.splits import SplitEntry, Splits
 
 FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
+# Not through a link, and without waiting for the other end of a pipe.
+_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Places:
     root
         The folder, absolute.
     shown_root
-        What clients call the folder, where that differs.
+        The clients' path of the folder, if it differs.
     splits
         The catalog's splits; default: the published ones.
     """
@@ -93,13 +107,7 @@ class Places:
         self.quarantine_folder = root / STATE_FOLDER / "quarantine"
 
     def these(self, split: Split | None) -> list[Split]:
-        """Return the split if the catalog has it, or all of the catalog's.
-
-        Raises
-        ------
-        UnknownSplitError
-            If the catalog has no such split.
-        """
+        """Return the split if the catalog has it, or all of the catalog's."""
         return [Split(name) for name in self.splits] if split is None else [Split(self.splits.entry(split).name)]
 
     def shown(self, file: CropFile) -> CropFile:
@@ -123,23 +131,33 @@ class Places:
         return self.root / manifest_path(*astuple(name))
 
     def sources_path(self, name: CropName) -> Path:
-        """Return where the list of the objects is that the file was made of."""
+        """Return the path of the list of the objects that the file was made of."""
         return self.root / sources_path(*astuple(name))
 
     def manifest(self, name: CropName) -> Manifest | None:
-        """Return a file's manifest; None if there is none, it is no manifest, or it is another file's.
-
-        Raises
-        ------
-        StorageError
-            If it cannot be read now.
-        """
+        """Return a file's manifest; None if it does not exist, cannot be parsed, or belongs to another file."""
         path = self.manifest_path(name)
         try:
             manifest = Manifest.model_validate_json(patiently(path.read_bytes, path))
         except (OSError, ValueError):
             return None
         return manifest if named_by(manifest) == name else None
+
+    def compare(self, name: CropName, manifest: Manifest, *, full: bool) -> FileStamp:
+        """Compare a file with its manifest (kind, size, signature; if `full`, SHA-256), and return the file's stamp.
+
+        Raises
+        ------
+        CropCorruptError
+            If the file is not what the manifest says; the message says in what they differ.
+        StorageError
+            If the file cannot be read, which says nothing about its content.
+        """
+        path, shown = self.path(name), self.shown_path(name)
+        try:
+            return patiently(lambda: _compare(path, manifest, shown, full=full), path)
+        except OSError as error:
+            raise CropCorruptError(f"{shown} cannot be opened: {error.strerror}") from None
 
     def names(self, split: Split | None = None, crop: int | None = None) -> Iterator[CropName]:
         """Yield every file that has a manifest, by split, crop and channels."""
@@ -200,14 +218,14 @@ class Places:
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             except BaseException:
                 for path in reversed(made):
-                    with contextlib.suppress(OSError):  # somebody uses it already
+                    with contextlib.suppress(OSError):  # another process uses it already
                         path.rmdir()
                 raise
         if entry.definition:
             self._claim(split, entry)
 
     def _claim(self, split: Split, entry: SplitEntry) -> None:
-        """Note that the folder's files are made from this entry, so that nobody mixes others with them."""
+        """Record that the folder's files are made from this entry, so that no other catalog adds files to them."""
         place = self.root / claim_path(split)
         with disk_errors(place, "PRISMCACHE_ROOT"):
             place.parent.mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
@@ -226,19 +244,42 @@ class Places:
         return SplitConflictError(f"{self.shown_root / split.value} is that of another catalog: {reason}")
 
     def check_writable(self) -> None:
-        """Create the folders and a file.
-
-        Raises
-        ------
-        StorageError
-            If that fails.
-        """
+        """Create the folders and a file."""
         for split in self.splits:
             self.prepare(Split(split))
         probe = temporary_beside(self.locks_folder / "probe", uuid.uuid4().hex)
         with disk_errors(probe, "PRISMCACHE_ROOT"):
             probe.write_bytes(b"")
             probe.unlink(missing_ok=True)  # a sweep may have been quicker
+
+    def check_shown_root(self) -> None:
+        """Refuse a name for the cache folder that is wrong on this machine.
+
+        If this machine has a folder of that name, it must show what lies in the cache folder. If it has none, as in a
+        container, the name cannot be checked here: clients check each path, and download what the path does not show.
+
+        Raises
+        ------
+        ConfigError
+            If the name is relative, or is that of another folder here.
+        StorageError
+            If nothing can be written to the cache folder.
+        """
+        root, shown = self.root, self.shown_root
+        if not shown.is_absolute():
+            raise ConfigError(
+                f"PRISMCACHE_ADVERTISED_ROOT is {str(shown)!r}, which is not an absolute path",
+                remedy="Set the path of the cache folder on the lab's machines, such as /lab/prism.",
+            )
+        if shown == root or not shown.is_dir():
+            return
+        with disk_errors(root, "PRISMCACHE_ROOT"), tempfile.NamedTemporaryFile(dir=root, prefix=".prismcache-") as file:
+            seen = (shown / Path(file.name).name).exists()
+        if not seen:
+            raise ConfigError(
+                f"PRISMCACHE_ADVERTISED_ROOT names {shown}, which is another folder on this machine than {root}",
+                remedy="Set the path of the folder on the lab's machines; without the setting, it is the same path.",
+            )
 
     def disk_usage(self) -> tuple[int, int]:
         """Return the bytes of the file system: in all, and free."""
@@ -259,3 +300,29 @@ class Places:
     @property
     def _state(self) -> Path:
         return self.root / STATE_FOLDER
+
+
+def _compare(path: Path, manifest: Manifest, shown: Path, *, full: bool) -> FileStamp:
+    fd = os.open(path, _READ_FLAGS)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise CropCorruptError(f"{shown} is not a regular file")
+        if status.st_size != manifest.size:
+            raise CropCorruptError(f"{shown} has {status.st_size} bytes, its manifest says {manifest.size}")
+        if manifest.product is not Product.FACTS and os.read(fd, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
+            raise CropCorruptError(f"{shown} does not begin as an HDF5 file")
+        if full and (found := sha256_of(fd)) != manifest.sha256:
+            raise CropCorruptError(f"{shown} has SHA-256 {found}, its manifest says {manifest.sha256}")
+        return stamp_of(status)
+    finally:
+        with contextlib.suppress(OSError):  # a descriptor that was only read from has nothing left to lose
+            os.close(fd)
+
+
+def mode_of(path: Path) -> int | None:
+    """Return the mode of what lies at a path, links not followed; None if nothing is there."""
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None

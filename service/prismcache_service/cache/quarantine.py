@@ -1,4 +1,4 @@
-"""Files that were found wrong in a crop's place, or lay there unknown: kept for a while for somebody to look at."""
+"""Files in the place of a crop that are damaged or unknown: kept for a while, so that a person can look at them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIME = "%Y%m%dT%H%M%SZ"
 
 @dataclass(frozen=True)
 class SetAside:
-    """Something in the quarantine: where, since when, and what it takes in bytes."""
+    """A file or folder in the quarantine: its path, the time since when it is there, and its size in bytes."""
 
     path: Path
     since: datetime
@@ -26,25 +26,16 @@ class SetAside:
 
 
 class Quarantine:
-    """A folder for what was set aside; each name says what it was and since when it is there.
+    """The folder of files that were set aside; each name tells what the file was and since when it is there.
 
-    Parameters
-    ----------
-    folder
-        Where, on the cache folder's file system.
+    The folder lies on the cache folder's file system. Methods raise `StorageError` if the system refuses.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def take(self, path: Path, label: str, now: datetime | None = None) -> Path | None:
-        """Move whatever lies at `path` here; return where it is now, or None if nothing was there.
-
-        Raises
-        ------
-        StorageError
-            If the system refuses.
-        """
+        """Move the file or folder at `path` here; return its new path, or None if nothing was at `path`."""
         refuge = self.folder / f"{label}.{(now or datetime.now(UTC)).strftime(_TIME)}.{uuid.uuid4().hex}"
         try:
             path.rename(refuge)
@@ -55,13 +46,7 @@ class Quarantine:
         return refuge
 
     def entries(self) -> list[SetAside]:
-        """Return all that is here, oldest first.
-
-        Raises
-        ------
-        StorageError
-            If the system refuses.
-        """
+        """Return all entries, oldest first."""
         found = []
         with disk_errors(self.folder, "PRISMCACHE_ROOT"):
             for path in self.folder.glob("*"):
@@ -70,7 +55,7 @@ class Quarantine:
         return sorted(found, key=lambda entry: (entry.since, entry.path.name))
 
     def delete(self, entries: Iterable[SetAside]) -> list[SetAside]:
-        """Delete these for good and return those that are gone. What the system refuses to delete stays."""
+        """Delete entries and return the deleted ones. Entries that the system refuses to delete stay."""
         gone = []
         for entry in entries:
             with contextlib.suppress(OSError):
@@ -79,13 +64,13 @@ class Quarantine:
         return gone
 
     def expire(self, keep: timedelta, now: datetime | None = None) -> list[SetAside]:
-        """Delete what has been here for longer than `keep`."""
+        """Delete the entries that have been here for longer than `keep`."""
         limit = (now or datetime.now(UTC)) - keep
         return self.delete(entry for entry in self.entries() if entry.since < limit)
 
 
 def _since(path: Path) -> datetime:
-    """Return the time in the name, or of the last change for what somebody put here by hand."""
+    """Return the time in the name, or the time of the last change of a file that a person put here."""
     with contextlib.suppress(ValueError, IndexError):
         return datetime.strptime(path.name.split(".")[-2], _TIME).replace(tzinfo=UTC)
     return datetime.fromtimestamp(path.lstat().st_ctime, UTC)

@@ -50,7 +50,7 @@ class DiskThreads:
         seconds
             Deadline; an operation that has begun goes on after it, unobserved.
         undo
-            Called in a thread after an operation that nobody waits for any more, at the deadline or when cancelled.
+            Called in a thread after an operation whose caller has stopped waiting (deadline, or cancelled).
 
         Raises
         ------
@@ -107,13 +107,13 @@ def _abandon(work: Future[T], future: asyncio.Future[T], undo: Callable[[], obje
 
 
 class SingleFlight:
-    """Runs one task for each key at a time: further callers wait for its result; a cancelled one ends nothing."""
+    """Runs one task for each key at a time: further callers wait for it; it goes on when a caller is cancelled."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def run(self, key: Hashable, start: Callable[[], Awaitable[T]]) -> T:
-        """Return what the running task for `key` returns; `start` makes one if there is none."""
+        """Return what the running task for `key` returns; `start` makes the task if none is running."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.ensure_future(_awaited(start))

@@ -6,8 +6,8 @@ from prismcache_service.crops.ensure import EnsureService
 from prismcache_service.crops.faces import FaceService, OpenFace
 from prismcache_service.crops.links import LinkService
 from prismcache_service.crops.previews import PreviewService
-from prismcache_service.crops.service import CropService, Terms
-from prismcache_service.crops.space import Bounds, SpaceService, StoredFile
+from prismcache_service.crops.service import CropService
+from prismcache_service.crops.space import Bounds, LastUsed, SpaceService, StoredFile
 
 __all__ = [
     "Bounds",
@@ -15,11 +15,11 @@ __all__ = [
     "CropService",
     "EnsureService",
     "FaceService",
+    "LastUsed",
     "LinkService",
     "OpenFace",
     "PreviewService",
     "SpaceService",
     "StoredFile",
-    "Terms",
     "adopt",
 ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sys
-from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,22 +12,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from prismcache.disk import sha256_of
-from prismcache.errors import (
-    CropCorruptError,
-    RequestError,
-    SourceError,
-    SplitConflictError,
-    WorkerError,
-    error_from_problem,
-)
+from prismcache.errors import CropCorruptError, RequestError, SourceError, SplitConflictError
 from prismcache.layout import FileStamp, Manifest, SourceList, SourceObject, parse_file_name
-from prismcache.schema import CropFile, Problem, Split
+from prismcache.schema import CropFile, Split
 from prismcache_service.cache import CropCache, CropName, Watch
 from prismcache_service.crops.catalog import CatalogService
+from prismcache_service.engine.programs import run_program
 from prismcache_service.pipeline.bucket.source import fingerprint
 
-FAILED = 3
-"""Exit status that goes with a problem. (1 and 2 are Python's own.)"""
 _COMMAND = (sys.executable, "-m", "prismcache_service.crops.proof")
 _RECIPE = "adopted"
 
@@ -66,22 +56,17 @@ async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unprov
     on_unproven
         Called with a sentence if the bucket cannot be read, so that its fingerprint was not compared.
 
-    Returns
-    -------
-    CropFile
-        The published file; one that is cached already stays as it is.
-
     Raises
     ------
     RequestError
-        If the file is no crop of prismcache's format.
+        If the file is not a crop of prismcache's format.
     UnknownSplitError, SplitConflictError
         If the catalog has no such split, or describes it in another way than the catalog that the file was made with.
     CropCorruptError
         If the file is damaged, or was made from another version of the crop.
     """
     digest = await cache.threads.read(sha256_of, path)
-    proof = await _prove(path)
+    proof = Proof.model_validate_json(await run_program(f"reading {path}", *_COMMAND, str(path)))
     folder = CropName(proof.split, proof.crop).folder
     entry = cache.splits.entry(proof.split)
     if proof.definition != entry.definition:
@@ -114,21 +99,6 @@ async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unprov
             return await cache.threads.run(cache.publish, name, temporary, manifest, sources, token)
         finally:
             await cache.threads.run(lambda: temporary.unlink(missing_ok=True))
-
-
-async def _prove(path: Path) -> Proof:
-    process = await asyncio.create_subprocess_exec(*_COMMAND, str(path), stdout=PIPE, stderr=PIPE)
-    try:
-        output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode == FAILED:
-        raise error_from_problem(Problem.model_validate_json(output))
-    if process.returncode != 0:
-        raise WorkerError(f"reading {path} ended with exit code {process.returncode}: {errors.decode()[-200:]}")
-    return Proof.model_validate_json(output)
 
 
 def _copy(path: Path, target: Path) -> str:

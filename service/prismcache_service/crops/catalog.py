@@ -5,30 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
+from prismcache.catalog import published
 from prismcache.config import Settings
-from prismcache.errors import PrismError, SourceUnreachableError, StorageError
+from prismcache.errors import PrismError, RequestError, SourceUnreachableError, StorageError, UnknownCropError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
-from prismcache.schema import CropInfo, Product, Split
+from prismcache.schema import NO_CONTEXT, CropInfo, CropProgress, JobRequest, Product, Split, State
 from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName, DiskThreads, SingleFlight
-from prismcache_service.crops.source_thread import SourceThread
 from prismcache_service.pipeline import require_service_extra
 
 if TYPE_CHECKING:
+    from prismcache_service.pipeline.bucket.s3 import Sources
     from prismcache_service.pipeline.bucket.source import Source
+
+T = TypeVar("T")
 
 _CHECK_S = 30.0
 _MAX_AGE = timedelta(days=1)  # of a dataset that has not changed since it was published
-_OFFLINE_S = 60.0  # an old catalog counts for so long before a bucket that was unreachable is tried again
+_OFFLINE_S = 60.0  # for which an old catalog is used before an unreachable bucket is tried again
+_REFRESH_S = 60.0  # the bucket is asked for an unknown crop at most this often
+_REFRESH_TIMEOUT_S = 5.0
 _log = logging.getLogger("prismcache")
 
 
@@ -41,20 +49,10 @@ class _Remembered(BaseModel):
 class CatalogService:
     """The published crops of all splits.
 
-    Parameters
-    ----------
-    settings
-        The bucket, the catalog's splits, and the cache folder that stores what was read.
-    threads
-        The cache folder's threads.
-
-    Attributes
-    ----------
-    splits
-        The catalog's splits.
-    failure
-        Why the bucket could not be read when it was last tried; None if it could.
+    `failure` is the error of the last attempt to read the bucket, and None if the attempt succeeded.
     """
+
+    _refreshed_at = float("-inf")  # when an unknown crop was last looked for in the bucket; monotonic, in s
 
     def __init__(self, settings: Settings, threads: DiskThreads) -> None:
         self._threads = threads
@@ -70,12 +68,7 @@ class CatalogService:
         self.failure: PrismError | None = None
 
     async def crops(self, *, refresh: bool = False) -> tuple[CropInfo, ...]:
-        """Return every published crop, ordered by split and id.
-
-        Parameters
-        ----------
-        refresh
-            Read the bucket even if it was read today.
+        """Return every published crop, ordered by split and id; `refresh` reads the bucket even if it was read today.
 
         Without `refresh`, an older catalog is returned with a warning while the bucket cannot be reached, and the crops
         of the other places while only the place of a lab's own splits cannot be read.
@@ -115,18 +108,12 @@ class CatalogService:
         return monotonic() < self._fresh[1]
 
     async def recall(self) -> tuple[CropInfo, ...]:
-        """Return the stored catalog, however old; empty if there is none."""
+        """Return the stored catalog, of any age; empty if none is stored."""
         known = await self._threads.run(self._recall)
         return () if known is None else known.crops
 
     async def file_bytes_bound(self, name: CropName) -> int:
-        """Return an upper bound of the file's bytes; 0 for a crop that is not published.
-
-        Raises
-        ------
-        SourceError
-            If the bucket has to be read and cannot be.
-        """
+        """Return an upper bound of the file's bytes; 0 for a crop that is not published. Raises as `crops`."""
         for refresh in (False, True):
             for info in await self.crops(refresh=refresh):
                 if (info.split, info.crop) == (name.split, name.crop) and info.raw_shape is not None:
@@ -134,13 +121,7 @@ class CatalogService:
         return 0
 
     async def objects(self, split: Split, crop: int) -> tuple[list[SourceObject], str]:
-        """Return the objects of a crop's folder, by key, and the name of the server that listed them.
-
-        Raises
-        ------
-        SourceError
-            If the bucket cannot be read.
-        """
+        """Return the objects of a crop's folder by key, and the server's name; raise `SourceError` if it fails."""
         entry = self.splits.entry(split)
         folder = entry.crop_folder(crop)
 
@@ -150,14 +131,62 @@ class CatalogService:
 
         return await self._source_thread.ask(listing, entry)
 
-    async def check(self) -> None:
-        """List the folders of the first split in the source, at most every half minute.
+    def checked(self, request: JobRequest) -> JobRequest:
+        """Return a request that the catalog allows, without context where files have all of raw: without labels.
 
         Raises
         ------
-        SourceError
-            If the source does not respond.
+        UnknownSplitError, RequestError
+            If the catalog has no such split, or the split no such product.
         """
+        entry = self.splits.entry(request.split)
+        if refusal := entry.refusal(request.product):
+            raise RequestError(refusal)
+        return request if entry.labels else request.model_copy(update={"context": NO_CONTEXT})
+
+    async def crops_of(self, request: JobRequest) -> list[int]:
+        """Return the crops that a request names, each once; all published crops of the split if it names none.
+
+        Raises
+        ------
+        UnknownCropError
+            If the request names none and none is published.
+        SourceError
+            If the request names none and the bucket cannot be read.
+        """
+        if request.crops is not None:
+            return list(dict.fromkeys(request.crops))
+        crops = [info.crop for info in await self.crops() if info.split == request.split]
+        if not crops:
+            raise UnknownCropError(f"no crop of split {request.split.value!r} is published")
+        return crops
+
+    async def fail_unpublished(self, split: Split, found: Sequence[CropProgress]) -> list[CropProgress]:
+        """Return `found`, with every crop marked as failed if the catalog is known and lacks all of them."""
+        missing = {crop.crop for crop in found if not crop.state.is_final}
+        catalog = await self.recall() if missing else ()
+        known = {info.crop for info in catalog if info.split == split}
+        if catalog and missing - known and monotonic() - self._refreshed_at > _REFRESH_S:
+            self._refreshed_at = monotonic()
+            try:
+                async with asyncio.timeout(_REFRESH_TIMEOUT_S):
+                    known = {info.crop for info in await self.crops(refresh=True) if info.split == split}
+            except (PrismError, TimeoutError):
+                catalog = ()  # the crop may have been published since; the job will find out
+        if not catalog or any(crop.state.is_final or crop.crop in known for crop in found):
+            return list(found)
+        there = f"there are crops {', '.join(map(str, sorted(known)))}" if known else "it has no crop"
+        remedy = "`prismcache ls --refresh` or GET /v1/crops?refresh=true lists what is published."
+
+        def failed(crop: CropProgress) -> CropProgress:
+            text = f"crop {crop.crop} of split {split.value!r} is not published: {there}"
+            problem = UnknownCropError(text, remedy=remedy).to_problem()
+            return crop.model_copy(update={"state": State.FAILED, "problem": problem})
+
+        return [failed(crop) for crop in found]
+
+    async def check(self) -> None:
+        """List the first split's folders, at most every half minute; raise `SourceError` if that fails."""
         if monotonic() - self._responded_at > _CHECK_S:
             first = next(iter(self.splits.values()))
             await self._source_thread.ask(lambda source: source.list_folders(first.folder), first)
@@ -198,11 +227,9 @@ class CatalogService:
             _log.warning("some splits are not listed, since their place cannot be read: %s", self.failure)
             self._part = monotonic() + _OFFLINE_S, crops
             return crops
-        # An outage is no property of a crop: such a catalog is not stored.
+        # An outage is not a property of a crop: such a catalog is not stored.
         if not any(crop.problem and crop.problem.code == SourceUnreachableError.code for crop in crops):
-            with contextlib.suppress(
-                StorageError
-            ):  # a folder that cannot be written only means reading the bucket again
+            with contextlib.suppress(StorageError):  # then the bucket is read again next time
                 await self._threads.run(self._remember, crops)
         return crops
 
@@ -210,7 +237,7 @@ class CatalogService:
         """Return the crops of all places that can be read, and the error of one that cannot."""
         require_service_extra()
         # Imported here: the bucket is read once a day, a warm `ensure` runs many times.
-        published = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
+        module = await asyncio.to_thread(import_module, "prismcache_service.pipeline.published")
         places: dict[tuple[tuple[str, object], ...], list[SplitEntry]] = {}
         for entry in self.splits.values():
             places.setdefault(tuple(sorted(entry.place.items())), []).append(entry)
@@ -218,7 +245,7 @@ class CatalogService:
         failures: list[PrismError] = []
         for entries in places.values():
             try:
-                found += await self._source_thread.ask(partial(published.read_published, entries=entries), entries[0])
+                found += await self._source_thread.ask(partial(module.read_published, entries=entries), entries[0])
             except PrismError as error:
                 failures.append(error)
         if len(failures) == len(places):
@@ -237,3 +264,60 @@ def _bytes_bound(info: CropInfo, raw_shape: tuple[int, int, int, int], name: Cro
     shape = [min(n, m + by) for n, m, by in zip(extent, info.labels_shape or extent, reach, strict=True)]
     beside = sum(array.nbytes for array in info.arrays)
     return file_bytes_bound(shape, channels) + (beside * 101 // 100 if name.product is Product.CROP else 0)
+
+
+class SourceThread:
+    """The splits' sources, read in a thread with an event loop of its own, so that the service's loop never waits.
+
+    Importing the SDK takes half a second, opening a client a tenth (botocore reads its models of S3), and parsing a
+    listing of a thousand objects some 30 ms. Sources are opened by the first `ask` and kept until `aclose`; a later
+    `ask` opens others.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._sources: Sources | None = None
+
+    async def ask(self, question: Callable[[Source], Awaitable[T]], entry: SplitEntry | None = None) -> T:
+        """Return what `question` returns of the source of a split, or of the published ones; raise what it raises.
+
+        Cancelling this cancels it. The thread is a daemon, so that no exit waits for a bucket.
+
+        Raises
+        ------
+        MissingExtraError, ConfigError
+            If the source cannot be opened.
+        """
+        require_service_extra()
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="prismcache-source", daemon=True)
+            self._thread.start()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._ask(question, entry), self._loop))
+
+    async def _ask(self, question: Callable[[Source], Awaitable[T]], entry: SplitEntry | None) -> T:
+        if self._sources is None:
+            module = import_module("prismcache_service.pipeline.bucket.s3")
+            self._sources = module.Sources(self._settings, ThreadPoolExecutor(1))
+        return await question(await self._sources.of(entry or published()["instance"]))
+
+    async def aclose(self) -> None:
+        """Cancel all questions, close the sources and end the thread."""
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close(), loop))
+        loop.call_soon_threadsafe(loop.stop)
+        await asyncio.to_thread(self._thread.join)
+        loop.close()
+
+    async def _close(self) -> None:
+        asking = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        sources, self._sources = self._sources, None
+        if sources is not None:
+            await sources.aclose()

@@ -11,7 +11,7 @@ from prismcache.errors import CropNotCachedError, MissingChunksError, PrismError
 from prismcache.schema import CropFile, CropProgress, JobRequest, Product, Progress, State
 from prismcache_service.cache import CropCache, CropName, Found, Watch
 from prismcache_service.engine import CropTask, Engine, Outcome
-from prismcache_service.pipeline.progress import Report
+from prismcache_service.pipeline import Report
 
 Room = Callable[[CropName, Report], AbstractAsyncContextManager[None]]
 
@@ -22,16 +22,8 @@ _OF_A_PRODUCT = {"voxels_done", "voxels_total", "waiting_for"}  # its own figure
 class EnsureService:
     """Gets crops into one cache folder.
 
-    Parameters
-    ----------
-    cache
-        The folder.
-    engine
-        Makes what is not there.
-    room
-        Holds room for a file while it is made; None where the disk is the only bound.
-    on_set_aside
-        Called with a sentence for each damaged or unknown file that was moved out of a crop's place.
+    `room` holds room for a file while it is made; without it the disk is the only bound. `on_set_aside` is called with
+    a sentence for each damaged or unknown file that was moved out of a crop's place.
     """
 
     def __init__(
@@ -61,7 +53,7 @@ class EnsureService:
         return CropProgress(crop=crop, state=State.DONE if found else State.QUEUED, file=found)
 
     async def ensure(self, name: CropName, report: Report, *, strict: bool = False) -> Outcome:
-        """Return a right file of a crop that `find_all` did not find, or the problem of the worker that was to make it.
+        """Return a right file of a crop that `find_all` did not find, or the problem of the worker that had to make it.
 
         The file is looked up once more under the making lock, and then made. For a product, the crop comes first; if
         the crop is removed or made anew while the product is made from it, both are made once more.
@@ -74,11 +66,6 @@ class EnsureService:
             Called with progress if the crop is made here.
         strict
             Refuse a crop with absent chunks, also a cached one.
-
-        Raises
-        ------
-        PrismError
-            If the crop cannot be had.
         """
         if name.product is Product.CROP:
             return await self._ensure_file(name, report, strict=strict)
@@ -117,7 +104,7 @@ class EnsureService:
             return await self._look_or_make(CropTask(name, token, strict, self._cache.splits.entry(name.split)), report)
 
     async def _look_or_make(self, task: CropTask, report: Report) -> Outcome:
-        await self._cache.threads.read(self._cache.sweep)  # which may read a whole file that was all but published
+        await self._cache.threads.read(self._cache.sweep)  # reads files whose publication lacked only the last step
         found = await self._cache.find(task.name)
         if file := _file_of(found, strict=task.strict):
             return file

@@ -6,13 +6,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from prismcache.crop import Crop
 from prismcache.crop.zarr_store import FaceMapping, Found
 from prismcache.errors import PrismError
 from prismcache.schema import CropFile, Product, Split
-from prismcache_service.cache import CropName, DiskThreads, SingleFlight
+from prismcache_service.cache import CropCache, CropName, SingleFlight
 
 _MAX_OPEN = 32  # files; each costs a descriptor and 16 bytes a chunk
 _RECHECK_S = 1.0  # how long an open face is served without a look at the cache
@@ -42,32 +41,17 @@ class OpenFace:
 
 
 class FaceService:
-    """The zarr faces of a cache folder's crops.
+    """The zarr faces of a cache folder's crops; `find` returns a file that serves a name (`CropService.file`)."""
 
-    Parameters
-    ----------
-    find
-        Returns a file that serves this name, or raises `CropNotCachedError`.
-    local_path
-        Returns where this machine has a file.
-    threads
-        Those of the cache folder, which alone wait for its disk.
-    """
-
-    def __init__(
-        self,
-        find: Callable[[CropName], Awaitable[CropFile]],
-        local_path: Callable[[CropFile], Path],
-        threads: DiskThreads,
-    ) -> None:
-        self._find, self._local_path, self._threads = find, local_path, threads
+    def __init__(self, find: Callable[[CropName], Awaitable[CropFile]], cache: CropCache) -> None:
+        self._find, self._cache, self._threads = find, cache, cache.threads
         self._open: OrderedDict[tuple[Split, int], OpenFace] = OrderedDict()
         self._looks = SingleFlight()
 
     async def face(self, split: Split, crop: int) -> OpenFace:
         """Return the face of the file with all channels.
 
-        A published file never changes, so an open one stays right; but one that was evicted is no longer served.
+        A published file never changes, so an open file stays right; but an evicted file is no longer served.
 
         Raises
         ------
@@ -101,7 +85,7 @@ class FaceService:
         file = await self._find(CropName(split, crop))
         facts = await self._facts_of(split, crop)
         if known is None or (known.file.sha256, known.facts) != (file.sha256, facts):
-            opened = Crop(self._local_path(file))
+            opened = Crop(self._cache.local_path(file))
             known = OpenFace(file, await self._threads.run(FaceMapping, opened), opened, facts, 0.0)
         known.checked = time.monotonic()
         self._open[split, crop] = known

@@ -1,4 +1,4 @@
-"""Capability links: who has one may read one crop without a token, until the link expires or is revoked.
+"""Capability links: with a link, one crop can be read without a token, until the link expires or is revoked.
 
 A capability is ``prism_``, a public id of 64 bits and a secret of 256 bits. The store keeps the SHA-256 of the whole:
 the secret is random, so a plain hash is enough. The prefix makes the log hide a capability wherever it turns up.
@@ -12,11 +12,10 @@ import re
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 from prismcache.errors import ServiceBusyError, UnknownLinkError
 from prismcache.links import LinkRequest
-from prismcache_service.kept import LinkRecord
+from prismcache_service.store import JobStore, LinkRecord
 
 MAX_LINKS = 1000  # valid ones of one owner
 _FORM = re.compile(r"prism_([0-9a-f]{16})[A-Za-z0-9_-]{43}", re.ASCII)
@@ -25,33 +24,15 @@ _NO_DIGEST = "0" * 64
 _MAX_KNOWN = 10_000
 
 
-class LinkStore(Protocol):
-    """Keeps links; its methods raise `StorageError`."""
-
-    async def put_link(self, link: LinkRecord) -> None: ...
-
-    async def link(self, link_id: str) -> LinkRecord | None: ...
-
-    async def links(self, now: datetime) -> list[LinkRecord]: ...
-
-    async def drop_link(self, link_id: str) -> bool: ...
-
-
 class LinkService:
-    """Makes, lists, checks and revokes links.
+    """Makes, lists, checks and revokes links."""
 
-    Parameters
-    ----------
-    store
-        Keeps the links.
-    """
-
-    def __init__(self, store: LinkStore) -> None:
+    def __init__(self, store: JobStore) -> None:
         self._store = store
         self._known: dict[str, tuple[LinkRecord, float]] = {}  # by id, with the monotonic time of the last look
 
     async def make(self, request: LinkRequest, owner: str) -> tuple[LinkRecord, str]:
-        """Return a new link and its capability, which is kept nowhere.
+        """Return a new link and its capability, which is not stored.
 
         Raises
         ------
@@ -83,12 +64,9 @@ class LinkService:
         return sorted(found, key=lambda link: (link.created_at, link.id), reverse=True)
 
     async def revoke(self, link_id: str, owner: str | None) -> LinkRecord:
-        """Delete a link of one owner, or of anybody (None), and return it. It is refused from then on.
+        """Delete a link of one owner, or of any owner (None), and return it. The link is refused from then on.
 
-        Raises
-        ------
-        UnknownLinkError
-            If there is no such link of this owner.
+        Raise `UnknownLinkError` if this owner has no such link.
         """
         link = await self._store.link(link_id)
         if link is None or owner not in {None, link.owner} or not await self._store.drop_link(link_id):

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
-from asyncio.subprocess import PIPE
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prismcache.errors import CropNotCachedError, ServiceBusyError, WorkerError, error_from_problem
-from prismcache.schema import CropFile, Problem, Split
+from prismcache.errors import CropNotCachedError, ServiceBusyError
+from prismcache.schema import CropFile, Split
 from prismcache_service.cache import CropCache, CropName
+from prismcache_service.engine.programs import run_program
 
 COMMAND = (sys.executable, "-m", "prismcache_service.engine.local.preview")
 
-_FAILED = 3  # `engine.preview.FAILED`; importing it would bring numpy and h5py into this process
 _KEPT = 64  # pictures, of at most 0.8 MB
 _WAITING = 32  # requests that may wait for their picture
 _DRAWING_S = 20.0
-_LAST_WORDS = 200  # characters of a crash that an error may quote
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture and its etag, which changes with what it shows; no picture for a client that has it already."""
+    """A picture and its etag, which changes with the content; the picture is None for a client that has it already."""
 
     etag: str
     png: bytes | None
@@ -34,12 +31,8 @@ class Preview:
 class PreviewService:
     """Draws pictures of the cached crops of one folder.
 
-    Parameters
-    ----------
-    cache
-        The folder.
-    command
-        The program that draws one: it is given a file and a channel, and writes what `engine.local.preview` writes.
+    `command` is the program that draws a picture: it is given a file and a channel, and writes what
+    `engine.local.preview` writes.
     """
 
     def __init__(self, cache: CropCache, command: Sequence[str] = COMMAND) -> None:
@@ -83,7 +76,8 @@ class PreviewService:
             async with self._turn:
                 if etag in self._pictures:  # drawn for another request meanwhile
                     return
-                png = await self._draw(file, channel)
+                command = (*self._command, str(self._cache.local_path(file)), str(channel))
+                png = await run_program(f"drawing {file.path}", *command, seconds=_DRAWING_S)
                 if (await self._find(file.split, file.crop, channel)).sha256 != file.sha256:
                     raise CropNotCachedError(f"{file.path} was replaced while it was drawn")
                 self._pictures[etag] = png
@@ -91,25 +85,3 @@ class PreviewService:
             self._waiting -= 1
         while len(self._pictures) > _KEPT:
             self._pictures.popitem(last=False)
-
-    async def _draw(self, file: CropFile, channel: int) -> bytes:
-        process = await asyncio.create_subprocess_exec(
-            *self._command, str(self._cache.local_path(file)), str(channel),
-            stdout=PIPE, stderr=PIPE, start_new_session=True,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(_DRAWING_S):
-                output, words = await process.communicate()
-        except TimeoutError:
-            raise WorkerError(f"drawing {file.path} took longer than {_DRAWING_S:g} s") from None
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode == _FAILED:
-            raise error_from_problem(Problem.model_validate_json(output))
-        if process.returncode != 0:
-            said = words.decode(errors="replace").strip()[-_LAST_WORDS:]
-            raise WorkerError(f"drawing {file.path} ended with exit code {process.returncode}: {said}")
-        return output

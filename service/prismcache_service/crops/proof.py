@@ -1,7 +1,7 @@
-"""Read a whole file of a crop, and say what it holds, or what is wrong with it.
+"""Read a whole file of a crop, and write what it holds, or what is wrong with it.
 
-``python -m prismcache_service.crops.proof FILE`` writes a `Proof` to standard output; with status `FAILED` it
-writes a `Problem` instead. It is a process of its own, because a damaged file can crash HDF5.
+``python -m prismcache_service.crops.proof FILE`` writes a `Proof` to standard output, or a problem: see
+`engine.programs`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from prismcache.crop import Crop
-from prismcache.errors import CropCorruptError, PrismError, RequestError
+from prismcache.errors import CropCorruptError, RequestError
 from prismcache.layout import FORMAT_VERSION
-from prismcache_service.crops.adoption import FAILED, Proof
+from prismcache_service.crops.adoption import Proof
+from prismcache_service.engine.programs import end_program
 
 _SLAB = 16  # voxels along Z: one row of chunks
 
@@ -21,17 +22,12 @@ _SLAB = 16  # voxels along Z: one row of chunks
 def prove(path: str) -> Proof:
     """Read the whole file.
 
-    Parameters
-    ----------
-    path
-        A file in prismcache's format.
-
     Raises
     ------
     CropCorruptError
         If a chunk does not match its checksum, or a label has no original id.
     RequestError
-        If the file is no crop without context of a known format.
+        If the file is not a crop without context of a known format.
     """
     with Crop(path) as crop:
         provenance, split = crop.provenance, crop.split
@@ -66,17 +62,13 @@ def _slabs(dataset: Any) -> Iterator[Any]:
         yield dataset[z : z + _SLAB]
 
 
-def main() -> None:
-    """Entry point of the process."""
+def _prove_or_advise() -> bytes:
     try:
-        result, status = prove(sys.argv[1]).model_dump_json(), 0
-    except PrismError as error:
-        if isinstance(error, CropCorruptError):
-            error.remedy = "Leave the file; `prismcache ensure` makes the crop from the bucket."
-        result, status = error.to_problem().model_dump_json(), FAILED
-    print(result, flush=True)  # noqa: T201 - the result
-    raise SystemExit(status)
+        return prove(sys.argv[1]).model_dump_json().encode()
+    except CropCorruptError as error:
+        error.remedy = "Leave the file; `prismcache ensure` makes the crop from the bucket."
+        raise
 
 
 if __name__ == "__main__":
-    main()
+    end_program(_prove_or_advise)

@@ -1,11 +1,11 @@
-"""Crops that are there: catalog, files, verification, removal, pins and retention leases."""
+"""The crops of a cache folder: catalog, files, verification, removal, pins and retention leases."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -32,52 +32,23 @@ from prismcache.schema import (
     Problem,
     Product,
     Split,
-    Usage,
     Verdict,
     VerifyResult,
 )
 from prismcache_service.cache import CropCache, CropName, SingleFlight
 from prismcache_service.crops.catalog import CatalogService
 from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.space import SpaceService
-from prismcache_service.kept import CropKey, LastUsed, LeaseRecord, PinsAndLeases, steady_now
+from prismcache_service.crops.space import LastUsed
+from prismcache_service.store import CropKey, JobStore, LeaseRecord, steady_now
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What clients may count on, in s.
-
-    Attributes
-    ----------
-    lease_seconds
-        Life of a retention lease.
-    patience
-        How long the catalog and a download wait for files to be read again (None: without end).
-    """
-
-    lease_seconds: float = 300.0
-    patience: float | None = None
 
 
 class CropService:
     """The cached crops of one folder.
 
-    Parameters
-    ----------
-    cache, catalog, ensure, store, space, last_used
-        The folder, what is published, what makes a crop again, what keeps pins and retention leases, how full the
-        folder is, and when crops were used.
-    making
-        Returns the crops that unfinished jobs lack.
-    terms
-        Life of a retention lease, and how long a request may take.
-
-    Attributes
-    ----------
-    threads
-        The cache folder's threads, for what a request reads from a file.
+    `making` returns the crops that unfinished jobs lack. `lease_seconds` is the life of a retention lease, `patience`
+    the time in s that the catalog and a download wait for files to be read again (None: without end).
     """
 
     def __init__(
@@ -85,20 +56,19 @@ class CropService:
         cache: CropCache,
         catalog: CatalogService,
         ensure: EnsureService,
-        store: PinsAndLeases,
-        space: SpaceService,
+        store: JobStore,
         last_used: LastUsed,
         *,
         making: Callable[[], Collection[CropKey]] = tuple,
-        terms: Terms | None = None,
+        lease_seconds: float = 300.0,
+        patience: float | None = None,
     ) -> None:
         self._cache, self._catalog, self._ensure = cache, catalog, ensure
         self.threads = cache.threads
-        self._store, self._space, self._last_used = store, space, last_used
+        self._store, self._last_used = store, last_used
         self._making = making
-        terms = terms or Terms()
-        self._lease_life = timedelta(seconds=terms.lease_seconds)
-        self._patience = terms.patience
+        self._lease_life = timedelta(seconds=lease_seconds)
+        self._patience = patience
         self._verifying = SingleFlight()
 
     async def start(self) -> None:
@@ -112,7 +82,7 @@ class CropService:
         await self._verifying.aclose()
 
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
-        """Return every published or cached crop, by split and id; an unreachable source is no error."""
+        """Return every published or cached crop, by split and id; an unreachable source is not an error."""
         try:
             published = await self._catalog.crops(refresh=refresh)
         except (SourceError, MissingExtraError):
@@ -122,25 +92,31 @@ class CropService:
         for key in cached.keys() - known.keys():
             known[key] = CropInfo(split=key[0], crop=key[1])
         splits = self._cache.splits
-        extras, making = await self._extras(), self._making()
+        pins, leases, used = await self._store.pins(), await self._leased(), await self._last_used.all()
+        making = self._making()
 
         def with_files(key: CropKey) -> CropInfo:
             files = tuple(cached.get(key, ()))
             state = cache_state(files, is_making=key in making)
             entry = splits[key[0]]
-            of_split = {
+            update = {
+                "state": state,
+                "files": files,
                 "has_labels": bool(entry.labels),
                 "classes": entry.classes,
                 "products": tuple(map(Product, entry.products)),
                 "expansion": entry.expansion,
                 "same_tissue": splits.same_tissue(*key),
+                "pinned": key in pins,
+                "leases": leases.count(key),
+                "last_used_at": used.get(key),
             }
-            return known[key].model_copy(update={"state": state, "files": files, **of_split, **extras.of(key)})
+            return known[key].model_copy(update=update)
 
         return [with_files(key) for key in sorted(known)]
 
     async def describe(self, split: Split, crop: int) -> CropInfo:
-        """Return one crop; the source is asked again if the crop is not known.
+        """Return one crop; the source is read again if the crop is not known.
 
         Raises
         ------
@@ -189,8 +165,8 @@ class CropService:
     ) -> list[VerifyResult]:
         """Read files again and compare them with their manifests; `repair` sets bad ones aside and makes them again.
 
-        The same request joins one that is under way, and one that is cancelled goes on: a client whose patience ended
-        asks again and gets the results of the first reading.
+        A request that is equal to a running one joins it, and a cancelled one goes on: a client whose time ran out
+        sends its request again and gets the results of the first reading.
 
         Raises
         ------
@@ -247,11 +223,11 @@ class CropService:
         CropInUseError
             If one of them is pinned or leased; then nothing is deleted.
         """
-        extras = await self._extras()
+        in_use = {*await self._store.pins(), *await self._leased()}
         found = await self._cache.threads.run(lambda: list(self._cache.names(split)))
         names = [name for name in found if crops is None or name.crop in crops]
         for name in names:
-            if extras.in_use((split, name.crop)):
+            if (split, name.crop) in in_use:
                 raise CropInUseError(f"crop {split.value}/{name.crop} is pinned or leased")
         return await self._cache.threads.run(self._remove, names)
 
@@ -305,14 +281,10 @@ class CropService:
         return self._lease_of(record)
 
     async def release(self, lease_id: str, owner: str = "") -> None:
-        """End a retention lease; one that has ended already is no error."""
+        """End a retention lease; an ended or unknown lease is not an error."""
         known = await self._store.lease(lease_id)
         if known is not None and known.owner == owner:
             await self._store.drop_lease(lease_id)
-
-    async def usage(self) -> Usage:
-        """Return how full the cache folder is."""
-        return await self._space.usage()
 
     def _expiry(self) -> datetime:
         return steady_now() + self._lease_life
@@ -320,9 +292,9 @@ class CropService:
     def _lease_of(self, record: LeaseRecord) -> Lease:
         return Lease(id=record.id, split=record.split, crops=record.crops, seconds=self._lease_life.total_seconds())
 
-    async def _extras(self) -> _Extras:
-        leases = [(r.split, crop) for r in await self._store.leases(steady_now()) for crop in r.crops]
-        return _Extras(await self._store.pins(), leases, dict(await self._last_used.all()))
+    async def _leased(self) -> list[CropKey]:
+        """Return the leased crops, each as often as it is leased."""
+        return [(lease.split, crop) for lease in await self._store.leases(steady_now()) for crop in lease.crops]
 
     async def _cached(self, split: Split | None) -> dict[CropKey, list[CropFile]]:
         """Return the files that are right. A doubtful one is read again, and missing here until that is done."""
@@ -349,20 +321,3 @@ class CropService:
             if manifest is not None:
                 removed.append(self._cache.describe(name, manifest))
         return removed
-
-
-class _Extras:
-    """What is kept of crops: pins, retention leases (one entry for each), and when they were last used."""
-
-    def __init__(self, pins: set[CropKey], leases: list[CropKey], last_used: dict[CropKey, datetime]) -> None:
-        self._pins, self._leases, self._last_used = pins, leases, last_used
-
-    def of(self, crop: CropKey) -> dict[str, object]:
-        return {
-            "pinned": crop in self._pins,
-            "leases": self._leases.count(crop),
-            "last_used_at": self._last_used.get(crop),
-        }
-
-    def in_use(self, crop: CropKey) -> bool:
-        return crop in self._pins or crop in self._leases

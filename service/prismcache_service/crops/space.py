@@ -1,4 +1,4 @@
-"""Room in the cache folder: promised before a fetch begins, made by evicting what was not used for longest.
+"""Room in the cache folder: reserved before a fetch begins, and made by evicting the crops least recently used.
 
 At every moment published files, quarantine and promises together stay within `max_bytes`, and the promises fit the file
 system's free space less `min_free_bytes`. The quarantine goes before any crop does. Pinned and leased crops, and those
@@ -8,21 +8,24 @@ of unfinished jobs, are never evicted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from prismcache.errors import NoSpaceError, QuotaExceededError
+from prismcache.errors import NoSpaceError, PrismError, QuotaExceededError
 from prismcache.schema import Split, Usage
 from prismcache_service.cache import CropCache, CropName, SetAside
+from prismcache_service.store import CropKey, JobStore
 
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _SHOWN = 5  # names of crops in a message
 _USAGE_S = 3.0  # that a status waits for the disk
+_FLUSH_S = 5.0
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -59,7 +62,7 @@ class Room:
         return max(for_disk, for_quota)
 
     def waited_for(self, size: int, kept: Sequence[StoredFile]) -> str:
-        """Return the room that a crop waits for, and who holds it: crops in the making, and files that must stay."""
+        """Return a text about the room that a crop waits for, and what takes it: reservations and files that stay."""
         names = sorted({f"{file.name.split}/{file.name.crop}" for file in kept})
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         held = f"; pinned, leased or wanted by jobs: {', '.join(names[:_SHOWN])}{more}" if names else ""
@@ -70,7 +73,7 @@ class Room:
 
 
 def choose_victims(
-    files: Sequence[StoredFile], protected: Collection[tuple[Split, int]], lacking: int, spare: int
+    files: Sequence[StoredFile], protected: Collection[CropKey], lacking: int, spare: int
 ) -> list[StoredFile]:
     """Return the files to evict, least recently used first; empty if all that may go would not be enough.
 
@@ -105,7 +108,7 @@ class Clearing:
 def plan_clearing(
     aside: Sequence[SetAside],
     files: Sequence[StoredFile],
-    protected: Collection[tuple[Split, int]],
+    protected: Collection[CropKey],
     lacking: int,
     spare: int,
 ) -> Clearing | None:
@@ -130,28 +133,16 @@ def plan_clearing(
 class SpaceService:
     """Promises room and makes it.
 
-    Parameters
-    ----------
-    cache
-        The folder.
-    bounds
-        What it may take.
-    protected
-        Returns the crops that must not be evicted now.
-    last_used
-        Returns when crops were last used.
-    on_evicted
-        Called with each evicted file.
-    patience
-        Seconds to wait for room that others hold, before it is an error.
+    `protected` returns the crops that must not be evicted now, `last_used` when crops were last used. `on_evicted` is
+    called with each evicted file. Waiting for room that others hold ends after `patience` seconds.
     """
 
     def __init__(
         self,
         cache: CropCache,
         bounds: Bounds,
-        protected: Callable[[], Awaitable[Collection[tuple[Split, int]]]],
-        last_used: Callable[[], Awaitable[Mapping[tuple[Split, int], datetime]]],
+        protected: Callable[[], Awaitable[Collection[CropKey]]],
+        last_used: Callable[[], Awaitable[Mapping[CropKey, datetime]]],
         *,
         on_evicted: Callable[[StoredFile], None],
         patience: float = 600.0,
@@ -166,12 +157,12 @@ class SpaceService:
     async def reserved(self, size: int, on_wait: Callable[[str], None] = lambda _: None) -> AsyncIterator[None]:
         """Hold room for `size` bytes during the block, evicting and waiting as needed.
 
-        `on_wait` is called with what is waited for, and who holds it, whenever that has changed.
+        `on_wait` is called with the text of `Room.waited_for` when the text has changed.
 
         Raises
         ------
         QuotaExceededError
-            If it could never fit.
+            If the crop could never fit.
         NoSpaceError
             If no room came free in time.
         """
@@ -188,7 +179,7 @@ class SpaceService:
         told = ""
         try:
             async with asyncio.timeout(self._patience):
-                # Room also comes from leases that run out and files that others delete, of which nobody tells.
+                # Room also comes from leases that expire and from files that others delete; neither sends a signal.
                 while reason := await self._try_reserve(size):
                     if reason != told:
                         on_wait(reason)
@@ -221,13 +212,7 @@ class SpaceService:
             return ""
 
     async def usage(self) -> Usage:
-        """Return how full the folder is.
-
-        Raises
-        ------
-        StorageError
-            If the folder gives no response within a few seconds.
-        """
+        """Return how full the folder is."""
         total, _ = await self._cache.threads.run(self._cache.disk_usage, seconds=_USAGE_S)
         files, aside, room = await self._look()
         set_aside = sum(entry.size for entry in aside)
@@ -256,3 +241,40 @@ class SpaceService:
         used = await self._last_used()
         sizes = await self._cache.threads.run(self._cache.sizes)
         return [StoredFile(name, size, used.get((name.split, name.crop), _NEVER)) for name, size in sizes]
+
+
+class LastUsed:
+    """Times of last use, in front of a store.
+
+    A stop of the service loses the last few seconds, which only blurs the order of eviction.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._fresh: dict[CropKey, datetime] = {}
+
+    def note(self, split: Split, crops: Iterable[int]) -> None:
+        """Note that crops are used now."""
+        self._fresh.update(dict.fromkeys(((split, crop) for crop in crops), datetime.now(UTC)))
+
+    async def all(self) -> Mapping[CropKey, datetime]:
+        """Return when each crop was last used, as far as known."""
+        return {**await self._store.last_used(), **self._fresh}
+
+    async def flush(self) -> None:
+        """Store the fresh times; those that the store refuses stay fresh."""
+        by_time: dict[datetime, list[CropKey]] = {}
+        for crop, at in self._fresh.items():
+            by_time.setdefault(at, []).append(crop)
+        for at, crops in by_time.items():
+            await self._store.touch(crops, at)
+            for crop in crops:
+                if self._fresh.get(crop) == at:
+                    del self._fresh[crop]
+
+    async def flush_for_ever(self) -> None:
+        """Flush every few seconds."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            with contextlib.suppress(PrismError):  # the next time will do
+                await self.flush()

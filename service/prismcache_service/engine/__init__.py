@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from prismcache.schema import CropFile, Problem, Progress
 from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName
-from prismcache_service.pipeline.progress import Report
+from prismcache_service.pipeline import Report
 
 MAX_STRIKES = 3
 """How many workers a crop may kill before that crop fails; other crops go on."""
@@ -54,13 +54,6 @@ class Engine(ABC):
         """Make the crop and publish it.
 
         Cancelling stops the work and deletes the unfinished files.
-
-        Parameters
-        ----------
-        task
-            The crop to make.
-        report
-            Called with the progress, on the event loop, at most ten times a second.
 
         Returns
         -------

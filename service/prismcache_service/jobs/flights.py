@@ -14,8 +14,8 @@ from prismcache.schema import CropFile, Progress
 from prismcache_service.cache import CropName
 from prismcache_service.crops import EnsureService
 from prismcache_service.engine import Outcome
-from prismcache_service.jobs.observer import Observer
-from prismcache_service.pipeline.progress import Report
+from prismcache_service.jobs.history import Observer
+from prismcache_service.jobs.live import LiveJob
 
 _log = logging.getLogger(__name__)
 
@@ -24,35 +24,27 @@ Key = tuple[CropName, bool]
 
 @dataclass(frozen=True)
 class Wish:
-    """One job's wish for one crop that is not being made yet.
+    """One job's wish for one crop.
 
-    `open_crops` is the number of crops that the job still lacks; `order` is larger for later wishes.
+    `open_crops` is the number of crops that the job lacked when the wish was made; `order` is larger for later wishes.
     """
 
-    name: CropName
-    strict: bool
-    priority: int
-    owner: str
+    job: LiveJob
+    crop: int
     open_crops: int
     order: int
 
-
-@dataclass(frozen=True)
-class Passenger:
-    """A job that wants a crop, and the functions that are called with the crop's progress and outcome."""
-
-    job_id: str
-    wish: Wish
-    on_progress: Report
-    on_started: Callable[[], Awaitable[None]]
-    on_ended: Callable[[Outcome], Awaitable[None]]
+    @property
+    def key(self) -> Key:
+        """What is made: the file, and whether absent chunks are refused."""
+        return self.job.name(self.crop), self.job.request.strict
 
 
 @dataclass
 class _Flight:
-    """One crop and the jobs that want it; `task` is None while the crop waits."""
+    """One crop and the wishes for it, by job; `task` is None while the crop waits."""
 
-    passengers: dict[str, Passenger] = field(default_factory=dict)
+    wishes: dict[str, Wish] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     owner: str = ""
     progress: Progress = field(default_factory=Progress)
@@ -69,12 +61,20 @@ class Flights:
         How many crops are made at the same time.
     observer
         Counts bytes and outcomes.
+    on_started, on_ended
+        Called with each job and crop when the crop's making begins, and with its outcome when it ends.
     """
 
-    def __init__(self, ensure: EnsureService, at_once: int, observer: Observer) -> None:
-        self._ensure = ensure
-        self._at_once = at_once
-        self._observer = observer
+    def __init__(
+        self,
+        ensure: EnsureService,
+        at_once: int,
+        observer: Observer,
+        on_started: Callable[[LiveJob, int], Awaitable[None]],
+        on_ended: Callable[[LiveJob, int, Outcome], Awaitable[None]],
+    ) -> None:
+        self._ensure, self._at_once, self._observer = ensure, at_once, observer
+        self._on_started, self._on_ended = on_started, on_ended
         self._flights: dict[Key, _Flight] = {}
 
     def count(self) -> tuple[int, int]:
@@ -82,58 +82,48 @@ class Flights:
         running = sum(flight.task is not None for flight in self._flights.values())
         return len(self._flights) - running, running
 
-    async def board(self, passenger: Passenger) -> None:
+    async def board(self, wish: Wish) -> None:
         """Join the task that makes the crop, or queue the crop."""
-        wish = passenger.wish
-        flight = self._flights.setdefault((wish.name, wish.strict), _Flight())
-        flight.passengers[passenger.job_id] = passenger
+        flight = self._flights.setdefault(wish.key, _Flight())
+        flight.wishes[wish.job.id] = wish
         if flight.task is None:
             self._start_next()
         else:
-            passenger.on_progress(flight.progress)
-            await passenger.on_started()
+            wish.job.progress(wish.crop, flight.progress)
+            await self._on_started(wish.job, wish.crop)
 
-    async def leave(self, job_id: str, keys: Iterable[Key]) -> None:
-        """End a job's wish for these crops; cancel tasks that no other job needs, and wait until they have ended."""
+    async def leave(self, job: LiveJob) -> None:
+        """End a job's wishes; cancel tasks that no other job needs, and wait until they have ended."""
         stopped: list[asyncio.Task[None]] = []
-        for key in keys:
-            flight = self._flights.get(key)
-            if flight is None or job_id not in flight.passengers:
-                continue
-            del flight.passengers[job_id]
-            if not flight.passengers:
+        for key, flight in list(self._flights.items()):
+            if flight.wishes.pop(job.id, None) is not None and not flight.wishes:
                 del self._flights[key]
                 if flight.task is not None:
                     stopped.append(flight.task)
-        for task in stopped:
-            task.cancel()
-        await asyncio.gather(*stopped, return_exceptions=True)
+        await _cancel(stopped)
         self._start_next()
 
     async def aclose(self) -> None:
-        """Cancel all tasks; passengers are not called."""
+        """Cancel all tasks; `on_ended` is not called."""
         flights, self._flights = list(self._flights.values()), {}
-        tasks = [flight.task for flight in flights if flight.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel([flight.task for flight in flights if flight.task is not None])
 
     def _start_next(self) -> None:
         while self.count()[1] < self._at_once:
-            wishes = [p.wish for f in self._flights.values() if f.task is None for p in f.passengers.values()]
+            wishes = [wish for f in self._flights.values() if f.task is None for wish in f.wishes.values()]
             made = Counter(flight.owner for flight in self._flights.values() if flight.task is not None)
             wish = choose(wishes, made)
             if wish is None:
                 return
-            key = wish.name, wish.strict
-            self._flights[key].owner = wish.owner
-            self._flights[key].task = asyncio.create_task(self._fly(key, self._flights[key]))
+            flight = self._flights[wish.key]
+            flight.owner = wish.job.owner
+            flight.task = asyncio.create_task(self._fly(wish.key, flight))
 
     async def _fly(self, key: Key, flight: _Flight) -> None:
         name, _ = key
-        with self._observer.bound(crop=f"{name.split}/{name.crop}", job=",".join(flight.passengers)):
-            for passenger in list(flight.passengers.values()):
-                await passenger.on_started()
+        with self._observer.bound(crop=f"{name.split}/{name.crop}", job=",".join(flight.wishes)):
+            for wish in list(flight.wishes.values()):
+                await self._on_started(wish.job, wish.crop)
             outcome = await self._outcome(key, flight)
             if isinstance(outcome, CropFile):
                 _log.info("cached %s, %d bytes", outcome.path, outcome.size)
@@ -142,8 +132,8 @@ class Flights:
         if self._flights.get(key) is flight:
             del self._flights[key]
         self._start_next()
-        for passenger in list(flight.passengers.values()):
-            await passenger.on_ended(outcome)
+        for wish in list(flight.wishes.values()):
+            await self._on_ended(wish.job, wish.crop, outcome)
 
     async def _outcome(self, key: Key, flight: _Flight) -> Outcome:
         name, strict = key
@@ -152,8 +142,8 @@ class Flights:
         def report(progress: Progress) -> None:
             self._observer.bytes_fetched(max(0, progress.bytes_done - flight.progress.bytes_done))
             flight.progress = progress
-            for passenger in flight.passengers.values():
-                passenger.on_progress(progress)
+            for wish in flight.wishes.values():
+                wish.job.progress(wish.crop, progress)
 
         try:
             outcome = await self._ensure.ensure(name, report, strict=strict)
@@ -172,22 +162,22 @@ class Flights:
             self._observer.task_ended(monotonic() - begin, code)
 
 
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
+
+
 def choose(wishes: Iterable[Wish], being_made: Mapping[str, int]) -> Wish | None:
-    """Return the wish to fulfil next, or None if there is none.
+    """Return the wish to fulfil next, or None without wishes; `being_made` counts the running crops of each owner.
 
     A higher priority goes first; then the owner with the fewest crops being made, so that a request for all crops does
     not block other owners; then the job that lacks the fewest crops, so that small requests pass large ones; then the
     oldest.
-
-    Parameters
-    ----------
-    wishes
-        The wishes for crops that wait.
-    being_made
-        How many crops are being made for each owner.
     """
 
     def rank(wish: Wish) -> tuple[int, int, int, int]:
-        return -wish.priority, being_made.get(wish.owner, 0), wish.open_crops, wish.order
+        return -wish.job.request.priority, being_made.get(wish.job.owner, 0), wish.open_crops, wish.order
 
     return min(wishes, key=rank, default=None)

@@ -9,11 +9,47 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from prismcache.errors import PrismError
-from prismcache_service.jobs.observer import Observer
+from prismcache.schema import Usage
 from prismcache_service.store import Figures, JobStore
+
+
+class Observer:
+    """Counts hits, misses and fetched bytes since the start of the process; subclasses count more.
+
+    Attributes
+    ----------
+    hits, misses
+        Crops of accepted jobs that were cached, and that were not.
+    fetched_bytes
+        Bytes that came from the bucket.
+    """
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.fetched_bytes = 0
+
+    def crops_found(self, *, hits: int, misses: int) -> None:
+        """Count the crops of an accepted job that are cached (`hits`) and that are not (`misses`)."""
+        self.hits += hits
+        self.misses += misses
+
+    def bytes_fetched(self, count: int) -> None:
+        """Count bytes that came from the bucket."""
+        self.fetched_bytes += count
+
+    def task_ended(self, seconds: float, code: str | None = None) -> None:
+        """Count a crop that was made in `seconds`, or failed with the error `code`."""
+
+    def evicted(self, files: int, size: int) -> None:
+        """Count files, `size` bytes together, that were deleted to make room."""
+
+    def bound(self, **values: str) -> AbstractContextManager[None]:  # noqa: ARG002 - for subclasses
+        """Return a context manager that adds the values to every log line within the block."""
+        return nullcontext()
+
 
 INTERVAL_S = 300
 KEEP_DAYS = 90
@@ -23,26 +59,17 @@ _RECORD_S = 60.0
 class History:
     """Stores an observer's counts and the size of the cache, and returns them as figures over time.
 
-    Parameters
-    ----------
-    store
-        Keeps the rows.
-    observer
-        Has the totals of this process.
-    used_bytes
-        Returns the size of the cached files.
-    now
-        The wall clock, in UTC.
+    `usage` returns how full the cache folder is, `now` the wall clock in UTC.
     """
 
     def __init__(
         self,
         store: JobStore,
         observer: Observer,
-        used_bytes: Callable[[], Awaitable[int]],
+        usage: Callable[[], Awaitable[Usage]],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._store, self._observer, self._used_bytes, self._now = store, observer, used_bytes, now
+        self._store, self._observer, self._usage, self._now = store, observer, usage, now
         self._start = 0  # of the interval of the present row, Unix time in s
         self._row_id = 0
         self._is_stored = True
@@ -58,7 +85,7 @@ class History:
             If the store or the cache folder fails; the counts are stored with the next record.
         """
         async with self._recording:
-            used = await self._used_bytes()
+            used = (await self._usage()).used_bytes
             now, counted = self._now(), self._observer
             start = int(now.timestamp()) // INTERVAL_S * INTERVAL_S
             # A write that failed may have been committed, so its row is written again until that succeeds.

@@ -71,7 +71,7 @@ class LiveJob:
             product=self.request.product,
         )
 
-    async def newer(self, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - the end of a long poll is no error
+    async def newer(self, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - its end is not an error
         """Wait until the revision is not `revision` (None: the present one), at most `timeout` s; return the job."""
         known = self.revision if revision is None else revision
         with contextlib.suppress(TimeoutError):
@@ -124,7 +124,7 @@ class LiveJob:
         self.wake()
 
     def wake(self) -> None:
-        """Wake everybody who waits for a change."""
+        """Wake all tasks that wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 

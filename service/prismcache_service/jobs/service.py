@@ -17,13 +17,11 @@ from time import monotonic
 
 from prismcache.errors import PrismError, RequestError, ServiceBusyError, UnknownJobError
 from prismcache.schema import CropProgress, Job, JobEvent, JobPage, JobRequest, Split, State
-from prismcache_service.crops import CatalogService, EnsureService
+from prismcache_service.crops import CatalogService, EnsureService, LastUsed
 from prismcache_service.engine import Outcome
-from prismcache_service.jobs.flights import Flights, Passenger, Wish
+from prismcache_service.jobs.flights import Flights, Wish
+from prismcache_service.jobs.history import Observer
 from prismcache_service.jobs.live import LiveJob, job_of
-from prismcache_service.jobs.observer import Observer
-from prismcache_service.jobs.published import PublishedCrops
-from prismcache_service.kept import LastUsed
 from prismcache_service.store import JobRecord, JobStore
 
 _log = logging.getLogger(__name__)
@@ -46,16 +44,7 @@ class JobLimits:
 class JobService:
     """Accepts jobs, has their crops made, and reports their states.
 
-    Parameters
-    ----------
-    ensure, catalog, store, last_used
-        The services that make crops, know what is published, store jobs, and note that crops were used.
-    at_once
-        How many crops are made at the same time.
-    limits
-        Bounds on the jobs that are accepted.
-    observer
-        Counts hits and misses.
+    It makes `at_once` crops at the same time. Methods with a job's id raise `UnknownJobError` if there is no such job.
     """
 
     def __init__(
@@ -69,11 +58,9 @@ class JobService:
         limits: JobLimits,
         observer: Observer,
     ) -> None:
-        self._ensure, self._store, self._limits = ensure, store, limits
-        self._published = PublishedCrops(catalog)
-        self._last_used = last_used
-        self._observer = observer
-        self._flights = Flights(ensure, at_once, observer)
+        self._ensure, self._catalog, self._store = ensure, catalog, store
+        self._last_used, self._limits, self._observer = last_used, limits, observer
+        self._flights = Flights(ensure, at_once, observer, self._started, self._record_crop)
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
         self._accepting = asyncio.Lock()
@@ -96,21 +83,11 @@ class JobService:
             job.abandon()
 
     async def submit(self, request: JobRequest, owner: str = "", client: str = "") -> Job:
-        """Start a job for a request, or join the owner's active job for the same request.
+        """Start a job for a request, or join the owner's active job for the same request; `owner` names the token.
 
-        Parameters
-        ----------
-        request, owner
-            The crops and channels, and the name of the token.
-        client
-            The name of the client. A client that submits again because the first response was lost counts once. All
-            clients without a name count as one.
-
-        Returns
-        -------
-        Job
-            In a final state if every crop is cached or is known not to be published; such a job is kept in memory for
-            a while, but not stored.
+        A job that is final at once (every crop is cached, or known not to be published) is kept in memory for a while,
+        but not stored. A `client` that submits again because the first response was lost counts once; all clients
+        without a name count as one.
 
         Raises
         ------
@@ -123,49 +100,39 @@ class JobService:
         SourceError
             If all crops are requested, and the bucket that would list them cannot be read.
         """
-        request = self._published.checked(request)
-        crops = await self._published.crops_of(request)
+        request = self._catalog.checked(request)
+        crops = await self._catalog.crops_of(request)
         if len(crops) > self._limits.crops:
             raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")
-        found = await self._published.fail_unpublished(request.split, await self._ensure.find_all(request, crops))
-        record = JobRecord(
-            id=uuid.uuid4().hex,
-            owner=owner,
-            request=request,
-            state=State.QUEUED,
-            crops=tuple(found),
-            created_at=datetime.now(UTC),
-            submitters=(client,),
-        )
-        job = LiveJob(record)
+        found = await self._catalog.fail_unpublished(request.split, await self._ensure.find_all(request, crops))
         self._last_used.note(request.split, crops)
         hits = sum(crop.state is State.DONE for crop in found)
         self._observer.crops_found(hits=hits, misses=len(found) - hits)
-        if job.is_over:
-            return self._remember(job)
+        record = JobRecord(
+            uuid.uuid4().hex, owner, request, State.QUEUED, tuple(found), datetime.now(UTC), submitters=(client,)
+        )
+        job = LiveJob(record)
+        return self._remember(job) if job.is_over else await self._accept(job, record, client)
+
+    async def _accept(self, job: LiveJob, record: JobRecord, client: str) -> Job:
+        """Store a job and queue its crops, or join the active job for the same request."""
         async with self._accepting:
-            active = next((live for live in self._live.values() if live.can_serve(request, owner)), None)
+            active = next((live for live in self._live.values() if live.can_serve(job.request, job.owner)), None)
             if active is not None:
                 if client not in active.submitters:
                     active.submitters.add(client)
                     await self._store_submitters(active)
                 return active.snapshot()
-            mine = sum(job.owner == owner for job in self._live.values())
+            mine = sum(live.owner == job.owner for live in self._live.values())
             if len(self._live) >= self._limits.jobs or mine >= self._limits.jobs_per_owner:
                 raise ServiceBusyError(f"there are {len(self._live)} unfinished jobs, {mine} of them yours")
             job.record(await self._store.add_job(record))
-            self._live[record.id] = job
+            self._live[job.id] = job
         await self._take_up(job)
         return job.snapshot()
 
     async def get(self, job_id: str) -> Job:
-        """Return a job as it is now.
-
-        Raises
-        ------
-        UnknownJobError
-            If there is no job with that id.
-        """
+        """Return a job as it is now."""
         known = self._known(job_id)
         if known is not None:
             return known.snapshot()
@@ -177,12 +144,7 @@ class JobService:
     async def whole_id(self, start: str) -> str:
         """Return the id of the job whose id begins with `start`.
 
-        Raises
-        ------
-        UnknownJobError
-            If there is no such job.
-        RequestError
-            If there are several.
+        Raise `RequestError` if there are several.
         """
         if len(start) >= _WHOLE_ID:
             return start
@@ -195,13 +157,7 @@ class JobService:
         return found.pop()
 
     async def wait(self, job_id: str, revision: int | None, timeout: float) -> Job:  # noqa: ASYNC109 - a long poll
-        """Wait until the revision is not `revision` (None: the present one), at most `timeout` s; return the job.
-
-        Raises
-        ------
-        UnknownJobError
-            If there is no such job.
-        """
+        """Wait until the revision is not `revision` (None: the present one), at most `timeout` s; return the job."""
         known = self._known(job_id)
         if known is None:
             return await self.get(job_id)
@@ -218,10 +174,7 @@ class JobService:
     ) -> JobPage:
         """Return stored jobs, newest first; `cursor` is the `next_cursor` of the page before.
 
-        Raises
-        ------
-        RequestError
-            If this service did not make the cursor.
+        Raise `RequestError` if this service did not make the cursor.
         """
         before = None if cursor is None else _parse_cursor(cursor)
         found = await self._store.jobs(states=states, split=split, owner=owner, before=before, limit=limit + 1)
@@ -236,17 +189,7 @@ class JobService:
 
         Crops that another job needs are made all the same. A job in a final state does not change.
 
-        Parameters
-        ----------
-        job_id
-            The job.
-        client
-            The client whose wish ends, named as in `submit`; None cancels the job for all clients.
-
-        Raises
-        ------
-        UnknownJobError
-            If there is no such job.
+        `client` is named as in `submit`; None cancels the job for all clients.
         """
         job = self._live.get(job_id)
         if job is None:
@@ -257,7 +200,7 @@ class JobService:
                 await self._store_submitters(job)
             return job.snapshot()
         job.is_cancelled = True
-        await self._flights.leave(job_id, [(job.name(crop), job.request.strict) for crop in job.open_crops()])
+        await self._flights.leave(job)
         for crop in job.open_crops():
             await self._record_crop(job, crop, None)
         return job.snapshot()
@@ -265,15 +208,7 @@ class JobService:
     async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent | Job, None]:
         """Yield the stored events of a job after event `after`, then new ones until the job is final.
 
-        Yields
-        ------
-        JobEvent or Job
-            Stored events in order, each once; between them snapshots that show progress; last, the final snapshot.
-
-        Raises
-        ------
-        UnknownJobError
-            If there is no such job.
+        Snapshots between the stored events show progress; the last item is the final snapshot.
         """
         await self.get(job_id)
         shown = -1
@@ -328,28 +263,13 @@ class JobService:
         """Queue every crop of a job that is not final."""
         for crop in job.open_crops():
             if not job.is_cancelled:  # the job may be cancelled while another of its crops is queued
-                await self._flights.board(self._passenger(job, crop))
+                await self._flights.board(Wish(job, crop, len(job.open_crops()), next(self._orders)))
 
-    def _passenger(self, job: LiveJob, crop: int) -> Passenger:
-        wish = Wish(
-            name=job.name(crop),
-            strict=job.request.strict,
-            priority=job.request.priority,
-            owner=job.owner,
-            open_crops=len(job.open_crops()),
-            order=next(self._orders),
-        )
-
-        async def started() -> None:
-            job.begin(crop)
-            async with job.recording:  # other crops of the job may start or end at the same time
-                if job.state is State.QUEUED:
-                    await self._record(job, "started", State.RUNNING)
-
-        async def ended(outcome: Outcome) -> None:
-            await self._record_crop(job, crop, outcome)
-
-        return Passenger(job.id, wish, lambda progress: job.progress(crop, progress), started, ended)
+    async def _started(self, job: LiveJob, crop: int) -> None:
+        job.begin(crop)
+        async with job.recording:  # other crops of the job may start or end at the same time
+            if job.state is State.QUEUED:
+                await self._record(job, "started", State.RUNNING)
 
     async def _record_crop(self, job: LiveJob, crop: int, outcome: Outcome | None) -> None:
         """Store a crop's outcome (None: cancelled), then show it; the last crop ends the job."""
@@ -370,7 +290,7 @@ class JobService:
     async def _record(self, job: LiveJob, kind: str, state: State, crop: CropProgress | None = None) -> None:
         try:
             event = await self._store.update_job(job.id, kind, state, crop)
-        except Exception as error:  # noqa: BLE001 - clients must not wait forever, whatever failed
+        except Exception as error:  # noqa: BLE001 - clients must not wait forever, also after an unexpected error
             # The next start finds the job unfinished and the crop cached.
             _log.error("job %s: %s could not be stored: %s", job.id, kind, error)
             event = job.unstored(kind, state, crop)

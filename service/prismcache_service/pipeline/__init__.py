@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TypeAlias
 
 from prismcache.errors import MissingExtraError
+from prismcache.schema import Progress
+
+Report: TypeAlias = Callable[[Progress], None]
+"""Is called with the progress of a crop or a product."""
 
 _NEEDED = ("aiobotocore", "h5py", "isal", "numcodecs", "numpy", "zarr")
 
 
 def require_service_extra() -> None:
-    """Raise an error unless the ``service`` extra is installed; called only before a crop is made.
-
-    Raises
-    ------
-    MissingExtraError
-        If a library is missing; the message names the libraries, the remedy what to install.
-    """
+    """Raise `MissingExtraError` unless the ``service`` extra is installed; called only before a crop is made."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise MissingExtraError(

@@ -1,6 +1,6 @@
 """Make one crop: list → read metadata → plan → share out memory → stream → sync, check and hash.
 
-Nothing is published here: `Materializer.make` leaves a complete temporary file and returns what its manifest needs.
+Nothing is published here: `Materializer.make` leaves a complete temporary file and returns its manifest.
 """
 
 from __future__ import annotations
@@ -11,50 +11,44 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from prismcache.catalog import published
+import h5py
+
 from prismcache.config import Settings
 from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import NoSpaceError, SourceChangedError, SourceCorruptError, SourceError, UnknownCropError
-from prismcache.layout import FORMAT_VERSION, SourceObject
+from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList, SourceObject
 from prismcache.schema import Progress
 from prismcache.splits import SplitEntry
-from prismcache_service.cache import CropName
+from prismcache_service.cache import FILE_MODE, CropName
+from prismcache_service.pipeline import Report
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder, fingerprint
 from prismcache_service.pipeline.codec import RECIPE
-from prismcache_service.pipeline.plan import CropPlan, CropSource, plan_budget, plan_crop, read_crop
-from prismcache_service.pipeline.progress import Moved, Report
-from prismcache_service.pipeline.system import give_memory_back, resident_bytes
-from prismcache_service.pipeline.write import CropWriter, Spool, Threads, check_file, run_in, stream_crop
+from prismcache_service.pipeline.plan import CropPlan, plan_budget, plan_crop, read_crop
+from prismcache_service.pipeline.system import Threads, give_memory_back, resident_bytes, run_in
+from prismcache_service.pipeline.write import CropWriter, Spool, check_file, stream_crop
+
+_LIBRARIES = ("zarr", "numcodecs", "isal", "h5py", "numpy", "aiobotocore")
 
 
 @dataclass(frozen=True)
-class MadeCrop:
-    """A finished temporary file and what its manifest needs."""
+class Order:
+    """What is made: the crop's name, its split's entry in the catalog and source, and the file to write."""
 
-    channels: tuple[int, ...]
-    complete: bool
-    sha256: str
-    size: int
-    source: str
-    endpoint: str
-    source_fingerprint: str
-    source_objects: tuple[SourceObject, ...]
-    missing_chunks: int
-    recipe: str
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CropPlace:
-    """Where a crop lies: the source of its split, the split's entry in the catalog, and the crop's folder."""
-
-    source: Source
+    name: CropName
     entry: SplitEntry
-    folder: str
+    source: Source
+    target: Path
+
+    @property
+    def folder(self) -> str:
+        """The crop's folder in the source."""
+        return self.entry.crop_folder(self.name.crop)
 
     @property
     def url(self) -> str:
@@ -63,30 +57,12 @@ class CropPlace:
 
 
 class Materializer:
-    """Make crops, one at a time.
+    """Makes crops, one at a time."""
 
-    Parameters
-    ----------
-    source
-        The bucket of the published splits.
-    settings
-        Memory limit, threads and concurrency.
-    executor
-        Threads that decode and deflate.
-    file_mode
-        Permissions of the files.
-
-    Attributes
-    ----------
-    moved
-        Bytes through each stage, of the crop in the making or made last.
-    """
-
-    def __init__(self, source: Source, settings: Settings, executor: ThreadPoolExecutor, file_mode: int) -> None:
-        self._source, self._settings, self._mode = source, settings, file_mode
+    def __init__(self, settings: Settings, executor: ThreadPoolExecutor) -> None:
+        self._settings = settings
         self._threads = Threads(executor, ThreadPoolExecutor(1, "hdf5"))
         self._tidying: asyncio.Task[None] | None = None
-        self.moved = Moved()
 
     def close(self) -> None:
         """End the HDF5 thread; files are closed by then."""
@@ -96,105 +72,73 @@ class Materializer:
         """Start to give back the memory that a crop left; the next crop waits for that before it takes any."""
         self._tidying = asyncio.create_task(asyncio.to_thread(give_memory_back))
 
-    async def make(
-        self,
-        name: CropName,
-        target: Path,
-        report: Report,
-        *,
-        strict: bool = False,
-        entry: SplitEntry | None = None,
-        source: Source | None = None,
-    ) -> MadeCrop:
-        """Make the file `target`.
+    async def make(self, order: Order, report: Report, *, strict: bool = False) -> tuple[Manifest, SourceList]:
+        """Make the file `order.target`, which must not exist; return its manifest, without a stamp, and its objects.
 
         A crop that changes in the bucket while it is fetched is begun again, once: versions are never mixed.
 
-        Parameters
-        ----------
-        name
-            Which crop, which of its channels, and how far raw reaches beyond the labels.
-        target
-            The file, which must not exist.
-        report
-            Called with the progress, on the event loop.
-        strict
-            Refuse a crop with absent chunks.
-        entry, source
-            What the split is and where it lies; default: the published one.
-
-        Raises
-        ------
-        PrismError
-            See `prismcache.errors`; the file may then exist in part.
+        `report` is called with the progress, on the event loop. `strict` refuses a crop with absent chunks. After an
+        error, the file may exist in part.
         """
-        entry = entry or published().entry(name.split)
-        place = CropPlace(source or self._source, entry, entry.crop_folder(name.crop))
-
-        async def attempt(objects: Mapping[str, SourceObject]) -> MadeCrop:
-            crop = await read_crop(place.source, place.folder, objects, entry)
-            plan = plan_crop(crop, name.channels, strict=strict, context=name.context)
-            return await self._make(name, place, crop, plan, target, report)
-
         try:
-            objects = await _listing(name, place)
+            objects = await _listing(order)
             try:
-                return await attempt(objects)
+                return await self._attempt(order, objects, report, strict=strict)
             except (SourceCorruptError, SourceChangedError):
-                again = await _listing(name, place)
+                again = await _listing(order)
                 if fingerprint(again.values()) == fingerprint(objects.values()):
                     raise
-            await asyncio.to_thread(target.unlink, missing_ok=True)
+            await asyncio.to_thread(order.target.unlink, missing_ok=True)
             try:
-                return await attempt(again)
+                return await self._attempt(order, again, report, strict=strict)
             except SourceCorruptError as error:
-                raise SourceChangedError(f"{place.folder} changed while it was fetched, twice: {error}") from error
+                raise SourceChangedError(f"{order.folder} changed while it was fetched, twice: {error}") from error
         except SourceError as error:
-            if place.folder in str(error):
+            if order.folder in str(error):
                 raise
             # The code that raised this knew an object or a value, but not the crop.
-            raise type(error)(f"{place.folder}: {error}", remedy=error.remedy) from error
+            raise type(error)(f"{order.folder}: {error}", remedy=error.remedy) from error
 
-    async def _make(
-        self, name: CropName, place: CropPlace, crop: CropSource, plan: CropPlan, target: Path, report: Report
-    ) -> MadeCrop:
-        _check_space(plan, target.parent)
+    async def _attempt(
+        self, order: Order, objects: Mapping[str, SourceObject], report: Report, *, strict: bool
+    ) -> tuple[Manifest, SourceList]:
+        crop = await read_crop(order.source, order.folder, objects, order.entry)
+        plan = plan_crop(crop, order.name.channels, strict=strict, context=order.name.context)
+        _check_space(plan, order.target.parent)
         if self._tidying is not None:
             await self._tidying
-        source_fingerprint = fingerprint(crop.objects.values())
-        attributes = {
-            "crop_id": name.crop,
-            "split": name.split.value,
-            "num_channels": len(plan.channels),
-            "format_version": FORMAT_VERSION,
-            "prismcache_version": version("prismcache"),
-            "source": place.url,
-            "source_fingerprint": source_fingerprint,
-            "missing_chunks": plan.missing_chunks,
-        }
-        if place.entry.definition:  # so that a reader without the lab's catalog knows what the file is
-            attributes["catalog"] = place.entry.to_json()
+        sources = SourceList(
+            source_fingerprint=fingerprint(objects.values()), objects=tuple(objects[key] for key in sorted(objects))
+        )
         with ExitStack() as files:
-            spool = files.enter_context(Spool(target))
-            open_writer = partial(CropWriter, target, plan, attributes, self._mode)
-            writer = files.enter_context(await self._stream(place, plan, spool, open_writer, report))
-            sha256, size = await self._finish(spool, writer, target)
-        return MadeCrop(
+            spool = files.enter_context(Spool(order.target))
+            attributes = _attributes(order, plan, sources.source_fingerprint)
+            open_writer = partial(CropWriter, order.target, plan, attributes, FILE_MODE)
+            writer = files.enter_context(await self._stream(order, plan, spool, open_writer, report))
+            sha256, size = await self._finish(spool, writer, order.target)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            split=order.name.split,
+            crop=order.name.crop,
             channels=plan.channels,
             complete=plan.complete,
             sha256=sha256,
             size=size,
-            source=place.url,
-            endpoint=place.source.endpoint,
-            source_fingerprint=source_fingerprint,
-            source_objects=tuple(crop.objects[key] for key in sorted(crop.objects)),
+            stamp=FileStamp(size=size, mtime_ns=0, ctime_ns=0),
+            source=order.url,
+            endpoint=order.source.endpoint,
+            source_fingerprint=sources.source_fingerprint,
             missing_chunks=plan.missing_chunks,
-            recipe=RECIPE,
             notes=plan.notes,
+            recipe=RECIPE,
+            context=order.name.context,
+            definition=order.entry.definition,
+            **software(),
         )
+        return manifest, sources
 
     async def _stream(
-        self, place: CropPlace, plan: CropPlan, spool: Spool, open_writer: Callable[[], CropWriter], report: Report
+        self, order: Order, plan: CropPlan, spool: Spool, open_writer: Callable[[], CropWriter], report: Report
     ) -> CropWriter:
         """Share out the memory and fetch, decode, deflate and write all chunks; return the writer, still open."""
         budget = plan_budget(
@@ -204,17 +148,15 @@ class Materializer:
             threads=self._settings.decode_threads or os.cpu_count() or 1,
             concurrency=self._settings.s3_concurrency,
         )
-        self.moved = Moved()
         try:
             return await stream_crop(
-                partial(place.source.read, place.folder),
+                partial(order.source.read, order.folder),
                 plan,
                 budget,
                 open_writer=open_writer,
                 threads=self._threads,
                 spool=spool,
                 on_fetched=_counter(plan, report),
-                moved=self.moved,
             )
         except BaseExceptionGroup as group:
             raise first_error(group) from group
@@ -237,14 +179,41 @@ class Materializer:
         return hashing.result(), os.fstat(fd).st_size
 
 
-async def _listing(name: CropName, place: CropPlace) -> dict[str, SourceObject]:
-    objects = await place.source.list_objects(place.folder)
+async def _listing(order: Order) -> dict[str, SourceObject]:
+    objects = await order.source.list_objects(order.folder)
     if not objects:
-        folders = await place.source.list_folders(place.entry.folder)
+        folders = await order.source.list_folders(order.entry.folder)
         known = sorted(n for n in map(crop_of_folder, folders) if n is not None)
         has = f"it has {', '.join(map(str, known))}" if known else "it has no crop of this split"
-        raise UnknownCropError(f"crop {name.crop} of split {name.split.value!r} is not in {place.source.url} ({has})")
+        name = order.name
+        raise UnknownCropError(f"crop {name.crop} of split {name.split.value!r} is not in {order.source.url} ({has})")
     return objects
+
+
+def _attributes(order: Order, plan: CropPlan, source_fingerprint: str) -> dict[str, Any]:
+    """Return the attributes of the file's root group."""
+    attributes = {
+        "crop_id": order.name.crop,
+        "split": order.name.split.value,
+        "num_channels": len(plan.channels),
+        "format_version": FORMAT_VERSION,
+        "prismcache_version": version("prismcache"),
+        "source": order.url,
+        "source_fingerprint": source_fingerprint,
+        "missing_chunks": plan.missing_chunks,
+    }
+    if order.entry.definition:  # so that a reader without the lab's catalog knows what the file is
+        attributes["catalog"] = order.entry.to_json()
+    return attributes
+
+
+def software() -> dict[str, Any]:
+    """Return the fields of a manifest that name the software that made the file, and the time."""
+    return {
+        "prismcache_version": version("prismcache"),
+        "libraries": {name: version(name) for name in _LIBRARIES} | {"hdf5": h5py.version.hdf5_version},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -10,20 +10,13 @@ from prismcache.errors import SourceError
 from prismcache.schema import ArrayInfo, CropInfo, Split
 from prismcache.splits import SplitEntry
 from prismcache_service.pipeline.bucket.source import Source, crop_of_folder
-from prismcache_service.pipeline.plan import CropSource, align, align_beside, align_whole, read_crop
+from prismcache_service.pipeline.plan import CropSource, align, align_beside, read_crop
 
 _AT_ONCE = 8
 
 
 async def read_published(source: Source, entries: Iterable[SplitEntry] | None = None) -> tuple[CropInfo, ...]:
     """Return every crop of some splits of a source, ordered by split and id.
-
-    Parameters
-    ----------
-    source
-        Where the splits lie.
-    entries
-        The splits; default: the published ones.
 
     Raises
     ------
@@ -60,9 +53,7 @@ async def describe_published(source: Source, entry: SplitEntry, crop: int) -> Cr
 
 
 def _with_metadata(listed: CropInfo, crop: CropSource) -> CropInfo:
-    place = align_whole(crop.folder, crop.raw)
-    if crop.labels is not None:
-        place = align(crop.folder, crop.raw, crop.labels)
+    place = align(crop.folder, crop.raw, crop.labels)
     arrays = {name: align_beside(crop.folder, crop.raw, array) for name, array in crop.arrays.items()}
     return listed.model_copy(
         update={

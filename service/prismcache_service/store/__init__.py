@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from prismcache_service.config import ServiceConfig
-from prismcache_service.store.base import Figures, JobRecord, JobStore, MemoryJobStore
+from prismcache_service.store.base import (
+    CropKey,
+    Figures,
+    JobRecord,
+    JobStore,
+    LeaseRecord,
+    LinkRecord,
+    MemoryJobStore,
+    steady_now,
+)
 
-__all__ = ["Figures", "JobRecord", "JobStore", "MemoryJobStore", "open_store"]
+__all__ = [
+    "CropKey",
+    "Figures",
+    "JobRecord",
+    "JobStore",
+    "LeaseRecord",
+    "LinkRecord",
+    "MemoryJobStore",
+    "open_store",
+    "steady_now",
+]
 
 
 async def open_store(config: ServiceConfig) -> JobStore:

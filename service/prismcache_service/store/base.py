@@ -6,13 +6,24 @@ not stored.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.kept import LeaseRecord, LinkRecord
+
+CropKey = tuple[Split, int]
+_BOOT = datetime.now(UTC) - timedelta(seconds=time.monotonic())
+
+
+def steady_now() -> datetime:
+    """Return the time that retention leases live by: the clock's when this process began, and what has passed since.
+
+    So a clock that is set neither ends a lease nor prolongs one.
+    """
+    return _BOOT + timedelta(seconds=time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,31 @@ class JobRecord:
     created_at: datetime
     last_event: int = 0
     submitters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """A retention lease on crops of one split, valid until `steady_now` is `expires_at`."""
+
+    id: str
+    owner: str
+    split: Split
+    crops: tuple[int, ...]
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class LinkRecord:
+    """A capability link to one crop: everything about it but the capability, of which `sha256` is the hash."""
+
+    id: str
+    sha256: str
+    owner: str
+    split: Split
+    crop: int
+    note: str
+    created_at: datetime
+    expires_at: datetime
 
 
 @dataclass(frozen=True)
@@ -149,15 +185,15 @@ class JobStore(ABC):
         """Unpin a crop; return False if it was not pinned."""
 
     @abstractmethod
-    async def pins(self) -> set[tuple[Split, int]]:
+    async def pins(self) -> set[CropKey]:
         """Return all pinned crops."""
 
     @abstractmethod
-    async def touch(self, crops: Iterable[tuple[Split, int]], at: datetime) -> None:
+    async def touch(self, crops: Iterable[CropKey], at: datetime) -> None:
         """Store that crops were used at `at`."""
 
     @abstractmethod
-    async def last_used(self) -> Mapping[tuple[Split, int], datetime]:
+    async def last_used(self) -> Mapping[CropKey, datetime]:
         """Return when each crop was last used, as far as known."""
 
     @abstractmethod
@@ -188,8 +224,8 @@ class MemoryJobStore(JobStore):
         self._events: dict[str, list[JobEvent]] = {}
         self._leases: dict[str, LeaseRecord] = {}
         self._links: dict[str, LinkRecord] = {}
-        self._pins: set[tuple[Split, int]] = set()
-        self._used: dict[tuple[Split, int], datetime] = {}
+        self._pins: set[CropKey] = set()
+        self._used: dict[CropKey, datetime] = {}
         self._figures: dict[int, Figures] = {}
         self._seq = 0
 
@@ -288,13 +324,13 @@ class MemoryJobStore(JobStore):
         self._pins.discard((split, crop))
         return found
 
-    async def pins(self) -> set[tuple[Split, int]]:
+    async def pins(self) -> set[CropKey]:
         return set(self._pins)
 
-    async def touch(self, crops: Iterable[tuple[Split, int]], at: datetime) -> None:
+    async def touch(self, crops: Iterable[CropKey], at: datetime) -> None:
         self._used.update(dict.fromkeys(crops, at))
 
-    async def last_used(self) -> Mapping[tuple[Split, int], datetime]:
+    async def last_used(self) -> Mapping[CropKey, datetime]:
         return dict(self._used)
 
     async def put_figures(self, row_id: int, figures: Figures, forget_before: datetime) -> None:

@@ -18,8 +18,7 @@ from sqlalchemy import Row, Select, Table, delete, func, insert, select, tuple_,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from prismcache.schema import CropProgress, JobEvent, JobRequest, Split, State
-from prismcache_service.kept import LeaseRecord, LinkRecord
-from prismcache_service.store.base import Figures, JobRecord, JobStore
+from prismcache_service.store.base import Figures, JobRecord, JobStore, LeaseRecord, LinkRecord
 from prismcache_service.store.tables import events, job_crops, jobs, leases, links, pins, uses
 from prismcache_service.store.tables import figures as table_of_figures
 from prismcache_service.store.transactions import SqlTransactions, count, whole
@@ -34,11 +33,6 @@ _log = logging.getLogger(__name__)
 
 class SqlJobStore(SqlTransactions, JobStore):
     """A store whose content survives the process. `open` returns one; `aclose` closes it. For one event loop.
-
-    Parameters
-    ----------
-    url
-        As `parse_url` returns it; the database must have the current schema.
 
     Examples
     --------

@@ -47,7 +47,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-# Cursors compare ids, so ids are sorted by code point, as in Python and SQLite, whatever the database's collation is.
+# Cursors compare ids, so ids are sorted by code point, as in Python and SQLite, with any collation of the database.
 _Id = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 # SQLite assigns numbers only in a column that is declared INTEGER.
 _Serial = BigInteger().with_variant(Integer(), "sqlite")

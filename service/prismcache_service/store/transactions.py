@@ -48,13 +48,7 @@ def whole(
 
 
 class SqlTransactions:
-    """Connections to one database, for one event loop. `open` returns one; `aclose` closes it.
-
-    Parameters
-    ----------
-    url
-        As `parse_url` returns it; the database must have the current schema.
-    """
+    """Connections to one database, for one event loop. `open` returns one; `aclose` closes it."""
 
     def __init__(self, url: URL) -> None:
         self._url = url

@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from prismcache.schema import JobEvent
 from prismcache_service import factory as factories
 from prismcache_service.config import ServiceConfig
-from prismcache_service.factory import Factory
+from prismcache_service.factory import ServiceFactory
 from prismcache_service.jobs import Observer
 from prismcache_service.web import dashboard, metrics, neuroglancer, problems
 from prismcache_service.web.gate import Gate
@@ -28,7 +28,7 @@ from prismcache_service.web.logs import RequestLog
 from prismcache_service.web.public_url import SubPath
 from prismcache_service.web.tokens import TokenBook, require_safe_address, tokens_path
 
-Opener = Callable[[ServiceConfig, Observer], AbstractAsyncContextManager[Factory]]
+Opener = Callable[[ServiceConfig, Observer], AbstractAsyncContextManager[ServiceFactory]]
 
 _DESCRIPTION = """\
 Request PRISM crops by name. Each crop is fetched from the bucket once, verified, and kept as an HDF5 file that \

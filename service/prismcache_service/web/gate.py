@@ -36,17 +36,7 @@ class Refusal(Exception):  # noqa: N818 - it carries the error
 
 
 class Gate:
-    """Sets ``scope["state"]["caller"]``, or refuses the request.
-
-    Parameters
-    ----------
-    app
-        The next application.
-    tokens
-        The tokens that are accepted now.
-    config
-        Limits, and whether the service may run without tokens.
-    """
+    """Sets ``scope["state"]["caller"]``, or refuses the request."""
 
     def __init__(self, app: ASGIApp, tokens: TokenBook, config: ServiceConfig) -> None:
         self._app, self._tokens = app, tokens

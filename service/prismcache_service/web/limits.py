@@ -27,12 +27,7 @@ T = TypeVar("T")
 class RateLimiter:
     """A token bucket for each key: `rate` a second in the long run, twice that at once.
 
-    Parameters
-    ----------
-    rate
-        Requests, or bytes, a second.
-    clock
-        Monotonic seconds.
+    `rate` is the number of requests, or bytes, a second; `clock` returns monotonic seconds.
     """
 
     def __init__(self, rate: float, clock: Clock = time.monotonic) -> None:
@@ -54,12 +49,8 @@ class RateLimiter:
 class FailedLogins:
     """Counts failures of each address within a minute.
 
-    Parameters
-    ----------
-    limit
-        Failures a minute that get the response 401; later ones get 429.
-    clock
-        Monotonic seconds.
+    `limit` is the number of failures a minute that get the response 401; later ones get 429. `clock` returns monotonic
+    seconds.
     """
 
     def __init__(self, limit: int, clock: Clock = time.monotonic) -> None:

@@ -40,7 +40,7 @@ def bound(**values: Any) -> AbstractContextManager[None]:
 
 
 def audit(action: str, by: str, **values: Any) -> None:
-    """Log that the caller `by` (empty where there are no tokens) changed something; the request's id is added."""
+    """Log that the caller `by` (empty without tokens) changed something; the request's id is added."""
     _log.info("audit", action=action, by=by, **values)
 
 
@@ -95,13 +95,7 @@ def blot_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 class RequestLog:
-    """Middleware: gives each request an id, logs its end, and turns an unexpected error into a bare 500.
-
-    Parameters
-    ----------
-    app
-        The next application.
-    """
+    """Middleware: gives each request an id, logs its end, and turns an unexpected error into a bare 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

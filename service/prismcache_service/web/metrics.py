@@ -28,7 +28,7 @@ class Metrics(Observer):
     def __init__(self) -> None:
         super().__init__()
         self.registry = CollectorRegistry()
-        self._hits = self._counter("crop_hits", "Crops that were cached when a job asked for them")
+        self._hits = self._counter("crop_hits", "Crops that were cached when a job requested them")
         self._misses = self._counter("crop_misses", "Crops that had to be made")
         self._fetched = self._counter("fetched_bytes", "Bytes read from the bucket")
         self._evicted = self._counter("evictions", "Files deleted to make room")
@@ -45,7 +45,7 @@ class Metrics(Observer):
             "cache_bytes", "Bytes of published files (used), promised ones (reserved), wrong ones (quarantine)", "kind"
         )
         self._files = self._gauge("cache_files", "Published files")
-        self._limit = self._gauge("cache_max_bytes", "The quota; infinite if there is none")
+        self._limit = self._gauge("cache_max_bytes", "The quota; infinite without a quota")
         self._disk = self._gauge("disk_bytes", "The cache's file system", "kind")
         # From the start, so that Prometheus sees the first failure rise from 0 to 1.
         for code in error_classes():

@@ -36,17 +36,7 @@ _log = structlog.get_logger(__name__)
 
 
 class HttpError(HTTPException):
-    """A refusal that concerns HTTP rather than crops, such as 413 or 416; its code is ``invalid_request``.
-
-    Parameters
-    ----------
-    status
-        The HTTP status.
-    detail
-        One sentence.
-    headers
-        More headers for the response.
-    """
+    """A refusal that concerns HTTP rather than crops, such as 413 or 416; its code is ``invalid_request``."""
 
     def __init__(self, status: http.HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, detail, headers)

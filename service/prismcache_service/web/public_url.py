@@ -16,12 +16,7 @@ def base_url(request: Request) -> str:
 class SubPath:
     """Middleware: takes the path of the public URL off a request's path, for proxies that pass it on.
 
-    Parameters
-    ----------
-    app
-        The next application.
-    public_url
-        The public URL, such as ``https://lab.example/prism``.
+    `public_url` is such as ``https://lab.example/prism``.
     """
 
     def __init__(self, app: ASGIApp, public_url: str) -> None:

@@ -112,15 +112,6 @@ def url_of(listener: socket.socket, scheme: str = "http") -> str:
 class Server(uvicorn.Server):
     """uvicorn with our limits; open streams and long polls end when the server shuts down.
 
-    Parameters
-    ----------
-    app
-        From `create_app`.
-    config
-        The service's settings.
-    certificate
-        With it, the server speaks https.
-
     Attributes
     ----------
     deadline

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may do what. A JSON file holds the tokens' SHA-256, never the tokens.
+"""Bearer tokens, and what each of them allows. A JSON file holds the tokens' SHA-256, never the tokens.
 
 A token is 256 random bits from the operating system, so a plain hash is enough: no dictionary helps to guess it.
 """
@@ -31,7 +31,7 @@ from prismcache.errors import ConfigError
 from prismcache_service.config import ServiceConfig
 
 WATCH_SECONDS = 2.0
-"""A running service notices a change of the tokens file within so many seconds."""
+"""Seconds within which a running service notices a change of the tokens file."""
 TOKEN_PREFIX = "prism_"  # noqa: S105 - scanners for leaked secrets recognise it
 _TOKEN_BYTES = 32
 _MAX_TOKEN = 256
@@ -72,7 +72,7 @@ class TokenRecord(BaseModel):
     Attributes
     ----------
     name, role
-        Who uses it, and what it allows.
+        The token's user, and what the token allows.
     sha256
         Hash of the token, 64 hexadecimal digits.
     created_at, expires_at
@@ -152,10 +152,7 @@ def create_token(path: Path, name: str, role: Role | str, *, expires: datetime |
 def revoke_token(path: Path, name: str) -> None:
     """Remove a token; a running service refuses it within `WATCH_SECONDS` s.
 
-    Raises
-    ------
-    ConfigError
-        If there is no token of that name, or the file cannot be read or written.
+    Raise `ConfigError` if there is no token of that name, or the file cannot be read or written.
     """
     with _locked(path):
         known = list_tokens(path)
@@ -170,10 +167,7 @@ def revoke_token(path: Path, name: str) -> None:
 def list_tokens(path: Path) -> tuple[TokenRecord, ...]:
     """Return the tokens of a file with their last use; empty if the file does not exist.
 
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is no tokens file, or everybody may write it.
+    Raise `ConfigError` if the file cannot be read, is not a tokens file, or can be written by everybody.
     """
     try:
         with path.open("rb") as file:
@@ -221,13 +215,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file of the state folder by `text`; readers see the old content or the new one.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be written.
-    """
+    """Replace a file of the state folder by `text`; readers see the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -242,11 +230,6 @@ def _write(path: Path, text: str) -> None:
 
 class TokenBook:
     """The tokens that a running service accepts.
-
-    Parameters
-    ----------
-    path
-        The tokens file.
 
     Attributes
     ----------
@@ -304,7 +287,7 @@ class TokenBook:
             _log.warning("the last uses of tokens are not stored", error=str(error))
 
     def authenticate(self, token: str) -> Caller | None:
-        """Return whose token this is, or None. Every hash is compared, so that the time taken tells nothing."""
+        """Return the caller of a token, or None. Every hash is compared, so that the time taken reveals nothing."""
         if len(token) > _MAX_TOKEN:
             return None
         digest = _digest(token).encode()

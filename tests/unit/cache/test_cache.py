@@ -32,7 +32,7 @@ from prismcache.layout import (
 from prismcache.schema import CropFile, Split
 from prismcache_service.cache import CropCache, CropName, Found
 from prismcache_service.cache import cache as caching
-from prismcache_service.cache import files as comparing
+from prismcache_service.cache import places as comparing
 from tests.support.cache_root import files_below, quarantined, unfinished
 from tests.support.stored_crops import manifest_of
 

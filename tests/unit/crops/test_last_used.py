@@ -10,8 +10,8 @@ import pytest
 
 from prismcache.errors import StorageError
 from prismcache.schema import Split
-from prismcache_service import kept as lastused
-from prismcache_service.kept import LastUsed
+from prismcache_service.crops import LastUsed
+from prismcache_service.crops import space as lastused
 from prismcache_service.store.base import MemoryJobStore
 
 pytestmark = pytest.mark.anyio

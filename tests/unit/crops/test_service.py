@@ -20,13 +20,13 @@ from prismcache.errors import (
     UnknownLeaseError,
 )
 from prismcache.schema import CropFile, CropInfo, LeaseRequest, Progress, Split, Verdict
-from prismcache_service import kept as kept_module
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.crops import service as crops_module
 from prismcache_service.crops.ensure import EnsureService
-from prismcache_service.crops.service import CropService, Terms
-from prismcache_service.crops.space import Bounds, SpaceService
-from prismcache_service.kept import LastUsed, steady_now
+from prismcache_service.crops.service import CropService
+from prismcache_service.crops.space import LastUsed
+from prismcache_service.store import base as kept_module
+from prismcache_service.store import steady_now
 from prismcache_service.store.base import MemoryJobStore
 from tests.support.cache_root import published, quarantined
 from tests.support.job_scene import Published
@@ -77,12 +77,9 @@ class Shelf:
         self.store = MemoryJobStore()
         self.last_used = LastUsed(self.store)
         self.restorer = Restorer(self.cache)
-        space = SpaceService(
-            self.cache, Bounds(), self.store.pins, self.last_used.all, on_evicted=lambda file: None
-        )  # fmt: skip
         self.crops = CropService(
-            self.cache, published or Published(), self.restorer, self.store, space, self.last_used,
-            terms=Terms(lease_seconds),
+            self.cache, published or Published(), self.restorer, self.store, self.last_used,
+            lease_seconds=lease_seconds,
         )  # fmt: skip
 
     def put(self, crop: int, channels: tuple[int, ...] | None = None, split: Split = INSTANCE) -> CropFile:
@@ -107,7 +104,6 @@ def test_the_catalog_is_what_is_published_and_what_is_cached(shelf: Shelf) -> No
         ]  # fmt: skip
         assert [info.files for info in found] == [(full, part), (), (), (other,)]
         assert [info.crop for info in await shelf.crops.catalog(Split.SEMANTIC)] == [9]
-        assert (await shelf.crops.usage()).files == 3
 
     run(story)
 

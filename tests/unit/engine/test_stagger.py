@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from prismcache.schema import Progress
-from prismcache_service.engine.local.stagger import Stagger
+from prismcache_service.engine.local.engine import Stagger
 
 pytestmark = pytest.mark.anyio
 

@@ -16,16 +16,15 @@ import pytest
 from prismcache._testing_files import crop_arrays, write_crop
 from prismcache.config import Settings
 from prismcache.errors import NoSpaceError
-from prismcache.layout import HDF5_SIGNATURE
+from prismcache.layout import FORMAT_VERSION, HDF5_SIGNATURE, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile, Problem, Product, Split
 from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import CropTask, News
 from prismcache_service.engine.local import worker as worker_module
 from prismcache_service.engine.local.worker import Outbox, Worker
-from prismcache_service.pipeline.bucket.sources import Sources
-from prismcache_service.pipeline.materialize import MadeCrop, Materializer
-from prismcache_service.pipeline.products import MadeProduct
+from prismcache_service.pipeline.bucket.s3 import Sources
+from prismcache_service.pipeline.materialize import Materializer, Order
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +39,7 @@ async def test_a_product_is_published_only_if_its_crop_is_still_the_one_that_it_
     cache, make_product = CropCache(tmp_path), worker_module.make_product
     write_crop(tmp_path, Split.INSTANCE, 0, crop_arrays(Split.INSTANCE, 0, None))
 
-    def make(*arguments: Any, **options: Any) -> MadeProduct:
+    def make(*arguments: Any, **options: Any) -> tuple[str, int]:
         made = make_product(*arguments, **options)
         if meanwhile == "replaced":
             write_crop(tmp_path, Split.INSTANCE, 0, crop_arrays(Split.INSTANCE, 1, None))
@@ -68,14 +67,17 @@ class Maker(Materializer):
     def tidy(self) -> None:
         """Nothing is left in memory."""
 
-    async def make(self, name: CropName, target: Path, *_: Any, **__: Any) -> MadeCrop:
-        target.write_bytes(CONTENT)  # noqa: ASYNC240 - nothing else runs on this loop
+    async def make(self, order: Order, *_: Any, **__: Any) -> tuple[Manifest, SourceList]:
+        order.target.write_bytes(CONTENT)
         if self._error is not None:
             raise self._error
-        return MadeCrop(
-            channels=(0,), complete=True, sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT), source="s3://b",
-            endpoint="http://s3", source_fingerprint="f", source_objects=(), missing_chunks=0, recipe="test",
+        manifest = Manifest(
+            format_version=FORMAT_VERSION, split=order.name.split, crop=order.name.crop, channels=(0,), complete=True,
+            sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT), source="s3://b", endpoint="http://s3",
+            stamp=FileStamp(size=len(CONTENT), mtime_ns=0, ctime_ns=0), source_fingerprint="f", missing_chunks=0,
+            recipe="test", prismcache_version="1", libraries={}, created_at="",
         )  # fmt: skip
+        return manifest, SourceList(source_fingerprint="f", objects=())
 
 
 class NoSources(Sources):

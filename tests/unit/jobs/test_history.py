@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prismcache.errors import StorageError
+from prismcache.schema import Usage
 from prismcache_service.jobs import History, Observer
 from prismcache_service.store import Figures, MemoryJobStore
 
@@ -41,10 +42,13 @@ class Scene:
     def service(self) -> tuple[Observer, History]:
         observer = Observer()
 
-        async def used_bytes() -> int:
-            return 1000 + observer.fetched_bytes
+        async def usage() -> Usage:
+            return Usage(
+                files=1, used_bytes=1000 + observer.fetched_bytes, reserved_bytes=0, max_bytes=None, min_free_bytes=0,
+                free_bytes=0, total_bytes=0,
+            )  # fmt: skip
 
-        return observer, History(self.store, observer, used_bytes, lambda: self.now)
+        return observer, History(self.store, observer, usage, lambda: self.now)
 
     async def figures(self) -> list[Figures]:
         return await self.store.figures(NOON - MINUTE, 300)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from datetime import UTC, datetime
 
-from prismcache.schema import Split
-from prismcache_service.cache import CropName
+from prismcache.schema import JobRequest, Split, State
 from prismcache_service.jobs.flights import Wish, choose
+from prismcache_service.jobs.live import LiveJob
+from prismcache_service.store import JobRecord
 
 
-def wish(crop: int, **changes: Any) -> Wish:
-    known = {"strict": False, "priority": 0, "owner": "ada", "open_crops": 1, "order": crop}
-    return Wish(CropName(Split.INSTANCE, crop), **(known | changes))
+def wish(crop: int, *, priority: int = 0, owner: str = "ada", open_crops: int = 1, order: int | None = None) -> Wish:
+    request = JobRequest(split=Split.INSTANCE, crops=(crop,), priority=priority)
+    job = LiveJob(JobRecord("a", owner, request, State.QUEUED, (), datetime.now(UTC)))
+    return Wish(job, crop, open_crops, crop if order is None else order)
 
 
 def in_order(wishes: list[Wish]) -> list[int]:
@@ -21,7 +23,7 @@ def in_order(wishes: list[Wish]) -> list[int]:
     random.Random(0).shuffle(left)
     while (chosen := choose(left, {})) is not None:
         left.remove(chosen)
-        made.append(chosen.name.crop)
+        made.append(chosen.crop)
     return made
 
 
@@ -46,4 +48,4 @@ def test_an_owner_whose_crops_are_in_the_making_waits_for_the_others() -> None:
     wishes = [wish(0, owner="ada"), wish(1, owner="bob", open_crops=14)]
     chosen = choose(wishes, {"ada": 1})
     assert chosen is not None
-    assert chosen.owner == "bob"
+    assert chosen.job.owner == "bob"

@@ -39,7 +39,6 @@ def least() -> int:
 def test_the_published_crop_fits_the_default_limit_with_room_for_fetching_ahead() -> None:
     found = budget()
     assert found.block_bytes == max(PLAN.raw.block_bytes, PLAN.labels.block_bytes)
-    assert found.slot_bytes == OBJECT
     assert found.slots > 8
     assert found.blocks > PLAN.raw.open_blocks
     assert found.deflated_blocks == 2
@@ -51,7 +50,8 @@ def test_what_is_planned_never_exceeds_the_limit(limit: int, threads: int, concu
         found = budget(limit, threads=threads, concurrency=concurrency)
     except MemoryLimitError:
         return
-    assert USED + found.buffer_bytes + found.deflated_blocks * PLAN.raw.block_bytes < limit
+    buffers = found.block_bytes * found.blocks + 2 * OBJECT * found.slots  # obstore has an object twice
+    assert USED + buffers + found.deflated_blocks * PLAN.raw.block_bytes < limit
     assert found.deflated_blocks in {1, 2}
     assert found.slots >= 2
     assert found.slots <= max(2, 2 * concurrency)
@@ -81,14 +81,14 @@ def test_a_small_crop_takes_no_more_than_it_has() -> None:
     crop = crop_source((1, 4, 4, 4), (1, 4, 4, 4), (4, 4, 4), (4, 4, 4))
     found = plan_budget(plan_crop(crop, None, strict=False), limit=LIMIT, used=USED, threads=2, concurrency=32)
     assert found.slots == 2
-    assert found.buffer_bytes < 10_000
+    assert found.block_bytes * found.blocks < 10_000
 
 
 def test_a_crop_of_absent_chunks_alone_needs_no_object() -> None:
     keys = ["raw/0.0.0.0", "labels/0.0.0"]
     crop = crop_source((1, 4, 4, 4), (1, 4, 4, 4), (4, 4, 4), (4, 4, 4), absent=keys)
     found = plan_budget(plan_crop(crop, None, strict=False), limit=LIMIT, used=USED, threads=2, concurrency=32)
-    assert (found.slot_bytes, found.slots) == (1, 2)
+    assert found.slots == 2
 
 
 def test_an_object_larger_than_the_limit_is_refused_before_it_is_fetched() -> None:

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
+from prismcache.catalog import published
 from prismcache.config import Settings
 from prismcache.errors import (
     InvalidSourceError,
@@ -34,11 +35,11 @@ from prismcache.errors import (
     UnknownChannelError,
     UnknownCropError,
 )
-from prismcache.layout import SourceObject
+from prismcache.layout import Manifest, SourceList, SourceObject
 from prismcache.schema import NO_CONTEXT, Context, Progress, Split
 from prismcache_service.cache import CropName
 from prismcache_service.pipeline import materialize
-from prismcache_service.pipeline.materialize import MadeCrop, Materializer, first_error
+from prismcache_service.pipeline.materialize import Materializer, Order, first_error
 from prismcache_service.pipeline.plan import plan
 from prismcache_service.pipeline.plan.budget import Budget, plan_budget
 from tests.support.codecs import ArrayLayout, Compressor
@@ -72,10 +73,10 @@ class ChangingSource(FolderSource):
 
 
 @contextmanager
-def materializer(source: FolderSource, **changes: Any) -> Iterator[Materializer]:
+def materializer(**changes: Any) -> Iterator[Materializer]:
     found = Settings.load({}, decode_threads=2, **changes)
     with ThreadPoolExecutor(found.decode_threads) as executor:
-        made = Materializer(source, found, executor, 0o644)
+        made = Materializer(found, executor)
         try:
             yield made
         finally:
@@ -91,12 +92,14 @@ def make(
     report: Callable[[Progress], None] = lambda _: None,
     strict: bool = False,
     **changes: Any,
-) -> MadeCrop:
-    async def main() -> MadeCrop:
-        async with asyncio.timeout(30):  # a deadlock would last for ever
-            return await maker.make(name, target, report, strict=strict)
+) -> tuple[Manifest, SourceList]:
+    order = Order(name, published().entry(name.split), source or FolderSource(bucket_dir / BUCKET / PREFIX), target)
 
-    with materializer(source or FolderSource(bucket_dir / BUCKET / PREFIX), **changes) as maker:
+    async def main() -> tuple[Manifest, SourceList]:
+        async with asyncio.timeout(30):  # a deadlock would last for ever
+            return await maker.make(order, report, strict=strict)
+
+    with materializer(**changes) as maker:
         return asyncio.run(main())
 
 
@@ -114,11 +117,11 @@ def target(tmp_path: Path) -> Path:
 
 def test_a_made_crop_equals_the_oracle_and_says_what_it_is(bucket_dir: Path, target: Path) -> None:
     seen: list[Progress] = []
-    made = make(bucket_dir, target, report=seen.append)
+    made, sources = make(bucket_dir, target, report=seen.append)
     assert_crop_file_equals_oracle(target, crop_folder(bucket_dir, SPEC))
     assert made.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert (made.size, made.channels, made.complete) == (target.stat().st_size, (0, 1, 2), True)
-    assert [item.key for item in made.source_objects] == sorted(item.key for item in made.source_objects)
+    assert [item.key for item in sources.objects] == sorted(item.key for item in sources.objects)
     with h5py.File(target) as file:
         assert file.attrs["source_fingerprint"] == made.source_fingerprint
         assert file.attrs["source"] == made.source
@@ -131,7 +134,7 @@ def test_a_made_crop_equals_the_oracle_and_says_what_it_is(bucket_dir: Path, tar
 
 def test_two_runs_give_equal_bytes_whatever_memory_and_threads_they_have(bucket_dir: Path, tmp_path: Path) -> None:
     digests = {
-        make(bucket_dir, tmp_path / f"{number}.h5", **changes).sha256
+        make(bucket_dir, tmp_path / f"{number}.h5", **changes)[0].sha256
         for number, changes in enumerate([{}, {"s3_concurrency": 1}, {"memory_limit": "2GB", "s3_concurrency": 64}])
     }
     assert len(digests) == 1
@@ -143,7 +146,7 @@ def test_raw_reaches_beyond_the_labels_as_far_as_asked_and_as_the_source_has(
     bucket_dir: Path, target: Path, context: Context, channels: tuple[int, ...] | None
 ) -> None:
     folder = crop_folder(bucket_dir, SPEC)
-    made = make(bucket_dir, target, CropName(Split.INSTANCE, 0, channels, context))
+    made, _ = make(bucket_dir, target, CropName(Split.INSTANCE, 0, channels, context))
     raw = zarr.open_array(LocalStore(folder / "raw", read_only=True), mode="r")
     first = np.array(reference_shift(folder))
     reach = np.array(raw.shape[1:]) if context == "all" else np.array(context)
@@ -171,7 +174,7 @@ def test_no_context_gives_the_bytes_of_a_plain_crop_and_so_does_all_where_raw_en
         make(tmp_path, tmp_path / f"{n}.h5", dataclasses.replace(NAME, context=context))
         for n, context in enumerate(contexts)
     ]
-    assert len({each.sha256 for each in made}) == 1
+    assert len({each.sha256 for each, _ in made}) == 1
 
 
 def test_context_fetches_only_the_chunks_that_meet_the_wider_box(bucket_dir: Path, target: Path) -> None:
@@ -250,10 +253,10 @@ def test_a_crop_that_changes_once_while_it_is_read_is_made_from_the_new_version_
     folder = crop_folder(bucket_dir, SPEC)
     other = dataclasses.replace(SPEC, seed=1)
     source = ChangingSource(bucket_dir / BUCKET / PREFIX, lambda: write_crop(bucket_dir, other), at=(9,))
-    made = make(bucket_dir, target, source=source)
+    _, sources = make(bucket_dir, target, source=source)
     assert_crop_file_equals_oracle(target, folder)
     listed = asyncio.run(source.list_objects("instance/crop_0.zarr"))
-    assert {item.key: item for item in made.source_objects} == listed
+    assert {item.key: item for item in sources.objects} == listed
 
 
 def test_a_crop_that_changes_twice_is_refused(bucket_dir: Path, target: Path) -> None:
@@ -338,11 +341,13 @@ def test_memory_is_given_back_beside_the_listing_and_before_the_next_crop_takes_
     monkeypatch.setattr(materialize, "give_memory_back", give_back)
     monkeypatch.setattr(materialize, "resident_bytes", used)
 
-    async def main() -> MadeCrop:
-        maker.tidy()
-        return await maker.make(NAME, target, lambda _: None)
+    order = Order(NAME, published()["instance"], Listing(bucket_dir / BUCKET / PREFIX), target)
 
-    with materializer(Listing(bucket_dir / BUCKET / PREFIX)) as maker:
+    async def main() -> None:
+        maker.tidy()
+        await maker.make(order, lambda _: None)
+
+    with materializer() as maker:
         asyncio.run(main())
     assert given_back.is_set()
 

@@ -67,9 +67,9 @@ async def test_room_is_held_for_the_most_that_a_crop_can_take(lab: Lab) -> None:
     reports: list[Progress] = []
     for channels in (None, (0,)):
         async with factory._room(CropName(INSTANCE, 0, channels), reports.append):
-            reserved[channels] = (await factory.crops.usage()).reserved_bytes
+            reserved[channels] = (await factory.space.usage()).reserved_bytes
     async with factory._room(CropName(INSTANCE, 77), reports.append):  # not published: it cannot be made either
-        assert (await factory.crops.usage()).reserved_bytes == 0
+        assert (await factory.space.usage()).reserved_bytes == 0
     voxels = 12 * 30 * 32
     assert voxels * 7 < reserved[None] < voxels * 8 + (5 << 20)
     assert reserved[(0,)] < reserved[None]

@@ -186,13 +186,7 @@ class Cluster:
                     await client.close()
 
     async def _watch(self, client: Client) -> None:
-        """Inspect new workers, until `doubt` is called.
-
-        Raises
-        ------
-        ConnectionError
-            If the scheduler does not respond.
-        """
+        """Inspect new workers, until `doubt` is called."""
         self._doubted.clear()
         self._client, self._trouble = client, None
         while not self._doubted.is_set():

@@ -28,7 +28,7 @@ from prismcache_service.engine.dask.messages import (
     task_key,
 )
 from prismcache_service.engine.dask.worker import end_idle, make_crop, stop_crop
-from prismcache_service.pipeline.progress import Report
+from prismcache_service.pipeline import Report
 
 _SILENCE_S = 60.0
 _STOP_S = 5.0

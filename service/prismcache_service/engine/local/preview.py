@@ -1,12 +1,11 @@
 """Draws a preview: the middle slice of one channel in grey, with labels in colour over it.
 
-``python -m prismcache_service.engine.local.preview FILE CHANNEL`` writes a PNG to standard output and ends; with status
-`FAILED` it writes a `Problem` instead. A process of its own, since the service's touches neither HDF5 nor pixels.
+``python -m prismcache_service.engine.local.preview FILE CHANNEL`` writes a PNG to standard output, or a problem: see
+`engine.programs`.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -20,23 +19,18 @@ from skimage.segmentation import find_boundaries
 
 from prismcache.crop import Crop
 from prismcache.crop.picture import BRIGHT, OPACITY
-from prismcache.errors import CropCorruptError, PrismError
+from prismcache.errors import CropCorruptError
+from prismcache_service.engine.programs import end_program
 
 EDGE = 512
 """Pixels of the longer side at most; of a larger slice only every n-th row and column is shown."""
-FAILED = 3
-"""Exit status that goes with a problem. (1 and 2 are Python's own.)"""
-
 _NICE = 10  # requests and the making of crops go first
 
 
 def draw(path: str, channel: int) -> bytes:
     """Return a PNG of at most `EDGE` by `EDGE` pixels, RGB; Y goes down, X to the right.
 
-    Raises
-    ------
-    PrismError
-        If the file cannot be read, or lacks the channel.
+    Raise `PrismError` if the file cannot be read, or lacks the channel.
     """
     with Crop(path) as crop:
         z, y, x = crop.shape
@@ -65,21 +59,6 @@ def blend(raw: NDArray[np.uint8], labels: NDArray[np.uint32]) -> NDArray[np.uint
     return picture.astype(np.uint8)
 
 
-def main() -> None:
-    """Entry point of the process."""
-    os.nice(_NICE)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("file")
-    parser.add_argument("channel", type=int)
-    arguments = parser.parse_args()
-    try:
-        content, status = draw(arguments.file, arguments.channel), 0
-    except PrismError as error:
-        content, status = error.to_problem().model_dump_json().encode(), FAILED
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
-    raise SystemExit(status)
-
-
 if __name__ == "__main__":
-    main()
+    os.nice(_NICE)
+    end_program(lambda: draw(sys.argv[1], int(sys.argv[2])))

@@ -19,12 +19,9 @@ import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import h5py
 from pydantic import TypeAdapter
 
 from prismcache.catalog import published
@@ -33,17 +30,16 @@ from prismcache.disk import storage_error
 from prismcache.errors import CropNotCachedError, PrismError, WorkerError
 from prismcache.layout import FORMAT_VERSION, FileStamp, Manifest, SourceList
 from prismcache.schema import CropFile, Problem, Product, Progress
-from prismcache.splits import SplitEntry, Splits
+from prismcache.splits import Splits
 from prismcache_service.cache import FILE_MODE, CropCache, CropName
 from prismcache_service.engine import CropTask, News
-from prismcache_service.pipeline.bucket.sources import Sources
-from prismcache_service.pipeline.materialize import MadeCrop, Materializer
-from prismcache_service.pipeline.products import make_product
-from prismcache_service.pipeline.progress import Report
+from prismcache_service.pipeline import Report
+from prismcache_service.pipeline.bucket.s3 import Sources
+from prismcache_service.pipeline.materialize import Materializer, Order, software
+from prismcache_service.pipeline.products import RECIPES, make_product
 
 ALIVE_S = 1.0
 _REPORT_S = 0.1
-_LIBRARIES = ("zarr", "numcodecs", "isal", "h5py", "numpy", "aiobotocore")
 
 
 class Outbox:
@@ -124,16 +120,12 @@ class Worker:
         report = _Reporter(self._outbox)
         try:
             if name.product is Product.CROP:
-                source = await self._sources.of(entry)
-                made = await self._materializer.make(
-                    name, temporary, report, strict=task.strict, entry=entry, source=source
-                )
-                name = replace(name, channels=None if made.complete else made.channels)
-                manifest = _manifest(name, made, entry)
-                objects = made.source_objects
+                order = Order(name, entry, await self._sources.of(entry), temporary)
+                manifest, sources = await self._materializer.make(order, report, strict=task.strict)
+                name = replace(name, channels=None if manifest.complete else manifest.channels)
             else:
-                manifest, objects = await self._derive(name, temporary, report), ()
-            sources = SourceList(source_fingerprint=manifest.source_fingerprint, objects=objects)
+                manifest = await self._derive(name, temporary, report)
+                sources = SourceList(source_fingerprint=manifest.source_fingerprint, objects=())
             return await asyncio.to_thread(self._cache.publish, name, temporary, manifest, sources, task.token)
         finally:
             report.close()
@@ -141,13 +133,7 @@ class Worker:
                 temporary.unlink(missing_ok=True)
 
     async def _derive(self, name: CropName, temporary: Path, report: Report) -> Manifest:
-        """Make a product from the cached crop; return its manifest.
-
-        Raises
-        ------
-        CropNotCachedError
-            If the crop is not cached, or another file took its place meanwhile.
-        """
+        """Make a product from the cached crop; return its manifest."""
         crop_name = CropName(name.split, name.crop)
         found = (await self._cache.find(crop_name)).file
         crop = await self._cache.threads.run(self._cache.manifest, crop_name)
@@ -158,7 +144,7 @@ class Worker:
         def report_from_thread(progress: Progress) -> None:
             loop.call_soon_threadsafe(report, progress)
 
-        made = await asyncio.to_thread(
+        sha256, size = await asyncio.to_thread(
             make_product,
             path,
             crop.sha256,
@@ -176,46 +162,15 @@ class Worker:
         return crop.model_copy(
             update={
                 "format_version": FORMAT_VERSION,
-                "sha256": made.sha256,
-                "size": made.size,
-                "stamp": FileStamp(size=made.size, mtime_ns=0, ctime_ns=0),
-                "recipe": made.recipe,
-                "product": made.product,
-                "crop_sha256": made.crop_sha256,
-                **_maker(),
+                "sha256": sha256,
+                "size": size,
+                "stamp": FileStamp(size=size, mtime_ns=0, ctime_ns=0),
+                "recipe": RECIPES[name.product],
+                "product": name.product,
+                "crop_sha256": crop.sha256,
+                **software(),
             }
         )
-
-
-def _maker() -> dict[str, Any]:
-    """Return what a manifest says of the software that made a file, and when."""
-    return {
-        "prismcache_version": version("prismcache"),
-        "libraries": {name: version(name) for name in _LIBRARIES} | {"hdf5": h5py.version.hdf5_version},
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _manifest(name: CropName, made: MadeCrop, entry: SplitEntry) -> Manifest:
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        split=name.split,
-        crop=name.crop,
-        channels=made.channels,
-        complete=made.complete,
-        sha256=made.sha256,
-        size=made.size,
-        stamp=FileStamp(size=made.size, mtime_ns=0, ctime_ns=0),
-        source=made.source,
-        endpoint=made.endpoint,
-        source_fingerprint=made.source_fingerprint,
-        missing_chunks=made.missing_chunks,
-        notes=made.notes,
-        recipe=made.recipe,
-        context=name.context,
-        definition=entry.definition,
-        **_maker(),
-    )
 
 
 async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
@@ -236,16 +191,16 @@ async def _serve(stdin: BinaryIO, outbox: Outbox) -> None:
     orders = TypeAdapter(CropTask)
     threading.Thread(target=read_lines, daemon=True).start()
     alive = asyncio.create_task(show_life())
-    with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "decode") as executor:
-        async with Sources(settings, executor) as sources:
-            materializer = Materializer(await sources.of(published()["instance"]), settings, executor, FILE_MODE)
-            worker = Worker(settings, outbox, materializer, sources)
-            try:
-                while line := await lines.get():
-                    await worker.work(orders.validate_json(line))
-            finally:
-                alive.cancel()
-                materializer.close()
+    executor = ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "decode")
+    async with contextlib.aclosing(Sources(settings, executor)) as sources:
+        materializer = Materializer(settings, executor)
+        worker = Worker(settings, outbox, materializer, sources)
+        try:
+            while line := await lines.get():
+                await worker.work(orders.validate_json(line))
+        finally:
+            alive.cancel()
+            materializer.close()
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Bodies of objects, fetched by obstore, which receives and decrypts without the GIL.
 
 What obstore cannot do for a server (keys that it does not take, a response without a length, a redirect to another
-host) goes through aiobotocore's `get_object`: slower, and said once in the log.
+host) goes through aiobotocore's `get_object`, which is slower; the log says so once.
 
 `aiobotocore` decides where an object lies (endpoint, region, path or host style) and brings the credentials, if any.
 """
@@ -63,14 +63,7 @@ class Body:
 class BodyReader:
     """Reads objects of one bucket into buffers.
 
-    Parameters
-    ----------
-    client
-        An aiobotocore S3 client, for what obstore cannot do.
-    store
-        obstore's client of the same bucket; see `open_store`.
-    settings
-        Bucket, concurrency, deadlines and bandwidth.
+    `client` is an aiobotocore S3 client, for what obstore cannot do; `store` is obstore's client of the same bucket.
     """
 
     def __init__(self, client: Any, store: S3Store, settings: Settings) -> None:

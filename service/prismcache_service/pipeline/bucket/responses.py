@@ -208,14 +208,8 @@ ROWS = (
 def decide(failure: Failure, what: str, endpoint: str, *, listing: bool) -> Verdict:
     """Return what a failed request means.
 
-    Parameters
-    ----------
-    failure
-        The response, or why there is none.
-    what, endpoint
-        What was requested, and from which server; both begin the message.
-    listing
-        Whether keys were requested, not an object that was listed.
+    `what` was requested from the server `endpoint`: both begin the message. `listing` says whether keys were requested,
+    and not an object that was listed.
     """
     row = next(row for row in ROWS if row.matches(failure, listing))
     code = "" if failure.code == str(failure.status) else failure.code

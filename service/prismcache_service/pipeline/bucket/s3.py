@@ -35,6 +35,7 @@ from prismcache.errors import (
     SourceUnreachableError,
 )
 from prismcache.layout import SourceObject
+from prismcache.splits import SplitEntry
 from prismcache_service.pipeline.bucket.bodies import (
     CONNECT_TIMEOUT_S,
     MAX_STALL_S,
@@ -76,16 +77,8 @@ class _RetryableError(Exception):
 class S3Source(Source):
     """A bucket's folder. Made by `open_s3`, which owns the connections.
 
-    Parameters
-    ----------
-    client
-        An aiobotocore S3 client that makes one attempt a request.
-    bodies
-        Reads objects of the same bucket.
-    settings
-        Bucket, prefix, concurrency and deadlines.
-    executor
-        Threads for digests, so that the event loop never hashes.
+    `client` is an aiobotocore S3 client that makes one attempt for each request; `executor` has the threads for
+    digests, so that the event loop never hashes.
     """
 
     def __init__(self, client: Any, bodies: BodyReader, settings: Settings, executor: Executor) -> None:
@@ -226,7 +219,7 @@ class S3Source(Source):
         with reading_response():
             page: dict[str, Any] = await list_page(**request)
             keys, sizes = _keys(page), [entry["Size"] for entry in page.get("Contents", ())]
-        # botocore takes any 200 for a listing, and one that is none for one without keys: whatever is missing from it
+        # botocore takes any 200 for a listing, and a 200 without a listing for one without keys: the missing objects
         # would count as absent from the bucket, and become fill values.
         headers = page.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         if "IsTruncated" not in page and headers.get("content-length") == "0":
@@ -352,3 +345,31 @@ async def open_s3(settings: Settings, executor: Executor) -> AsyncIterator[S3Sou
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"the S3 settings are unusable: {error}") from error
         yield S3Source(client, BodyReader(client, store, settings), settings, executor)
+
+
+class Sources:
+    """One source for each place, opened when it is first needed and kept until `aclose`.
+
+    `settings` have the bucket of all splits that name none; `executor` has the threads for digests, which `aclose`
+    ends.
+    """
+
+    def __init__(self, settings: Settings, executor: Executor) -> None:
+        self._settings, self._executor = settings, executor
+        self._opened = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._sources: dict[tuple[tuple[str, object], ...], Source] = {}
+
+    async def aclose(self) -> None:
+        """Close all sources, and end the threads."""
+        await self._opened.aclose()
+        self._executor.shutdown(wait=False)
+
+    async def of(self, entry: SplitEntry) -> Source:
+        """Return the source of a split."""
+        place = tuple(sorted(entry.place.items()))
+        async with self._opening:
+            if place not in self._sources:
+                settings = self._settings.model_copy(update=entry.place)
+                self._sources[place] = await self._opened.enter_async_context(open_s3(settings, self._executor))
+        return self._sources[place]

@@ -43,13 +43,7 @@ class Runs:
 
     @classmethod
     def of(cls, labels: Array) -> Self:
-        """The runs of an integer array of any shape that is not empty.
-
-        Raises
-        ------
-        InvalidSourceError
-            If an id is negative.
-        """
+        """Return the runs of a non-empty integer array of any shape; raise `InvalidSourceError` for a negative id."""
         flat = np.ascontiguousarray(labels).reshape(-1)
         changes = np.flatnonzero(flat[1:] != flat[:-1])
         starts = np.concatenate((np.zeros(1, np.intp), changes + 1))
@@ -63,24 +57,24 @@ class Runs:
         return 12 * len(self.ids)
 
     def pack(self) -> bytes:
-        """All but the shape, 12 bytes a run; for arrays of fewer than 2**32 voxels."""
+        """Return everything but the shape, in 12 bytes a run; for arrays of fewer than 2**32 voxels."""
         return self.ids.tobytes() + self.starts.astype(np.uint32).tobytes()
 
     @classmethod
     def unpack(cls, data: memoryview, shape: tuple[int, ...]) -> Self:
-        """What `pack` made of labels of this shape."""
+        """Return the runs that `pack` packed, for labels of this shape."""
         count = len(data) // 12
         starts = np.frombuffer(data, np.uint32, count, 8 * count).astype(np.intp)
         return cls(shape, starts, np.frombuffer(data, np.uint64, count))
 
 
 def unique_ids(runs: Runs) -> Ids:
-    """Ascending unique ids."""
+    """Return the unique ids, ascending."""
     return np.unique(runs.ids)
 
 
 def id_table(parts: Iterable[Ids]) -> Ids:
-    """The table ``labels_ids``, (n+1,) uint64: 0, then the non-zero ids of all parts in ascending order.
+    """Return the table ``labels_ids``, (n+1,) uint64: 0, then the non-zero ids of all parts in ascending order.
 
     Raises
     ------
@@ -94,7 +88,7 @@ def id_table(parts: Iterable[Ids]) -> Ids:
 
 
 def relabel(runs: Runs, table: Ids) -> Labels:
-    """The position of each voxel's id in `table`, uint32, of the labels' shape; every id must be in the table."""
+    """Return the position of each voxel's id in `table`, uint32, of the labels' shape; the table must have every id."""
     numbers = np.searchsorted(table, runs.ids).astype(np.uint32)
     lengths = np.diff(runs.starts, append=math.prod(runs.shape))
     return np.repeat(numbers, lengths).reshape(runs.shape)

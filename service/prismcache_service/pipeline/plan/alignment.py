@@ -48,8 +48,8 @@ class Alignment:
     notes: tuple[str, ...] = ()
 
 
-def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
-    """Return the box of raw that the labels cover; `where` begins every message.
+def align(where: str, raw: ArraySource, labels: ArraySource | None) -> Alignment:
+    """Return the box of raw that the labels cover, all of raw for a crop without labels; `where` begins every message.
 
     Raises
     ------
@@ -59,6 +59,7 @@ def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
     InvalidSourceError
         If a voxel is too small for whole nm.
     """
+    labels = labels or replace(raw, shape=raw.shape[1:])
     if raw.resolution and labels.resolution and raw.resolution != labels.resolution:
         raise MisalignedError(f"{where}: raw has resolution {raw.resolution}, labels have {labels.resolution}")
     size, offset = raw.resolution or labels.resolution, labels.offset or raw.offset
@@ -82,11 +83,6 @@ def align(where: str, raw: ArraySource, labels: ArraySource) -> Alignment:
         "`offset`; `voxel_size_nm` and `offset_nm` are exact"
     )
     return Alignment(shift, stop, whole_place, whole_size, place, size, notes=(note,))
-
-
-def align_whole(where: str, raw: ArraySource) -> Alignment:
-    """Return the box of all of raw, for a crop without labels; errors as those of `align`."""
-    return align(where, raw, replace(raw, shape=raw.shape[1:]))
 
 
 def align_beside(where: str, raw: ArraySource, array: ArraySource) -> Alignment:

@@ -27,13 +27,8 @@ class Budget:
 
     block_bytes: int
     blocks: int
-    slot_bytes: int
     slots: int
     deflated_blocks: int
-
-    @property
-    def buffer_bytes(self) -> int:
-        return self.block_bytes * self.blocks + self.slot_bytes * self.slots
 
 
 def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurrency: int) -> Budget:
@@ -42,16 +37,15 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     Raises
     ------
     MemoryLimitError
-        If the least that the crop needs does not fit; says how much would.
+        If the least that the crop needs does not fit; the message says how much would fit.
     """
     arrays = plan.in_order
     block_bytes = max(a.block_bytes for a in arrays)
     needed_blocks = max(a.open_blocks for a in arrays)
-    slot_bytes = max([item.size for item in plan.fetched()], default=0) or 1
+    slot_cost = _SLOT_COPIES * (max([item.size for item in plan.fetched()], default=0) or 1)
     # Of one thread: a decoded chunk, and the temporaries of relabelling, which are of its size.
     decode_bytes = max(a.source.inner_bytes * (4 if a.name == LABELS else 1) for a in arrays)
     fixed = used + _SLACK_BYTES + threads * decode_bytes + plan.raw.block_bytes
-    slot_cost = _SLOT_COPIES * slot_bytes
     least = fixed + needed_blocks * block_bytes + _MIN_SLOTS * slot_cost
     if least > limit:
         raise MemoryLimitError(
@@ -65,4 +59,4 @@ def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurre
     spare = min(_SPARE_BLOCKS, free // 2 // block_bytes)
     free -= spare * block_bytes
     slots = min(_MIN_SLOTS + free // slot_cost, 2 * concurrency, max(_MIN_SLOTS, len(plan.fetched())))
-    return Budget(block_bytes, needed_blocks + spare, slot_bytes, slots, deflated_blocks)
+    return Budget(block_bytes, needed_blocks + spare, slots, deflated_blocks)

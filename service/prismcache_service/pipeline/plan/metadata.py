@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,23 +108,7 @@ async def read_crop(
     entry = entry or published()["instance"]
     arrays = dict(zip(entry.datasets, entry.arrays, strict=True))
     names = [name for name in (entry.raw, entry.labels, *entry.arrays) if name]
-    keys = [
-        f"{name}/{scale}{key}"
-        for name in names
-        for scale in ("", *(f"{scale}/" for scale in _SCALES))
-        for key in _DOCUMENTS
-    ]
-    items = [objects[key] for key in keys if key in objects]
-    for item in items:
-        if item.size > _MAX_METADATA_BYTES:
-            raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
-    # All at once, each to its end: one after the other would take four times the bucket's latency.
-    reading = (source.read_document(folder, item) for item in items)
-    documents: dict[str, bytes] = {}
-    for item, document in zip(items, await asyncio.gather(*reading, return_exceptions=True), strict=True):
-        if isinstance(document, BaseException):
-            raise document
-        documents[item.key] = document
+    documents = await _documents(source, folder, objects, names)
 
     def found(name: str, ndim: int, *, is_any: bool = False) -> ArraySource:
         array = _array(folder, name, ndim, documents, is_any=is_any)
@@ -139,6 +123,26 @@ async def read_crop(
         {own: found(name, 3, is_any=True) for own, name in arrays.items() if own in there},
         tuple(name for own, name in arrays.items() if own not in there),
     )
+
+
+async def _documents(
+    source: Source, folder: str, objects: Mapping[str, SourceObject], names: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the metadata documents of some arrays by key, also those of the first scale of a group of scales."""
+    scales = ("", *(f"{scale}/" for scale in _SCALES))
+    keys = [f"{name}/{scale}{key}" for name in names for scale in scales for key in _DOCUMENTS]
+    items = [objects[key] for key in keys if key in objects]
+    for item in items:
+        if item.size > _MAX_METADATA_BYTES:
+            raise InvalidSourceError(f"{folder}: {item.key} has {item.size} bytes, too many for metadata")
+    # All at once, each to its end: one after the other would take four times the bucket's latency.
+    reading = (source.read_document(folder, item) for item in items)
+    documents: dict[str, bytes] = {}
+    for item, document in zip(items, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+        if isinstance(document, BaseException):
+            raise document
+        documents[item.key] = document
+    return documents
 
 
 def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes], *, is_any: bool = False) -> ArraySource:
@@ -179,7 +183,8 @@ def parse_array(
 ) -> ArraySource:
     """Return an array's metadata documents as an `ArraySource`; `where` begins every message.
 
-    `inherited` are attributes of the group around it, for what its own do not say. `is_any` allows every number type.
+    `inherited` are attributes of the array's group; they count where the array has none of that name.
+    `is_any` allows every number type.
 
     Raises
     ------
@@ -198,7 +203,7 @@ def parse_array(
         _check_dtype(where, ndim, dtype, is_any=is_any)
     except InvalidSourceError:
         raise
-    except Exception as error:  # zarr raises many kinds on metadata that is no metadata
+    except Exception as error:  # zarr raises many kinds of errors on broken metadata
         raise InvalidSourceError(f"{where} has metadata that zarr cannot read: {error}") from error
     sample = array.metadata.encode_chunk_key((0,) * len(chunks))
     place = read_place(where, attributes, name.rpartition("/")[2] if inherited else None)
@@ -208,7 +213,7 @@ def parse_array(
         shape=shape,
         chunks=chunks,
         dtype=dtype,
-        fill_value=_any_fill(array.fill_value) if is_any else _checked_fill(where, array.fill_value, dtype),
+        fill_value=_fill_value(where, array.fill_value, dtype, is_any=is_any),
         separator=separator,
         key_prefix=f"c{separator}" if sample.startswith("c") else "",
         offset=place.offset,
@@ -254,13 +259,13 @@ def _check_dtype(where: str, ndim: int, dtype: np.dtype[Any], *, is_any: bool) -
         raise InvalidSourceError(f"{where} has dtype {dtype}, not {wanted}")
 
 
-def _any_fill(value: Any) -> float:
-    return 0 if value is None else value.item()
-
-
-def _checked_fill(where: str, value: Any, dtype: np.dtype[Any]) -> int:
-    fill = 0 if value is None else int(value)
+def _fill_value(where: str, value: Any, dtype: np.dtype[Any], *, is_any: bool) -> float:
+    if value is None:
+        return 0
+    if is_any:
+        fill: float = value.item()
+        return fill
     limits = np.iinfo(dtype)
-    if not max(0, int(limits.min)) <= fill <= int(limits.max):
-        raise InvalidSourceError(f"{where} has fill value {fill}, which is negative or does not fit {dtype}")
-    return fill
+    if not max(0, int(limits.min)) <= value <= int(limits.max):
+        raise InvalidSourceError(f"{where} has fill value {value}, which is negative or does not fit {dtype}")
+    return int(value)

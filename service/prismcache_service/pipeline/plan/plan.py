@@ -19,7 +19,7 @@ import numpy as np
 from prismcache.errors import InvalidSourceError, MissingChunksError, UnknownChannelError
 from prismcache.layout import LABELS, SourceObject, file_bytes_bound, raw_dataset
 from prismcache.schema import NO_CONTEXT, Context
-from prismcache_service.pipeline.plan.alignment import Alignment, align, align_beside, align_whole
+from prismcache_service.pipeline.plan.alignment import Alignment, align, align_beside
 from prismcache_service.pipeline.plan.metadata import ArraySource, CropSource, Shape
 
 # (Z, Y, X) of an HDF5 chunk: 64 KiB of raw fit a core's cache, and a training patch of (32, 256, 256) reads 2.3 times
@@ -225,9 +225,8 @@ def plan_crop(
     strict
         Refuse absent chunks.
     context
-        Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``; a crop without labels has all
-        of raw anyhow. Where the source has fewer,
-        raw ends where the source ends; nothing is padded.
+        Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``; a crop without labels always has
+        all of raw. Raw ends where the source ends; nothing is padded.
 
     Raises
     ------
@@ -239,23 +238,10 @@ def plan_crop(
     MissingChunksError
         If a needed chunk is not listed, and `strict` or raw's fill value is null.
     """
-    labels_source = crop.labels
-    alignment = align_whole(crop.folder, crop.raw)
-    if labels_source is not None:
-        alignment = align(crop.folder, crop.raw, labels_source)
+    alignment = align(crop.folder, crop.raw, crop.labels)
     wanted = _wanted_channels(crop, channels)
-    extent = crop.raw.shape[1:]
-    reach = extent if context == "all" else context
-    start = (max(0, n - by) for n, by in zip(alignment.start, reach, strict=True))
-    stop = (min(end, n + by) for end, n, by in zip(extent, alignment.stop, reach, strict=True))
-    raw_region = Box((0, *start), (crop.raw.shape[0], *stop))
-    count = len(wanted) * math.prod(-(-n // c) for n, c in zip(raw_region.shape[1:], CHUNK, strict=True))
-    if count > _MAX_FILE_CHUNKS:
-        raise InvalidSourceError(
-            f"{crop.folder}: {len(wanted)} channels of {raw_region.shape[1:]} voxels would be {count} chunks {CHUNK} "
-            f"of the file, more than {_MAX_FILE_CHUNKS}"
-        )
-    raw = _plan_array(crop.raw, crop.objects, raw_region, wanted, np.dtype(np.uint8), _WINDOW_BYTES)
+    region = _raw_region(crop, alignment, context, len(wanted))
+    raw = _plan_array(crop.raw, crop.objects, region, wanted, np.dtype(np.uint8), _WINDOW_BYTES)
     # All arrays share buffers: a block that is larger than raw's costs memory for nothing.
     block_bytes = max(raw.block_bytes, _WINDOW_BYTES // 6)
 
@@ -263,23 +249,44 @@ def plan_crop(
         region = Box((0, 0, 0, 0), (1, *source.shape))
         return _plan_array(source, crop.objects, region, (0,), dtype, block_bytes, name=name)
 
-    labels = None if labels_source is None else beside(LABELS, labels_source, np.dtype(np.uint32))
-    arrays = tuple(
-        (beside(name, source, _dtype_in_file(source)), align_beside(crop.folder, crop.raw, source))
-        for name, source in crop.arrays.items()
-    )
-    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw, arrays, crop.absent)
+    labels = None if crop.labels is None else beside(LABELS, crop.labels, np.dtype(np.uint32))
+    arrays = []
+    for name, source in crop.arrays.items():
+        # This machine's byte order; and HDF5 has no type for bool.
+        dtype = np.dtype(np.uint8) if source.dtype.kind == "b" else source.dtype.newbyteorder("=")
+        arrays.append((beside(name, source, dtype), align_beside(crop.folder, crop.raw, source)))
+    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw, tuple(arrays), crop.absent)
     for array in plan.in_order:
         _refuse_other_keys(crop.folder, crop.objects, array)
+    _refuse_absent(crop, plan, strict=strict)
+    return plan
+
+
+def _raw_region(crop: CropSource, alignment: Alignment, context: Context, channels: int) -> Box:
+    """Return the box of raw that the file holds: that of the labels, and the context around it."""
+    extent = crop.raw.shape[1:]
+    reach = extent if context == "all" else context
+    start = (max(0, n - by) for n, by in zip(alignment.start, reach, strict=True))
+    stop = (min(end, n + by) for end, n, by in zip(extent, alignment.stop, reach, strict=True))
+    region = Box((0, *start), (crop.raw.shape[0], *stop))
+    count = channels * math.prod(-(-n // c) for n, c in zip(region.shape[1:], CHUNK, strict=True))
+    if count > _MAX_FILE_CHUNKS:
+        raise InvalidSourceError(
+            f"{crop.folder}: {channels} channels of {region.shape[1:]} voxels would be {count} chunks {CHUNK} "
+            f"of the file, more than {_MAX_FILE_CHUNKS}"
+        )
+    return region
+
+
+def _refuse_absent(crop: CropSource, plan: CropPlan, *, strict: bool) -> None:
     if strict and (absent := plan.absent()):
         raise MissingChunksError(f"{crop.folder}: {len(absent)} chunks are absent, the first is {absent[0]}")
-    undefined = [] if crop.raw.has_fill else [v.key for v in raw.visits if v.item is None]
+    undefined = [] if crop.raw.has_fill else [visit.key for visit in plan.raw.visits if visit.item is None]
     if undefined:
         raise MissingChunksError(
             f"{crop.folder}: {undefined[0]} is absent, and raw's fill_value is null: zarr leaves its voxels undefined",
             remedy="Write the chunk, or a fill_value, into the source.",
         )
-    return plan
 
 
 def _refuse_other_keys(folder: str, objects: Mapping[str, SourceObject], array: ArrayPlan) -> None:
@@ -299,11 +306,6 @@ def _refuse_other_keys(folder: str, objects: Mapping[str, SourceObject], array: 
             f"{folder}: {source.name} has chunks such as {found[0]}, and its metadata names them as in "
             f"{array.visits[0].key}"
         )
-
-
-def _dtype_in_file(source: ArraySource) -> np.dtype[Any]:
-    """Return the source's dtype in this machine's byte order; bool, for which HDF5 has no type, is uint8."""
-    return np.dtype(np.uint8) if source.dtype.kind == "b" else source.dtype.newbyteorder("=")
 
 
 def _wanted_channels(crop: CropSource, channels: Sequence[int] | None) -> tuple[int, ...]:

@@ -3,6 +3,6 @@
 `make_product` leaves a complete temporary file; `RECIPES` are the versions of the products' definitions.
 """
 
-from prismcache_service.pipeline.products.make import RECIPES, MadeProduct, make_product
+from prismcache_service.pipeline.products.make import RECIPES, make_product
 
-__all__ = ["RECIPES", "MadeProduct", "make_product"]
+__all__ = ["RECIPES", "make_product"]

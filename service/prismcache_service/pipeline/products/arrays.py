@@ -27,16 +27,6 @@ def barcode_labels(labels: Labels) -> Labels:
     scikit-image's ``expand_labels(slice, 1)`` takes: left, above, below, right, in this order (a test compares; the
     comparison of neighbours is ten times as fast). Eroding: a voxel stays if its four neighbours in the slice have its
     label; what lies outside the image counts as inside. All other voxels become 0.
-
-    Parameters
-    ----------
-    labels
-        (Z, Y, X) uint32.
-
-    Returns
-    -------
-    ndarray
-        (Z, Y, X) uint32.
     """
     grown = labels.copy()
     # From the last choice to the first, so that the first one stays.

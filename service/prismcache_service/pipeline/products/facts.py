@@ -1,4 +1,4 @@
-"""The facts of a crop: what people ask before they train, in one pass over the file.
+"""The facts of a crop that matter before a training, in one pass over the file.
 
 Percentiles are exact: the value below or at which that share of the voxels lies (``inverted_cdf`` of numpy).
 """

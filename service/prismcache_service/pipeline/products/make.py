@@ -1,6 +1,6 @@
 """Make a product from a cached crop: open the crop → compute slab by slab → write → sync → hash.
 
-Nothing is published here: `make_product` leaves a complete temporary file and returns what its manifest needs. Memory
+Nothing is published here: `make_product` leaves a complete temporary file. Memory
 is bounded by the columns that a crop is read in (`slabs`), and by the tables that have an entry for each label.
 """
 
@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from prismcache.disk import disk_errors, sha256_of
 from prismcache.errors import RequestError, StorageError
 from prismcache.layout import FORMAT_VERSION, raw_dataset
 from prismcache.schema import Product, Progress
+from prismcache_service.pipeline import Report
 from prismcache_service.pipeline.codec import encode_row
 from prismcache_service.pipeline.products.arrays import (
     BRIGHT,
@@ -33,7 +33,6 @@ from prismcache_service.pipeline.products.arrays import (
 )
 from prismcache_service.pipeline.products.facts import FactsCollector
 from prismcache_service.pipeline.products.slabs import CHUNK, Column, SlabReader
-from prismcache_service.pipeline.progress import Report
 from prismcache_service.pipeline.write import SafeFile, check_file
 
 RECIPES: Mapping[Product, str] = {
@@ -51,17 +50,6 @@ _SLAB_BYTES = 20 * CHUNK[0]  # a pixel of a column: labels, what is made of them
 _DISTANCES_BYTES = 8 * CHUNK[0]  # a pixel of a column: labels of a slab, distances in a plane; and a byte a plane
 
 
-@dataclass(frozen=True)
-class MadeProduct:
-    """A finished temporary file and what its manifest needs; `size` is in bytes."""
-
-    product: Product
-    recipe: str
-    crop_sha256: str
-    sha256: str
-    size: int
-
-
 def make_product(
     crop_path: Path,
     crop_sha256: str,
@@ -71,8 +59,8 @@ def make_product(
     mode: int,
     memory_limit: int,
     report: Report = lambda _: None,
-) -> MadeProduct:
-    """Make the file `target`, on which nothing lies yet, from a cached crop with all its channels.
+) -> tuple[str, int]:
+    """Make the file `target` from a cached crop with all its channels; return its SHA-256 and its size in bytes.
 
     Parameters
     ----------
@@ -81,7 +69,7 @@ def make_product(
     product
         What to make; not ``crop``.
     target
-        The temporary file.
+        The temporary file, which must not exist.
     mode
         Permissions of the file.
     memory_limit
@@ -124,7 +112,7 @@ def make_product(
     except OSError as error:  # writing raises typed errors only
         raise StorageError(f"{crop_path} cannot be read: {error}") from error
     with disk_errors(target):
-        return MadeProduct(product, RECIPES[product], crop_sha256, sha256_of(target), target.stat().st_size)
+        return sha256_of(target), target.stat().st_size
 
 
 def _write_arrays(

@@ -3,6 +3,5 @@
 from prismcache_service.pipeline.write.hdf5 import CropWriter, SafeFile, check_file
 from prismcache_service.pipeline.write.spool import Spool
 from prismcache_service.pipeline.write.stream import stream_crop
-from prismcache_service.pipeline.write.threads import Threads, run_in
 
-__all__ = ["CropWriter", "SafeFile", "Spool", "Threads", "check_file", "run_in", "stream_crop"]
+__all__ = ["CropWriter", "SafeFile", "Spool", "check_file", "stream_crop"]

@@ -18,7 +18,7 @@ Share = Sequence[tuple[int, int]]
 
 
 def buffer_pool(count: int, size: int) -> asyncio.Queue[memoryview]:
-    """Return a pool of `count` buffers of `size` bytes; whoever takes a buffer puts the same buffer back.
+    """Return a pool of `count` buffers of `size` bytes; each buffer that is taken is put back.
 
     The system provides a buffer's pages when they are first written: later uses of the same buffer cost nothing.
     """
@@ -82,12 +82,6 @@ class Block:
         rows = [(channel, row) for channel in range(self.box.shape[0]) for row in range(self.rows)]
         size = -(-len(rows) // SHARES)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-    def nbytes(self, share: Share) -> int:
-        """Return the size in bytes of a share's voxels."""
-        _, depth, height, width = self.box.shape
-        rows = self.array.chunk[1]
-        return sum(depth * min(rows, height - row * rows) * width * self.array.itemsize for _, row in share)
 
     def _rows_of(self, box: Box) -> range:
         """Return the chunk rows, counted within the block, that a box fills, each perhaps in part."""

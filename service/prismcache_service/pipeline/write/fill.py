@@ -1,66 +1,96 @@
-"""Second stage: decode fetched objects into open blocks.
+"""First stages: fetch objects in the plan's order, and decode them into open blocks.
 
-Raw is decoded straight into its blocks. Labels are seen twice: first for their ids, and once the ids of all labels
-are known, for their numbers. Between the two, the spool keeps the objects, or their runs where these are small.
+Slots bound how many objects are under way or wait to be decoded: a visit takes a slot before its fetch, and the stage
+that decodes its object releases the slot once the object's bytes are not needed any more. Raw is decoded straight into
+its blocks. Labels are decoded twice: first for their ids, and for their numbers once the ids of all labels are known.
+Between the two, the spool keeps the objects, or their runs where these are small.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from prismcache.errors import SourceCorruptError
+from prismcache.layout import SourceObject
 from prismcache_service.pipeline.codec import Bytes, DecodeError, Ids, Runs, id_table, relabel, unique_ids
 from prismcache_service.pipeline.plan import ArrayPlan, Box, Visit
-from prismcache_service.pipeline.write.blocks import Array, Block, opened
-from prismcache_service.pipeline.write.fetch import Fetched, FetchedQueue
+from prismcache_service.pipeline.system import Threads, run_in
+from prismcache_service.pipeline.write.blocks import Array, Block, blocks_of, opened
 from prismcache_service.pipeline.write.spool import Spool
-from prismcache_service.pipeline.write.threads import Threads, run_in
 
-_KEEP_RUNS = 2  # labels' runs are kept, not made again, where they take no more than so many times the object
+_KEEP_RUNS = 2  # the runs of labels are kept, and not made again, if they take at most twice the bytes of the object
 _AT_A_TIME = 4  # objects of labels that are scanned or numbered: enough to keep the threads busy, and few for the rest
 
+Read = Callable[[SourceObject], Awaitable[memoryview]]
 
-class RawStage:
-    """Decode raw, or an array that rides along, into its blocks.
 
-    Parameters
-    ----------
-    array, blocks
-        The plan of the array and its blocks.
-    slots
-        Those of the fetch stage; one is released for each object that is decoded.
-    threads
-        Where decoding runs.
-    spool
-        Keeps objects that fill blocks in two columns: the first visit puts them there, a later one reads them.
+@dataclass(frozen=True)
+class Fetched:
+    """A visit whose bytes are here; `data` is None for an absent chunk and for an object that is in the spool."""
+
+    visit: Visit
+    data: memoryview | None
+
+
+class Stage:
+    """What decodes the objects of one array: its blocks, and the queue of its fetched visits.
+
+    `slots` are those that `fetch` takes; `spool` keeps objects that are needed twice.
     """
 
-    def __init__(
-        self,
-        array: ArrayPlan,
-        blocks: Sequence[Block],
-        slots: asyncio.Semaphore,
-        threads: Threads,
-        spool: Spool,
-    ) -> None:
-        self._array, self._blocks = array, blocks
-        self._slots, self._threads, self._spool = slots, threads, spool
+    def __init__(self, array: ArrayPlan, slots: asyncio.Semaphore, threads: Threads, spool: Spool) -> None:
+        self._array, self._slots, self._threads, self._spool = array, slots, threads, spool
+        self.blocks = blocks_of(array)
+        self.visits: Sequence[Visit] = array.visits
+        self.fetched: asyncio.Queue[Fetched] = asyncio.Queue()
+
+
+async def fetch(
+    stages: Sequence[Stage], read: Read, slots: asyncio.Semaphore, on_fetched: Callable[[int], None]
+) -> None:
+    """Fetch the visits of the stages; put each into its stage's queue as soon as its bytes are here.
+
+    The visits take slots in order, so that the earliest one that waits for a slot gets the next free one. `on_fetched`
+    is called with the size in bytes of each object that was fetched and verified.
+    """
+
+    async def fetch_one(visit: Visit, stage: Stage) -> None:
+        data = None
+        if visit.item is not None and not visit.again:
+            data = await read(visit.item)
+            on_fetched(visit.item.size)
+        stage.fetched.put_nowait(Fetched(visit, data))
+
+    async with asyncio.TaskGroup() as group:
+        for stage in stages:
+            for visit in stage.visits:
+                await slots.acquire()
+                group.create_task(fetch_one(visit, stage))
+
+
+class RawStage(Stage):
+    """Decode raw, or an array that rides along, into its blocks."""
+
+    def __init__(self, array: ArrayPlan, slots: asyncio.Semaphore, threads: Threads, spool: Spool) -> None:
+        super().__init__(array, slots, threads, spool)
+        # Objects that fill blocks in two columns: the first visit puts them into the spool, a later one reads them.
         self._spooled = {visit.key: asyncio.Event() for visit in array.visits if visit.again}
 
-    async def run(self, fetched: FetchedQueue) -> None:
-        """Take every visit from the queue and fill its blocks as soon as they are open, in whatever order."""
+    async def run(self) -> None:
+        """Take every visit from the queue and fill its blocks as soon as they are open, in any order."""
         async with asyncio.TaskGroup() as group:
-            for _ in self._array.visits:
-                group.create_task(self._fill(await fetched.get()))
+            for _ in self.visits:
+                group.create_task(self._fill(await self.fetched.get()))
 
     async def _fill(self, fetched: Fetched) -> None:
         visit = fetched.visit
         if visit.again:
             await self._spooled[visit.key].wait()
-        blocks = await opened(self._blocks, visit)
+        blocks = await opened(self.blocks, visit)
         await run_in(self._threads.decode, self._decode, visit, fetched.data, blocks)
         if visit.key in self._spooled:
             self._spooled[visit.key].set()
@@ -78,40 +108,24 @@ class RawStage:
                 block.place(box, part)
 
 
-class LabelsStage:
-    """Collect the ids of all labels, then decode the labels into their blocks as consecutive numbers.
+class LabelsStage(Stage):
+    """Collect the ids of all labels, then decode the labels into their blocks as consecutive numbers."""
 
-    Parameters
-    ----------
-    array, blocks, slots, threads, spool
-        As those of `RawStage`, for the labels.
-    """
-
-    def __init__(
-        self,
-        array: ArrayPlan,
-        blocks: Sequence[Block],
-        slots: asyncio.Semaphore,
-        threads: Threads,
-        spool: Spool,
-    ) -> None:
-        self._array, self._blocks = array, blocks
-        self._slots, self._threads, self._spool = slots, threads, spool
+    def __init__(self, array: ArrayPlan, slots: asyncio.Semaphore, threads: Threads, spool: Spool) -> None:
+        super().__init__(array, slots, threads, spool)
+        self.visits = [visit for visit in array.visits if not visit.again]
         self._is_one_piece = array.source.codec.sharding is None
         self._few = asyncio.Semaphore(_AT_A_TIME)
 
-    async def scan(self, fetched: FetchedQueue) -> Ids:
-        """Take every object of labels from the queue, keep it, and return the table of the ids of all of them."""
-        visits = [visit for visit in self._array.visits if not visit.again]
+    async def run(self) -> Ids:
+        """Fill the blocks with each voxel's position in the table of all ids, and return the table."""
         async with asyncio.TaskGroup() as group:
-            scans = [group.create_task(self._scan(await fetched.get())) for _ in visits]
-        return await run_in(self._threads.decode, id_table, [scan.result() for scan in scans])
-
-    async def fill(self, table: Ids) -> None:
-        """Fill the blocks with each voxel's position in the table."""
+            scans = [group.create_task(self._scan(await self.fetched.get())) for _ in self.visits]
+        table = await run_in(self._threads.decode, id_table, [scan.result() for scan in scans])
         async with asyncio.TaskGroup() as group:
             for visit in self._array.visits:
                 group.create_task(self._fill(visit, table))
+        return table
 
     async def _scan(self, fetched: Fetched) -> Ids:
         visit = fetched.visit
@@ -135,7 +149,7 @@ class LabelsStage:
 
     async def _fill(self, visit: Visit, table: Ids) -> None:
         async with self._few:
-            blocks = await opened(self._blocks, visit)
+            blocks = await opened(self.blocks, visit)
             await run_in(self._threads.decode, self._decode, visit, blocks, table)
         for block in blocks:
             block.visited(visit.box)

@@ -1,4 +1,4 @@
-"""Writing a crop's HDF5 file, byte for byte the same for the same input, and without trusting HDF5 with a full disk.
+"""Write a crop's HDF5 file: the same bytes for the same input, and no crash of HDF5 on a full disk.
 
 HDF5 may crash the process when a write fails. It therefore writes through a `Sink` that never fails towards HDF5:
 it keeps the first error, drops what comes after, and raises once HDF5 has closed the file.
@@ -239,15 +239,7 @@ class SafeFile:
 
 
 class CropWriter(SafeFile):
-    """A crop's file while it is made, with the datasets that a plan says.
-
-    Parameters
-    ----------
-    path, attributes, mode
-        As those of `SafeFile`.
-    plan
-        Which datasets the file gets.
-    """
+    """A crop's file while it is made, with the datasets that a plan says."""
 
     def __init__(self, path: Path, plan: CropPlan, attributes: Mapping[str, Any], mode: int) -> None:
         super().__init__(path, attributes, mode)
@@ -278,13 +270,6 @@ class CropWriter(SafeFile):
 
 def check_file(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Reopen a finished file and see that every chunk of every dataset is there.
-
-    Parameters
-    ----------
-    path
-        The file.
-    shapes
-        What it must hold: `SafeFile.shapes`.
 
     Raises
     ------

@@ -57,7 +57,7 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Give its disk space back, which takes the system a while; again does nothing."""
+        """Free the disk space, which takes the system a while; a second call does nothing."""
         self._file.close()
 
     def put(self, key: str, data: Bytes) -> None:
@@ -74,11 +74,11 @@ class Spool:
         self._places[key] = start, len(view)  # only now: until then there may be a hole, which reads as zeros
 
     def find(self, key: str) -> memoryview | None:
-        """As `get`; None for what was never put."""
+        """Return what `get` returns, or None for a key that was never put."""
         return self.get(key) if key in self._places else None
 
     def get(self, key: str) -> memoryview:
-        """The object, in memory that this thread's next `get` reuses."""
+        """Return the object, in memory that this thread's next `get` reuses."""
         start, size = self._places[key]
         view = _scratch.take("spool", size)
         done = 0

@@ -29,7 +29,7 @@ def downgrade(connection: Connection, revision: str) -> None:
 def _config(connection: Connection) -> Config:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    config = Config()  # no file: what alembic.ini would say is said here
+    config = Config()  # the settings that are usually in alembic.ini
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config

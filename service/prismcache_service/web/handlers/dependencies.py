@@ -16,9 +16,9 @@ from prismcache.numbers import MAX_CROP
 from prismcache.schema import NO_CONTEXT, Product, Split
 from prismcache_service.cache import CropName
 from prismcache_service.crops import CropService, FaceService, LinkService, PreviewService
-from prismcache_service.factory import Factory
+from prismcache_service.factory import ServiceFactory
 from prismcache_service.jobs import JobService
-from prismcache_service.kept import LinkRecord
+from prismcache_service.store import LinkRecord
 from prismcache_service.web.tokens import Caller, Role
 
 _DECIMAL = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
@@ -31,8 +31,8 @@ _bearer = HTTPBearer(
 )
 
 
-async def _factory(request: Request) -> Factory:
-    factory: Factory = request.app.state.factory
+async def _factory(request: Request) -> ServiceFactory:
+    factory: ServiceFactory = request.app.state.factory
     return factory
 
 
@@ -166,7 +166,7 @@ def readable(request: Request, items: Iterable[_T]) -> tuple[_T, ...]:
 
 
 KnownQuery = Depends(_refuse_unknown_query)
-FactoryOf = Annotated[Factory, Depends(_factory)]
+FactoryOf = Annotated[ServiceFactory, Depends(_factory)]
 Crops = Annotated[CropService, _part("crops")]
 Faces = Annotated[FaceService, _part("faces")]
 Links = Annotated[LinkService, _part("links")]

@@ -12,7 +12,7 @@ from prismcache.crop.ngff import ORIGINAL_IDS
 from prismcache.errors import CropCorruptError, CropNotCachedError, ForbiddenError, StorageError, UnknownLinkError
 from prismcache.links import Link, LinkPage, LinkRequest, MadeLink
 from prismcache_service.cache import CropName
-from prismcache_service.kept import LinkRecord
+from prismcache_service.store import LinkRecord
 from prismcache_service.web import neuroglancer
 from prismcache_service.web.handlers import zarr
 from prismcache_service.web.handlers.dependencies import Crops, Faces, KnownQuery, Links, Requester, SharedLink

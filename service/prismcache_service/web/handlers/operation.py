@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from prismcache.errors import ForbiddenError, StorageError
 from prismcache.schema import ServiceStatus
-from prismcache_service.factory import Factory
+from prismcache_service.factory import ServiceFactory
 from prismcache_service.web.handlers.dependencies import AnyCaller, FactoryOf, KnownQuery, ReadersOnly
 from prismcache_service.web.metrics import MEDIA_TYPE, Metrics
 from prismcache_service.web.problems import documented
@@ -65,7 +65,7 @@ async def readiness(factory: FactoryOf, caller: AnyCaller, request: Request, res
     return Readiness(ready=ready, checks=checks)
 
 
-async def _recent_checks(request: Request, factory: Factory) -> dict[str, str]:
+async def _recent_checks(request: Request, factory: ServiceFactory) -> dict[str, str]:
     """Return the checks, made at most once in `_READY_S` s: they use disk, database and bucket, and need no token."""
     state = request.app.state
     async with state.readiness_lock:

@@ -1,4 +1,4 @@
-"""``/v1/me``, ``/v1/events`` and ``/v1/history``: who is asking, what the service does, and what it did."""
+"""``/v1/me``, ``/v1/events`` and ``/v1/history``: the caller, jobs and state now, and figures over time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from prismcache.errors import ForbiddenError, StorageError
 from prismcache.schema import JobPage, State
-from prismcache_service.factory import Factory
+from prismcache_service.factory import ServiceFactory
 from prismcache_service.jobs import KEEP_DAYS
 from prismcache_service.store import Figures
 from prismcache_service.web.handlers.dependencies import Decimal, FactoryOf, KnownQuery, Reader, ReadersOnly
@@ -84,12 +84,12 @@ async def history(
     },
 )
 async def follow(factory: FactoryOf, request: Request) -> EventSourceResponse:
-    """One stream is enough for a page, however many jobs it shows."""
+    """One stream is enough for a page, for any number of jobs."""
     stream = until_closing(request.app.state.closing, _events(factory, request.app.state))
     return EventSourceResponse(stream, ping=_PING_S, send_timeout=_SEND_TIMEOUT_S)
 
 
-async def _events(factory: Factory, state: Any) -> AsyncGenerator[ServerSentEvent, None]:
+async def _events(factory: ServiceFactory, state: Any) -> AsyncGenerator[ServerSentEvent, None]:
     sent, ended, status_at = "", None, time.monotonic()
     while True:
         page = await _latest_jobs(factory, state)
@@ -107,7 +107,7 @@ async def _events(factory: Factory, state: Any) -> AsyncGenerator[ServerSentEven
         await asyncio.sleep(_LOOK_S)
 
 
-async def _latest_jobs(factory: Factory, state: Any) -> JobPage:
+async def _latest_jobs(factory: ServiceFactory, state: Any) -> JobPage:
     """Return the unfinished jobs and the newest, looked up at most once in `_LOOK_S` seconds for all streams together.
 
     The newest are there so that a job that fails between two looks is not missed.

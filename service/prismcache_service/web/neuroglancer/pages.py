@@ -59,16 +59,9 @@ def address(
 ) -> str:
     """Return the address of the page that shows a crop, relative to the service's own address.
 
-    Parameters
-    ----------
-    path
-        Path of the crop's zarr hierarchy, relative to the service's own address, without a slash at its end.
-    attributes, array
-        The hierarchy's documents ``.zattrs`` and ``0/.zarray``.
-    arrays
-        zarr's dtypes of the further arrays, by name.
-    has_labels
-        Whether the hierarchy has labels.
+    `path` is that of the crop's zarr hierarchy, relative to the service's own address and without a slash at its end;
+    `attributes` and `array` are its documents ``.zattrs`` and ``0/.zarray``,
+    and `arrays` the zarr dtypes of the further arrays, by name.
     """
     state = viewer_state(f"{SERVICE}{path}", attributes, array, arrays, has_labels=has_labels)
     return f"{_PAGE[1:]}#!{quote(json.dumps(state, separators=(',', ':')), safe='')}"

@@ -1,4 +1,4 @@
-"""Who wants a job, as a JSON list."""
+"""The clients that want a job, as a JSON list."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision: str | None = "0001"
 
 
 def upgrade() -> None:
-    """Nobody is known of jobs that are there already: any of their owner's may cancel them."""
+    """The clients of existing jobs are unknown: any client of their owner may cancel them."""
     op.add_column("jobs", sa.Column("submitters", sa.Text, nullable=False, server_default="[]"))
 
 
