@@ -54,7 +54,7 @@ def as_crops(value: Numbers | None) -> tuple[int, ...] | None:
     UnknownCropError
         If a number is negative or larger than any crop's.
     RequestError
-        If a value is no integer (True is not crop 1), or there are more than 1000.
+        If a value is not an integer (True is not crop 1), or there are more than 1000.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def as_channels(value: Numbers | None) -> tuple[int, ...] | None:
     UnknownChannelError
         If a number is negative or larger than any channel's.
     RequestError
-        If a value is no integer, or there is none at all.
+        If a value is not an integer, or no channel is given.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def as_context(value: Numbers | str) -> Context:
     Raises
     ------
     RequestError
-        If it is none of these, or a number is negative or above 99 999.
+        If the value has another form, or a number is negative or above 99 999.
 
     Examples
     --------

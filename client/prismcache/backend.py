@@ -45,7 +45,7 @@ class Backend(Protocol):
     async def catalog(self, split: Split | None = None, *, refresh: bool = False) -> list[CropInfo]:
         """Return every published crop, ordered by split and id, with its cached files.
 
-        An unreachable source is no error while there is something to list: the last known catalog is returned, and
+        An unreachable source is not an error while there is something to list: the last known catalog is returned, and
         cached crops are always listed.
         """
 
@@ -80,7 +80,7 @@ backends_in_process: dict[str, BackendFactory] = {}
 
 
 def load_backend(settings: Settings) -> Backend:
-    """Return the backend that `settings` ask for: with a URL the service there, else the pipeline in this process.
+    """Return the backend that `settings` ask for: the service at a URL, or without one the pipeline in this process.
 
     Raises
     ------

@@ -135,7 +135,7 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Self:
-        """Return settings from `arguments` that are not None, else the environment, else defaults.
+        """Return settings. Each comes from `arguments`; where that is None, from the environment; or is the default.
 
         Raises
         ------
@@ -162,7 +162,7 @@ def absolute_folder(folder: Path) -> Path:
     Raises
     ------
     ValueError
-        If there is no home folder, or no working folder, that the path could begin with, or the path is not UTF-8.
+        If the path is not UTF-8, or begins at the home folder or the working folder and that folder does not exist.
     """
     try:
         str(folder).encode()  # paths travel in JSON

@@ -23,7 +23,7 @@ from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
 from prismcache.layout import FileStamp
 
 TEMPORARY = ".tmp"
-"""How the name of every unfinished file ends; such a name begins with a dot."""
+"""The end of the name of every unfinished file; the name begins with a dot."""
 
 HASH_BYTES = 4 << 20  # at 1 MiB, handing buffers from thread to thread takes a twentieth more
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
@@ -65,7 +65,7 @@ def storage_error(error: OSError, path: str | os.PathLike[str], setting: str = "
 
 
 def _umask_remedy(path: Path, error: OSError) -> str:
-    """Return what to do about a folder that its owner's umask closed to the group; empty if there is none."""
+    """Return what to do about a folder that its owner's umask closed to the group; empty if no folder is closed."""
     if error.errno not in {errno.EACCES, errno.EPERM} or not hasattr(os, "getgroups"):
         return ""
     with suppress(OSError, KeyError):
@@ -139,7 +139,7 @@ def temporary_beside(target: Path, token: str) -> Path:
 def share_with_group(path: Path, like: Path) -> None:
     """Give a new file or folder the group permissions of the folder `like`, which a umask may have taken away.
 
-    A file system without permissions is no error.
+    A file system without permissions is not an error.
     """
     with suppress(OSError):
         wanted, mode = like.stat().st_mode, path.stat().st_mode
@@ -261,7 +261,7 @@ class VerifiedFiles:
     """Remembers which files of this machine were read and found right, so that a warm ensure does not read them again.
 
     Each reading is a small JSON file of its own, so processes do not overwrite each other's. The notes only save
-    reading; a folder that cannot be written is no error.
+    reading; a folder that cannot be written is not an error.
 
     Parameters
     ----------

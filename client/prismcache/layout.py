@@ -19,7 +19,7 @@ on 3-D datasets    integers ``offset``, ``resolution``, ``voxel_size`` (nm; Z,Y,
                    ``units`` are "voxel", ``offset`` is 0 and ``voxel_size`` 1
 =================  ==================================================================================
 
-After HDF5's last byte follows a checksum of all that is no chunk: see `prismcache.crop.seal`.
+After HDF5's last byte follows a checksum of everything except the chunks: see `prismcache.crop.seal`.
 
 Paths, attributes, ``raw/ch_NN`` and ``labels`` are those of torch_em's ``e11bio`` loader, so that it reads our files.
 """
@@ -314,7 +314,7 @@ class Manifest(_Record):
 
 
 def manifest_of(path: Path) -> Manifest | None:
-    """Return the manifest of a file that lies in a cache folder; None if there is none, or it cannot be read."""
+    """Return the manifest of a file in a cache folder; None if it does not exist or cannot be read."""
     parsed = parse_file_name(path.name)
     try:
         split = Split(path.parent.name)

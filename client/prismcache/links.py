@@ -1,6 +1,6 @@
 """Messages about capability links, between client and service (pydantic, JSON); see `prismcache.schema`.
 
-Whoever has the URL of a link may read one crop, without a token, until the link expires or is revoked.
+A person who has the URL of a link can read one crop, without a token, until the link expires or is revoked.
 """
 
 from typing import Annotated, ClassVar

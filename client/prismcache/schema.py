@@ -48,7 +48,8 @@ class Split(StrEnum):
     """A set of crops. The members are those that E11 Bio publishes.
 
     ``Split("mito")`` is the split of that name in a lab's own catalog (`prismcache.splits`): any name of small letters,
-    digits and ``_`` is one, and whoever owns a catalog refuses names that it lacks. Compare with ``==``.
+    digits and ``_`` is one. The service, or the embedded pipeline, refuses names that its catalog lacks. Compare with
+    ``==``.
     """
 
     INSTANCE = "instance"
@@ -150,7 +151,7 @@ class CropFile(_Response):
 
     `channels` are the crop's channels in it, ascending; `size` is in bytes; `missing_chunks` counts source chunks
     that were absent and hold zarr's fill value; `source_fingerprint` is a digest of the source's listing; `notes` are
-    sentences on what its source lacks (a voxel size, ETags), of which clients warn.
+    sentences on what its source lacks (a voxel size, ETags); clients show them as warnings.
     """
 
     split: Split

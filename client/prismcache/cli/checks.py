@@ -57,7 +57,7 @@ async def findings(settings: Settings) -> AsyncIterator[Finding]:
     Parameters
     ----------
     settings
-        With a URL, the service, the token and the mount are checked, else the cache folder and the bucket.
+        With a URL, the service, the token and the mount are checked; without one, the cache folder and the bucket.
     """
     has_service_extra = find_spec("prismcache_service") is not None and find_spec("aiobotocore") is not None
     mount = settings.mount if settings.url else None

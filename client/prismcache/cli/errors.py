@@ -10,7 +10,7 @@ code  meaning
 ====  =======================================================================
 
 With ``--json`` the error is one line on stdout, ``{"error": {"code": …, "detail": …, "remedy": …}}``, so that a program
-reads JSON from stdout in any case. Without, the error is written to stderr.
+always reads JSON from stdout. Without ``--json`` the error is written to stderr.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def merge_settings(settings: Settings | None, **arguments: Any) -> Settings:
     if settings is None:
         return Settings.load(**arguments)
     given = {name: value for name, value in arguments.items() if value is not None}
-    set_before = settings.model_fields_set & Settings.model_fields.keys()  # a default that is handed on is no choice
+    set_before = settings.model_fields_set & Settings.model_fields.keys()  # defaults are not kept: nobody chose them
     base = {name: getattr(settings, name) for name in set_before}
     return Settings.load({}, **(base | given)) if given else settings
 

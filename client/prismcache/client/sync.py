@@ -29,7 +29,8 @@ T = TypeVar("T")
 class PrismClient:
     """PRISM crops as local files: complete, verified, aligned, training-ready HDF5.
 
-    With `url` (or ``PRISMCACHE_URL``) the lab's service makes the files, else the pipeline in this process (embedded).
+    With `url` (or ``PRISMCACHE_URL``) the lab's service makes the files; without, the pipeline in this process
+    (embedded).
 
     The first call starts an event loop in a thread of its own, so the client also works where a loop runs already
     (Jupyter), and importing starts nothing. `close`, leaving the context, or the end of the process stops the thread
@@ -218,8 +219,8 @@ class PrismClient:
     ) -> Generator[str, None, None]:
         """Yield each path as soon as its crop is ready, in the order of readiness.
 
-        The paths are those that `ensure` returns, as many times; the errors are the same, raised after every good path.
-        Closing the iterator early cancels the remaining crops. While your loop's body runs, crops are made but no
+        A path is yielded as often as its crop was asked for. The errors are those of `ensure`, raised after the last
+        path. Closing the iterator early cancels the remaining crops. While your loop's body runs, crops are made but no
         progress is shown. Arguments are checked with the first step.
 
         Examples
@@ -311,7 +312,7 @@ class PrismClient:
         Returns
         -------
         list of CropFile
-            The deleted files; a crop that is not cached is no error.
+            The deleted files; a crop that is not cached is not an error.
 
         Examples
         --------

@@ -64,7 +64,7 @@ class Crop:
     CropNotCachedError
         If there is no such file.
     CropCorruptError
-        If the file is no crop, or its content is damaged.
+        If the file is not a crop, or its content is damaged.
     StorageError
         If the system cannot read the file now; the message gives the path and the error number.
 
@@ -453,7 +453,7 @@ class Crop:
 
     @property
     def _placed(self) -> str:
-        """The dataset whose place is the crop's: labels, else raw."""
+        """The name of the dataset whose place is that of the crop: labels, or raw in a file without labels."""
         return LABELS if self.has_labels else raw_dataset(self.channels[0])
 
     def _numbers(self, name: str, dataset: str | None = None) -> Shape3:

@@ -142,7 +142,7 @@ def product_beside(path: Path, split: Split, crop: int, product: Product) -> Pat
     Raises
     ------
     CropNotCachedError
-        If there is none; the remedy is the command that makes the product.
+        If that file does not exist; the remedy is the command that makes the product.
     """
     found = path.with_name(crop_file_name(crop, product=product))
     if not found.exists():

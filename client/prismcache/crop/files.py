@@ -268,7 +268,7 @@ def open_dataset(file: h5py.File, name: str, path: Path) -> CropDataset:
     Raises
     ------
     CropCorruptError
-        If there is none of this name, or HDF5 cannot open it.
+        If the file has no dataset of this name, or HDF5 cannot open it.
     """
     with read_errors(path, name):
         found = file[name]

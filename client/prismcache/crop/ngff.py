@@ -41,7 +41,7 @@ def place(offset: Sequence[float], voxel_size: Sequence[float], *, has_channels:
 def multiscale(
     name: str, offset: Sequence[float], voxel_size: Sequence[float], *, has_channels: bool
 ) -> dict[str, Any]:
-    """Return the NGFF description of one array at path ``0``, of which there are no coarser copies.
+    """Return the NGFF description of one array at path ``0``, without coarser copies.
 
     Parameters are those of `place`; `name` is the name that viewers show.
     """

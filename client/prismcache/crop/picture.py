@@ -33,7 +33,7 @@ BRIGHT = (1, 99.5)
 """Percentiles of a slice that become black and full brightness; also in the service's previews."""
 OPACITY = 0.4
 """Of labels over raw; also in the service's previews."""
-_SMALL_EDGE = 300  # a picture with fewer pixels along its longer side is shown enlarged to as many
+_SMALL_EDGE = 300  # pixels; a picture whose longer side is shorter is shown enlarged to about this length
 
 
 @dataclass(frozen=True, eq=False)

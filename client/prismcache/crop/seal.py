@@ -1,4 +1,4 @@
-"""The seal of a file: a checksum of everything in it that is no chunk, appended after HDF5's last byte.
+"""The seal of a file: a checksum of everything in it except the chunks, appended after HDF5's last byte.
 
 A chunk is a zlib stream, which ends with a checksum of its own. What lies between the chunks has none: superblock,
 object headers, attributes, B-trees, heaps. HDF5 would take a flipped bit in an offset for the offset, and HDF5 2.0
@@ -8,7 +8,7 @@ of HDF5 reads a sealed file, and our readers check the seal before HDF5 sees a b
 =========  =========================================================================================
 bytes      content
 =========  =========================================================================================
-16 n       n pairs of uint64: start and stop of a range of bytes, ascending; all ranges that are no chunk
+16 n       n pairs of uint64: start and stop of a range of bytes, ascending; all ranges outside of the chunks
 32         SHA-256 of these pairs and of the bytes of these ranges
 8          n, as uint64
 8          ``PRISMSUM``
@@ -69,7 +69,7 @@ def seal_of(path: Path) -> bytes:
 
 
 def is_intact(size: int, read: Read) -> bool:
-    """Return whether what is no chunk is as it was written; True for a file without a seal.
+    """Return whether everything except the chunks is as it was written; True for a file without a seal.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class NotebookReporter:
             self._show(Shown(tuple(self._ended), ()))
 
     def _show(self, shown: Shown) -> None:
-        from IPython.display import display  # type: ignore[import-not-found,unused-ignore]  # there is none outside of notebooks
+        from IPython.display import display  # type: ignore[import-not-found,unused-ignore]  # only notebooks have it
 
         self._shown_at = self._clock()
         if self._handle is None:

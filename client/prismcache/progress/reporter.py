@@ -28,8 +28,8 @@ _log = logging.getLogger("prismcache")
 
 ProgressCallback: TypeAlias = Callable[[Job], object]
 Progress: TypeAlias = bool | ProgressCallback | None
-"""None: bars in a terminal or notebook, lines elsewhere; True: bars in any case; False: nothing; or a callable that is
-given each `Job` snapshot."""
+"""None: bars in a terminal or notebook, lines elsewhere; True: always bars; False: nothing; or a callable, called with
+each `Job` snapshot."""
 
 
 class Reporter(Protocol):
@@ -60,7 +60,7 @@ def make_reporter(
     progress
         See `Progress`.
     stream
-        Where bars and lines are written; default: a notebook's cell, else stderr as it is now.
+        Where bars and lines are written; default: the notebook's cell or, outside of a notebook, stderr.
     clock
         Returns the seconds of a steady clock.
     silence
@@ -114,7 +114,7 @@ class CallbackReporter:
 class SignOfLife:
     """A reporter that also shows something while no snapshot comes.
 
-    Until a crop runs, it writes a line after `silence` seconds, after twice as many, four times as many, and so on.
+    Until a crop runs, it writes a line after `silence` seconds, then after 2, 4, 8, … times `silence` seconds.
     Then it shows the last snapshot again every `silence` seconds, so that the time in it goes on.
 
     Parameters
@@ -228,7 +228,7 @@ class LineReporter:
 
     def say(self, line: str) -> None:
         """Write one line."""
-        with suppress(OSError, ValueError):  # a log that is full or closed is no reason to lose a download
+        with suppress(OSError, ValueError):  # a log that is full or closed must not end a download
             self._stream.write(line + "\n")
             self._stream.flush()
 

@@ -187,7 +187,7 @@ class ServiceApi:
     async def verify(self, request: VerifyRequest) -> list[VerifyResult]:
         """Have the service read its files again.
 
-        The request is sent once: a service that is reading its whole cache would else read it twice at the same time.
+        The request is sent once; sent again, it would make the service read its whole cache twice at the same time.
         """
         response = await self.connection.request(
             "POST", "/v1/verify", body=request, read_timeout=_VERIFYING, repeatable=False

@@ -215,7 +215,7 @@ async def _check_head(file: CropFile, part: Part, response: httpx2.Response) -> 
     SourceChangedError
         If the response is another file.
     ServiceError
-        If the response is no file of the service.
+        If the response is not a file of the service.
     """
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
     sha256 = response.headers.get("x-prismcache-sha256", etag)  # proxies may remove or replace an ETag
@@ -251,9 +251,9 @@ async def _receive(response: httpx2.Response, part: Part, report: ReceivedBytes)
 class Part:
     """A partial download of `file` beside `target`: written by one process only, hashed as it grows.
 
-    The part has a name of its own, so the bytes that were hashed are the bytes that are published, whatever other
-    processes do. Parts of earlier processes are copied, since their writers may still live where locks do not work. All
-    methods block and raise `OSError`.
+    The part has a name of its own, so other processes cannot change it: the bytes that were hashed are the
+    bytes that are published. Parts of earlier processes are copied, since their writers may still live where locks do
+    not work. All methods block and raise `OSError`.
 
     Parameters
     ----------
@@ -335,7 +335,7 @@ class Part:
 
 
 def prune(folder: Path, verified: VerifiedFiles, now: float) -> None:
-    """Delete downloads and parts that nobody used for a month.
+    """Delete downloads and parts that were not used for a month.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Retention leases outlive the call that took them: a thread of the process renews them.
 
 A training run may never come back to an event loop, and `PrismClient().ensure(...)` leaves no client behind; so neither
-an event loop nor a client can protect crops from eviction. A renewal that fails is no error: the thread tries again.
+an event loop nor a client can protect crops from eviction. When a renewal fails, the thread tries again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LeaseKeeper:
             self._changed.notify_all()
 
     def release(self, owner: object, crops: Iterable[tuple[str, int]] | None = None) -> None:
-        """Release all leases of `owner`, or with `crops` each lease of which no crop is wanted any more."""
+        """Release all leases of `owner`; with `crops`, only the leases whose crops are all given up by now."""
         gone = None if crops is None else set(crops)
         with self._changed:
             for held in self._held:

@@ -115,7 +115,7 @@ def local_name(file: CropFile) -> PurePosixPath:
     Raises
     ------
     ServiceError
-        If the service names a file that is none of this crop's.
+        If the service names a file that cannot be a file of this crop.
 
     Examples
     --------

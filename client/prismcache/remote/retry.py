@@ -118,7 +118,7 @@ class _Budget:
             self._silent_since = state.start_time if state.attempt_number == 1 else time.monotonic()
         if failure.retry_after is not None:
             return failure.retry_after + jitter
-        return max(0.0, min(jitter, self._left(state)))  # so that the last attempt is made at the very end
+        return max(0.0, min(jitter, self._left(state)))  # so that the last attempt is made when the time ends
 
     def is_spent(self, state: RetryCallState) -> bool:
         """Return whether no further attempt fits into the time."""

@@ -112,14 +112,15 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         whose class ids are the same in every crop, else consecutive.
     raw_transform, label_transform, transform, label_transform2
         Applied in this order, as torch_em does: to raw; to labels; to both and all targets, ``transform(raw, labels,
-        *targets)`` returning as many, as an augmentation; to labels again. They
-        get arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels (Z, Y, X)
+        *targets)``, which returns an array for each of them, as an augmentation; to labels again. They get
+        arrays, raw (Z, Y, X) uint8, or (C, Z, Y, X) unless `channels` is a single number, and labels (Z, Y, X)
         uint32, or uint64 if original; they may return tensors.
     sampler
         ``sampler(raw, labels) -> bool`` returns whether to take a patch; called before the transforms, without labels
         as ``sampler(raw, *targets)``. Only for random patches.
     n_samples
-        Length of the dataset, shared evenly among the crops. Default: as many as cover all crops once.
+        Length of the dataset, shared evenly among the crops. Default: the number of patches with as many voxels as all
+        crops have.
     sampling
         "random", or "grid": the patches that tile each crop, in order, moved inward at the far borders.
     dtype, label_dtype

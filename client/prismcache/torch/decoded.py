@@ -38,7 +38,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _SLAB_BYTES = 32 << 20  # bytes that are decoded at a time
 _RESERVE = 1_000_000_000  # bytes that are left free on the disk
 _TEMPORARY_SECONDS = 86_400.0
-_ALIGNED = 64  # each dataset in shared memory begins at a multiple of so many bytes
+_ALIGNED = 64  # bytes; each dataset in shared memory begins at a multiple of this number
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def samples_of(n_samples: int | None, shapes: Sequence[Shape3], patch_shape: Sha
     Parameters
     ----------
     n_samples
-        Number of samples, shared evenly among the crops; None is as many as cover all crops once.
+        Number of samples, shared evenly among the crops; None is the number whose voxels are as many as all crops have.
     shapes
         (Z, Y, X) of each crop, in voxels.
     patch_shape

@@ -282,7 +282,7 @@ class TrainingSet:
         return self._facts[slot]
 
     def ready(self) -> list[int]:
-        """Return the slots of the crops that are there by now, ascending; wait for the first one if there is none.
+        """Return the slots of the crops that are there by now, ascending; if no crop is there, wait for the first one.
 
         Raises
         ------
