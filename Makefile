@@ -21,8 +21,8 @@ BENCH_READY = $(VENV)/.bench-ready
 KEEP = PYTHONDONTWRITEBYTECODE=
 # A file's tests run in one process, one after the other, and share its fixtures; long files come first.
 SPREAD = -n auto --dist loadfile --no-loadscope-reorder
-# pip shows its progress to people, and errors only to a log.
-PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install $$(test -t 1 || echo -qq)
+# pip shows its progress in a terminal, and only errors elsewhere. (In a command substitution, stdout is never a terminal.)
+PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install $$(test -t 2 || echo -qq)
 
 help: ## List the targets
 	@echo 'make TARGET, with one of'

@@ -72,7 +72,8 @@ async def findings(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("locks", Verdict.FAILED, f"{folder}: {error.strerror}", "Make the folder writable for you.")
     if not settings.url:
         yield check_clock(
-            "S3", await asyncio.to_thread(_clock_difference, settings.s3_endpoint_url or "https://s3.amazonaws.com")
+            "S3 server",
+            await asyncio.to_thread(_clock_difference, settings.s3_endpoint_url or "https://s3.amazonaws.com"),
         )
         yield await _check_bucket(settings) if has_service_extra else Finding(
             "bucket", Verdict.FAILED, "this is the light client, and no service is set",
@@ -149,8 +150,8 @@ def check_locks(folder: Path, exclusive: bool, seconds: float, clock: float) -> 
 def check_clock(server: str, difference: float | None) -> Finding:
     """Decide whether this machine's clock is right; `difference` are seconds to the server's, None if unknown."""
     if difference is None:
-        return Finding("clock", Verdict.SKIPPED, f"the {server} server did not send its time")
-    detail = f"{difference:+.0f} s from the {server} server's"
+        return Finding("clock", Verdict.SKIPPED, f"the {server} did not send its time")
+    detail = f"{difference:+.0f} s from the {server}'s clock"
     if abs(difference) > _CLOCK_S:
         return Finding("clock", Verdict.WARNING, detail, "Synchronise the clock, as with chrony or systemd-timesyncd.")
     return Finding("clock", Verdict.OK, detail)

@@ -101,7 +101,7 @@ def print_facts(found: Sequence[Facts]) -> None:
         )
         for facts in found
     ]
-    print_table(("crop", "labels", "foreground", "voxels of a label at 1 25 50 75 99 %", "channels"), rows)
+    print_table(("crop", "labels", "foreground", "label size, percentiles 1 25 50 75 99", "channels"), rows)
     if len(found) != 1:
         return
     typer.echo()
