@@ -163,8 +163,8 @@ def job_request(
         from prismcache.catalog import published
 
         entry = published().get(as_split(split))
-        if entry is not None and (refusal := entry.refusal(wanted)):
-            raise RequestError(refusal)
+        if entry is not None:
+            entry.check_product(wanted)
     try:
         return JobRequest(
             split=as_split(split),

@@ -120,7 +120,7 @@ class UnknownCropError(RequestError):
 
 class UnknownChannelError(RequestError):
     code, title = "unknown_channel", "The crop lacks this channel"
-    default_remedy = "Channels 0-9 exist in every crop; `prismcache ls` shows each crop's count."
+    default_remedy = "`prismcache ls` shows each crop's count; instance and semantic crops all have 0-9."
 
 
 class SplitConflictError(RequestError):

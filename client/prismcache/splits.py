@@ -129,14 +129,21 @@ class SplitEntry:
         except (TypeError, AttributeError) as error:
             raise ValueError(f"no entry of a catalog: {error}") from error
 
-    def refusal(self, product: str) -> str:
-        """Return why crops of this split have no such product; empty if they have it."""
+    def check_product(self, product: str) -> None:
+        """Raise `RequestError` if crops of this split have no such product; the remedy names what they have."""
+        from prismcache.errors import RequestError  # here, since it needs pydantic
+
         if product == "crop" or product in self.products:
-            return ""
+            return
+        problem = f"split {self.name!r} has no product {str(product)!r}"
         if product in OF_CLASSES and not self.classes:
-            return f"product {str(product)!r} exists for semantic crops only, whose labels are classes"
-        has = f"it has {', '.join(self.products)}" if self.products else "it has none"
-        return f"split {self.name!r} has no product {str(product)!r} ({has})"
+            problem = f"product {str(product)!r} exists for semantic crops only, whose labels are classes"
+        remedy = f"Ask for {' or '.join(('crop', *self.products))}."
+        if self.arrays:
+            remedy += f" A crop's file has the arrays {', '.join(self.datasets)}."
+        if self.is_own:
+            remedy += " The split's key `products` in the catalog can allow more."
+        raise RequestError(problem, remedy=remedy)
 
 
 def _digest(value: object) -> str:

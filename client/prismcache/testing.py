@@ -29,7 +29,7 @@ from prismcache.backend import ReceivedBytes, backends_in_process
 from prismcache.catalog import load_splits
 from prismcache.client import AsyncPrismClient, PrismClient
 from prismcache.config import Settings
-from prismcache.errors import PrismError, RequestError, UnauthorizedError, UnknownJobError
+from prismcache.errors import PrismError, UnauthorizedError, UnknownJobError
 from prismcache.layout import FileName
 from prismcache.schema import (
     NO_CONTEXT,
@@ -218,8 +218,7 @@ class Lab(Files):
                 return job
         split = request.split
         entry = self.splits.entry(split)
-        if refusal := entry.refusal(request.product):
-            raise RequestError(refusal)
+        entry.check_product(request.product)
         if not entry.labels:  # files have all of raw
             request = request.model_copy(update={"context": NO_CONTEXT})
         crops = [crop for each, crop in self.published if each == split] if request.crops is None else request.crops

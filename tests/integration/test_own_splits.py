@@ -100,6 +100,8 @@ def test_a_synapse_crop_has_raw_and_the_other_arrays_as_published(client: PrismC
             _ = crop.labels
         with pytest.raises(RequestError, match="has no labels"):
             crop.show(labels=True)
+        with pytest.raises(RequestError, match="split 'synapses' has no product 'facts'"):
+            crop.neurons()
         assert np.asarray(crop.show(z=3)).shape == (70, 66, 3)
         image = zarr.open_group(crop.zarr_store(), mode="r")
         assert set(image) == {"0", *crop.arrays}
@@ -119,8 +121,10 @@ def test_a_synapse_crop_is_described_with_its_arrays(client: PrismClient) -> Non
         ("psd95_mask", "uint8"),
     ]
     assert info.arrays[3].offset == tuple(own_splits.world((8, 12, 14)))
-    with pytest.raises(RequestError, match="split 'synapses' has no product 'unlabelled'"):
+    assert [(each.name, each.dtype) for each in client.describe("mito", 0).arrays] == [("mask", "uint8")]
+    with pytest.raises(RequestError, match="split 'synapses' has no product 'unlabelled'") as caught:
         client.ensure("synapses", 0, product="unlabelled", progress=False)
+    assert caught.value.remedy.startswith("Ask for crop. A crop's file has the arrays psd95_output, psd95_mask")
 
 
 def test_a_channel_of_a_synapse_crop_comes_with_the_arrays(client: PrismClient) -> None:
@@ -261,7 +265,7 @@ def test_a_file_of_a_split_that_the_catalog_describes_otherwise_is_not_taken_ove
     monkeypatch.setenv("PRISMCACHE_CATALOG", str(other))
     assert command("adopt", path).stderr.startswith("error[split_conflict]")
     monkeypatch.delenv("PRISMCACHE_CATALOG")
-    assert command("adopt", path).stderr.startswith("error[unknown_split]: 'mito' is no split")
+    assert command("adopt", path).stderr.startswith("error[unknown_split]: 'mito' is not a split")
 
 
 @pytest.mark.parametrize(

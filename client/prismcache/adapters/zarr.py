@@ -178,8 +178,9 @@ def _chosen_arrays(crop: Crop, layout: Layout, arrays: Sequence[str] | None) -> 
         return "raw", *of_labels[: 2 if layout == "e11" else 1], *crop.arrays
     known = ("raw", *of_labels, *(each for each in PRODUCTS if each in crop.entry.products), *crop.arrays)
     if unknown := sorted(set(arrays) - set(known)):
-        why = crop.entry.refusal(unknown[0]) if unknown[0] in PRODUCTS else f"there is no array {unknown[0]} to export"
-        raise RequestError(f"{crop.path}: {why}; there are {', '.join(known)}")
+        if unknown[0] in PRODUCTS:
+            crop.entry.check_product(unknown[0])
+        raise RequestError(f"{crop.path}: there is no array {unknown[0]} to export; there are {', '.join(known)}")
     if layout == "ngff" and "raw" not in arrays:
         raise RequestError("layout 'ngff' needs raw, which is its image", remedy="Take layout e11, or add raw.")
     return arrays

@@ -75,6 +75,7 @@ def print_crop(info: CropInfo) -> None:
         "raw (C,Z,Y,X)": _shape(info.raw_shape),
         "labels (Z,Y,X)": _shape(info.labels_shape),
         "arrays": ", ".join(f"{array.name} {_shape(array.shape)} {array.dtype}" for array in info.arrays),
+        "products": ", ".join(info.products),
         "voxel size": format_voxel_size(info.voxel_size, info.expansion) if info.voxel_size else "",
         "offset, nm": _shape(info.offset),
         "same tissue": ", ".join(info.same_tissue),

@@ -24,7 +24,7 @@ from prismcache.crop.voxels import OriginalLabels, RawVoxels
 from prismcache.errors import CropCorruptError, RequestError, UnknownChannelError
 from prismcache.html import table
 from prismcache.layout import LABELS, LABELS_IDS, VOXEL_UNITS, manifest_of, raw_dataset
-from prismcache.schema import Split
+from prismcache.schema import Product, Split
 from prismcache.splits import SplitEntry
 
 if TYPE_CHECKING:
@@ -279,9 +279,12 @@ class Crop:
         ------
         CropNotCachedError
             If there is no such file beside the crop's; the remedy is the command that makes the file.
+        RequestError
+            If crops of the split have no facts.
         CropCorruptError
             If the file is damaged, or was made from another version of the crop.
         """
+        self.entry.check_product(Product.FACTS)
         return read_facts(self.path, self.split, self.crop_id)
 
     def neurons(self) -> dict[str, NDArray[Any]]:

@@ -189,7 +189,7 @@ def _windows(crop: OpenCrop) -> dict[int, tuple[int, int]]:
     """Return the brightness windows of the channels, if facts of the crop lie beside it."""
     try:
         return crop.facts.windows()
-    except (CropNotCachedError, CropCorruptError, StorageError):
+    except (CropNotCachedError, CropCorruptError, RequestError, StorageError):
         return {}
 
 

@@ -203,8 +203,7 @@ def check_target_of(entry: SplitEntry, target: str) -> None:
     if target in entry.datasets:
         return
     if target in PRODUCTS:
-        if refusal := entry.refusal(target):
-            raise RequestError(refusal)
+        entry.check_product(target)
         return
     known = [*(name for name in entry.products if name != Product.FACTS), *entry.datasets]
     raise RequestError(f"targets of split {entry.name!r} are {', '.join(known) or 'none'}, not {target!r}")

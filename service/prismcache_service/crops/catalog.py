@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from prismcache.catalog import published
 from prismcache.config import Settings
-from prismcache.errors import PrismError, RequestError, SourceUnreachableError, StorageError, UnknownCropError
+from prismcache.errors import PrismError, SourceUnreachableError, StorageError, UnknownCropError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
 from prismcache.schema import NO_CONTEXT, CropInfo, CropProgress, JobRequest, Product, Split, State
 from prismcache.splits import SplitEntry
@@ -140,8 +140,7 @@ class CatalogService:
             If the catalog has no such split, or the split no such product.
         """
         entry = self.splits.entry(request.split)
-        if refusal := entry.refusal(request.product):
-            raise RequestError(refusal)
+        entry.check_product(request.product)
         return request if entry.labels else request.model_copy(update={"context": NO_CONTEXT})
 
     async def crops_of(self, request: JobRequest) -> list[int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from prismcache.crop import Crop
 from prismcache.disk import disk_errors, sha256_of
-from prismcache.errors import RequestError, StorageError
+from prismcache.errors import StorageError
 from prismcache.layout import FORMAT_VERSION, raw_dataset
 from prismcache.schema import Product, Progress
 from prismcache_service.pipeline import Report
@@ -90,8 +90,7 @@ def make_product(
     """
     try:
         with Crop(crop_path) as crop:
-            if refusal := crop.entry.refusal(product):
-                raise RequestError(f"crop {crop.split}/{crop.crop_id}: {refusal}")
+            crop.entry.check_product(product)
             reader = _reader(crop, product, report)
             # Of each label, for each channel: sums, means, and the numbers of a JSON document.
             tables = {Product.AVG_BARCODES: 24 * len(crop.channels), Product.FACTS: 100 * len(crop.channels) + 1000}
