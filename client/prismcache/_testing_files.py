@@ -214,9 +214,10 @@ def write_product(root: Path, split: Split, crop: int, arrays: CropArrays, produ
     crop_file = root / crop_path(split, crop)
     path = root / crop_path(split, crop, product=product)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    made = make(crop_file, sha256_of(crop_file), product, temporary, mode=0o644, memory_limit=1 << 30)
+    crop_sha256 = sha256_of(crop_file)
+    make(crop_file, crop_sha256, product, temporary, mode=0o644, memory_limit=1 << 30)
     temporary.replace(path)
-    return _publish(root, split, FileName(crop, product=product), arrays, made.crop_sha256)
+    return _publish(root, split, FileName(crop, product=product), arrays, crop_sha256)
 
 
 def _fill(

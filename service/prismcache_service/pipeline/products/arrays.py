@@ -6,6 +6,7 @@ The definitions are those of E11bio's training code; all arrays are (Z, Y, X) sl
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,44 @@ def barcode_labels(labels: Labels) -> Labels:
     return grown
 
 
-def label_sums(labels: Array, values: Array, count: int) -> Counts:
-    """Return (count,) int64: the sum of `values`, integers below 2**16, over the voxels of each label in a slab.
+@dataclass(frozen=True)
+class LabelRuns:
+    """The runs of one label along X in a plane, of which segmentations have ten times fewer than voxels.
 
-    Plane by plane, since ``bincount`` makes copies of 16 bytes a voxel. Exact: a plane's sum is below 2**53, so that
-    the floating-point numbers of ``bincount`` are whole.
+    Attributes
+    ----------
+    labels
+        (R,), the label of each run, in C order.
+    stops
+        (R,), where each run ends: the number of voxels of the plane, in C order, up to its last one.
     """
-    sums = np.zeros(count, np.int64)
-    for plane, weights in zip(labels, values, strict=True):
-        sums += np.bincount(plane.reshape(-1), weights.reshape(-1), count).astype(np.int64)
-    return sums
+
+    labels: Array
+    stops: Array
+
+    @classmethod
+    def of(cls, plane: Array) -> LabelRuns:
+        """Return the runs of a plane (Y, X) of labels."""
+        is_last = np.ones(plane.shape, bool)
+        is_last[:, :-1] = plane[:, 1:] != plane[:, :-1]
+        return cls(plane[is_last], np.flatnonzero(is_last) + 1)
+
+    @property
+    def lengths(self) -> Array:
+        """(R,), the voxels of each run."""
+        return np.diff(self.stops, prepend=0)
+
+    def sums(self, plane: Array, count: int) -> Counts:
+        """Return (count,) int64: the sum of a plane (Y, X) of integers over the voxels of each label."""
+        totals = np.cumsum(plane.reshape(-1), dtype=np.int64)[self.stops - 1]
+        return self.sums_of(np.diff(totals, prepend=0), count)
+
+    def sums_of(self, values: Array, count: int) -> Counts:
+        """Return (count,) int64: the sum of one number for each run, (R,), over the runs of each label.
+
+        Exact while a plane's sums are below 2**53: the floating-point numbers of ``bincount`` are then whole.
+        """
+        return np.bincount(self.labels, values, count).astype(np.int64)
 
 
 def mean_table(sums: Counts, counts: Counts) -> Bytes:

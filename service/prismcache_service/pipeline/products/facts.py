@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from prismcache_service.pipeline.products.arrays import Array, Bytes, Counts, Triple, label_sums
+from prismcache_service.pipeline.products.arrays import Array, Bytes, Counts, LabelRuns, Triple
 
 _RAW_PERCENTILES = (1, 50, 99, 99.9)
 _SIZE_PERCENTILES = (1, 25, 50, 75, 99)
 
 
 class FactsCollector:
-    """Collect the facts of a crop, slab by slab.
+    """Collect the facts of a crop, plane by plane.
 
     Parameters
     ----------
@@ -37,33 +37,22 @@ class FactsCollector:
         self._sums: Counts = np.zeros((len(channels), count), np.int64)
         self._histograms: Counts = np.zeros((len(channels), 256), np.int64)
 
-    def add_labels(self, labels: Array, corner: Triple) -> None:
-        """Count a (Z, Y, X) slab of labels, integers of pointers' size, whose first voxel is `corner` of the crop."""
-        count = len(self._ids)
-        for z, plane in enumerate(labels, corner[0]):
-            voxels = np.bincount(plane.reshape(-1), minlength=count)
-            there = np.flatnonzero(voxels)
-            self._voxels += voxels
-            self._places[0] += z * voxels
-            self._widen(0, there, z, z + 1)
-            for axis, lines in ((1, plane), (2, plane.T)):
-                flat = lines.reshape(-1)
-                along = np.repeat(np.arange(corner[axis], corner[axis] + len(lines)), lines.shape[1])
-                self._places[axis] += np.bincount(flat, along, count).astype(np.int64)
-                low, high = np.empty((2, count), np.int64)
-                low[flat[::-1].copy()] = along[::-1].copy()  # of several numbers for one label, the last one stays
-                high[flat] = along + 1
-                self._widen(axis, there, low[there], high[there])
+    def add_labels(self, runs: LabelRuns, z: int, box: tuple[slice, slice]) -> None:
+        """Count the labels of a part (Y, X) of plane `z`."""
+        count, lengths = len(self._ids), runs.lengths
+        self._voxels += runs.sums_of(lengths, count)
+        y, last_x = np.divmod(runs.stops - 1, box[1].stop - box[1].start)
+        y, last_x = y + box[0].start, last_x + box[1].start
+        first_and_last = ((np.full_like(y, z),) * 2, (y, y), (last_x - lengths + 1, last_x))
+        for axis, (first, last) in enumerate(first_and_last):
+            self._places[axis] += runs.sums_of((first + last) * lengths / 2, count)
+            np.minimum.at(self._low[axis], runs.labels, first)
+            np.maximum.at(self._high[axis], runs.labels, last + 1)
 
-    def _widen(self, axis: int, labels: Array, low: Array | int, high: Array | int) -> None:
-        self._low[axis, labels] = np.minimum(self._low[axis, labels], low)
-        self._high[axis, labels] = np.maximum(self._high[axis, labels], high)
-
-    def add_raw(self, index: int, raw: Bytes, labels: Array) -> None:
-        """Count a (Z, Y, X) slab of the channel ``channels[index]`` beside its labels."""
-        for plane in raw:
-            self._histograms[index] += np.bincount(plane.reshape(-1), minlength=256)
-        self._sums[index] += label_sums(labels, raw, len(self._ids))
+    def add_raw(self, index: int, plane: Bytes, runs: LabelRuns) -> None:
+        """Count a part (Y, X) of a plane of the channel ``channels[index]`` beside its labels."""
+        self._histograms[index] += np.bincount(plane.reshape(-1), minlength=256)
+        self._sums[index] += runs.sums(plane, len(self._ids))
 
     def facts(self, *, offset: Triple, voxel_size: Triple, semantic: bool) -> dict[str, Any]:
         """Return the facts as values that JSON has.

@@ -26,9 +26,9 @@ from prismcache_service.pipeline.codec import encode_row
 from prismcache_service.pipeline.products.arrays import (
     BRIGHT,
     Array,
+    LabelRuns,
     NearVoxels,
     barcode_labels,
-    label_sums,
     mean_table,
 )
 from prismcache_service.pipeline.products.facts import FactsCollector
@@ -178,11 +178,10 @@ def _write_barcodes(crop: Crop, reader: SlabReader, file: SafeFile) -> None:
     voxels, sums = np.zeros(number, np.int64), np.zeros((len(channels), number), np.int64)
     for column in reader.columns:
         for z, labels in reader.labels(column):
-            # As integers of the type that bincount would else make of them for each channel.
-            kept = barcode_labels(labels)[:, *column.inner].astype(np.intp)
-            voxels += np.bincount(kept.reshape(-1), minlength=number)
+            planes = [LabelRuns.of(plane) for plane in barcode_labels(labels)[:, *column.inner]]
+            voxels += sum(runs.sums_of(runs.lengths, number) for runs in planes)
             for index, raw in enumerate(reader.raw(column, z)):
-                sums[index] += label_sums(kept, raw, number)
+                sums[index] += sum(runs.sums(plane, number) for runs, plane in zip(planes, raw, strict=True))
     names = [raw_dataset(channel).replace("raw/", "avg_barcodes/") for channel in channels]
     for name in names:
         _create(file, name, crop)
@@ -198,10 +197,12 @@ def _facts(crop: Crop, reader: SlabReader) -> dict[str, Any]:
     collector = FactsCollector(crop.labels_ids, crop.channels)
     for column in reader.columns:
         for z, slab in reader.labels(column):
-            labels = slab.astype(np.intp)  # what bincount would else make of them for each channel
-            collector.add_labels(labels, (z, column.box[0].start, column.box[1].start))
+            planes = [LabelRuns.of(plane) for plane in slab]
+            for number, runs in enumerate(planes, z):
+                collector.add_labels(runs, number, column.box)
             for index, raw in enumerate(reader.raw(column, z)):
-                collector.add_raw(index, raw, labels)
+                for plane, runs in zip(raw, planes, strict=True):
+                    collector.add_raw(index, plane, runs)
     return collector.facts(offset=crop.offset, voxel_size=crop.voxel_size, semantic=crop.entry.classes)
 
 
