@@ -110,17 +110,10 @@ class AsyncPrismClient:
         progress: Progress = None,
     ) -> list[str]:
         """Return the paths of complete files, one for each crop asked for; see `PrismClient.ensure`."""
-        files = await self.ensure_files(
-            split,
-            crops,
-            channels=channels,
-            context=context,
-            product=product,
-            strict=strict,
-            timeout=timeout,
-            progress=progress,
+        plan = plan_ensure(
+            split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
         )
-        return [file.path for file in files]
+        return [file.path for file in await self._arranged(plan, progress)]
 
     async def ensure_files(
         self,
@@ -138,11 +131,7 @@ class AsyncPrismClient:
         plan = plan_ensure(
             split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
         )
-        found: dict[int, CropFile] = {}
-        async with aclosing(self._files(plan, progress)) as files:
-            async for file in files:
-                found[file.crop] = file
-        return plan.arrange(found)
+        return await self._arranged(plan, progress)
 
     async def iter_ensure(
         self,
@@ -201,6 +190,10 @@ class AsyncPrismClient:
     def steps(self, plan: EnsurePlan) -> AsyncGenerator[Step, None]:
         """Yield snapshots and files of one ensure; called by `PrismClient` on the loop of this client."""
         return drive(self._open(), plan)
+
+    async def _arranged(self, plan: EnsurePlan, progress: Progress) -> list[CropFile]:
+        async with aclosing(self._files(plan, progress)) as files:
+            return plan.arrange({file.crop: file async for file in files})
 
     async def _files(self, plan: EnsurePlan, progress: Progress) -> AsyncGenerator[CropFile, None]:
         if plan.is_empty:

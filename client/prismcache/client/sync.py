@@ -165,17 +165,10 @@ class PrismClient:
         ['/lab/prism/semantic/crop_0.ch00.h5', '/lab/prism/semantic/crop_1.ch00.h5']
         """
         __tracebackhide__ = True
-        files = self.ensure_files(
-            split,
-            crops,
-            channels=channels,
-            context=context,
-            product=product,
-            strict=strict,
-            timeout=timeout,
-            progress=progress,
+        plan = plan_ensure(
+            split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
         )
-        return [file.path for file in files]
+        return [file.path for file in self._arranged(plan, progress)]
 
     def ensure_files(
         self,
@@ -202,8 +195,7 @@ class PrismClient:
         plan = plan_ensure(
             split, crops, channels=channels, context=context, product=product, strict=strict, timeout=timeout
         )
-        with closing(self._files(plan, progress)) as files:
-            return plan.arrange({file.crop: file for file in files})
+        return self._arranged(plan, progress)
 
     def iter_ensure(
         self,
@@ -321,6 +313,11 @@ class PrismClient:
         """
         __tracebackhide__ = True
         return self._call(lambda client: client.remove(split, crops))
+
+    def _arranged(self, plan: EnsurePlan, progress: Progress) -> list[CropFile]:
+        __tracebackhide__ = True
+        with closing(self._files(plan, progress)) as files:
+            return plan.arrange({file.crop: file for file in files})
 
     def _files(self, plan: EnsurePlan, progress: Progress) -> Generator[CropFile, None, None]:
         __tracebackhide__ = True

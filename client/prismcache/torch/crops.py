@@ -33,8 +33,8 @@ from prismcache.progress.reporter import Progress
 from prismcache.schema import NO_CONTEXT, CropInfo, Product, Split
 from prismcache.splits import PRODUCTS
 from prismcache.torch.crop_facts import CropFacts, check_target_of, crop_name, least
+from prismcache.torch.memory import Arrival, Board
 from prismcache.torch.patches import Channels, choose_channels, ordered_channels
-from prismcache.torch.shared_state import Arrival, Board
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -42,6 +42,7 @@ from prismcache.numbers import format_shape
 from prismcache.progress.reporter import Progress
 from prismcache.schema import Split
 from prismcache.splits import Splits
+from prismcache.torch.memory import Visits
 from prismcache.torch.patch_reader import Here, Patch, PatchReader
 from prismcache.torch.patches import (
     Array,
@@ -55,7 +56,6 @@ from prismcache.torch.patches import (
     random_box,
     samples_of,
 )
-from prismcache.torch.shared_state import Visits
 from prismcache.torch.tensors import as_spatial, as_tensor, exact_to, numpy_dtype, seeded
 from prismcache.torch.training_set import Cache, Demands, Source, TrainingSet, parse_bytes
 
@@ -260,10 +260,8 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         """Return the dtypes of raw, labels and targets as they are read; None where a callable gets the file's."""
         if self.transform is not None or self.sampler is not None:
             return None, None, None
-        out = numpy_dtype(self.dtype)
-        changes_labels = self.label_transform is not None or self.label_transform2 is not None
-        labels_out = None if changes_labels else numpy_dtype(self.label_dtype)
-        return None if self.raw_transform is not None else out, labels_out, out
+        out, plain_labels = numpy_dtype(self.dtype), self.label_transform is None and self.label_transform2 is None
+        return out if self.raw_transform is None else None, numpy_dtype(self.label_dtype) if plain_labels else None, out
 
     def __len__(self) -> int:
         return len(self._slots)

@@ -32,9 +32,8 @@ from prismcache.torch.crops import (
 )
 from prismcache.torch.decoded import ArrayReader, Layout, SharedMemory, Sidecars, grown
 from prismcache.torch.hdf5_chunks import CropReader, FilesReader
-from prismcache.torch.memory import check_memory
+from prismcache.torch.memory import Board, check_memory, is_spawning
 from prismcache.torch.patches import Channels, Context, check_fits, check_labels_fit, choose_channels
-from prismcache.torch.shared_state import Board, is_spawning
 
 Source = PrismClient | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 

@@ -14,7 +14,7 @@ from prismcache import PrismError, RequestError, SourceUnreachableError, Unknown
 from prismcache._testing_files import crop_arrays
 from prismcache.schema import Split
 from prismcache.testing import InMemoryService
-from prismcache.torch.shared_state import Arrival, Board, Visits
+from prismcache.torch.memory import Arrival, Board, Visits
 from prismcache.torch.training_set import Cache, Demands, TrainingSet
 
 PATCH = (2, 8, 8)
