@@ -226,7 +226,7 @@ class EngineConformance(ABC):
             file = await make(engine, task(0), ignore)
             assert_crop_file_equals_oracle(Path(file.path), lab.source(SPEC))
 
-    @pytest.mark.parametrize("turns", [0, 1, 3, 10, 50])
+    @pytest.mark.parametrize("turns", [0, 3, 50])
     async def test_cancelling_at_the_very_beginning_leaves_no_process(self, lab: Lab, turns: int) -> None:
         async with self.open(lab) as engine:
             making = asyncio.create_task(make(engine, task(0), ignore))

@@ -15,11 +15,11 @@ from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle
 from tests.support.processes import Command, Crash, command, eventually
 
-SIGNALS = (signal.SIGINT, signal.SIGKILL)
 OBJECTS = 108  # that one crop takes, metadata included
-POINTS = (0, 1, 4, 9, 20, 35, 50, 65, 80, 90)  # later ones may come after the end; the publication has its own test
-CASES = [(number, point) for number in SIGNALS for point in POINTS]
-CHANGES = 40  # no more than that are expected of a caller
+POINTS = {signal.SIGKILL: (0, 4, 20, 50, 90), signal.SIGINT: (1, 35, 80)}
+"""Later ones may come after the end; the publication has its own test."""
+CASES = [(number, point) for number, points in POINTS.items() for point in points]
+CHANGES = 20  # no more than that are expected of a caller
 SPECS = [many_objects_spec(crop) for crop in range(len(CASES) + 1)]
 SPECS += [tiny_spec(crop) for crop in range(len(SPECS), len(SPECS) + CHANGES)]
 
@@ -59,7 +59,7 @@ def test_the_points_spread_over_the_whole_crop(lab: Lab, client: PrismClient) ->
     lab.proxy.clear()
     _completes(lab, client, len(CASES))
     assert len(lab.fetched(SPECS[len(CASES)])) == OBJECTS  # each counted once, also one that had to be asked for again
-    assert 0.8 * OBJECTS < max(POINTS) < OBJECTS
+    assert 0.8 * OBJECTS < max(point for _, point in CASES) < OBJECTS
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{s.name}-at-{point}" for s, point in CASES])

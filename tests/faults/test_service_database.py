@@ -62,7 +62,6 @@ def module_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     [
         (delete, "stopped"),
         (delete_all_but_its_log, "killed"),
-        (garble, "killed"),
         (overwrite_the_middle, "stopped"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
@@ -94,7 +93,7 @@ def test_the_service_starts_and_knows_what_is_cached(
     assert published(module_lab.root) == ["instance/crop_0.h5", "instance/crop_1.h5"]
 
 
-def test_a_new_crop_is_made_after_the_database_was_lost(module_lab: Lab, tmp_path: Path) -> None:
+def test_a_new_crop_is_made_after_the_database_was_garbled(module_lab: Lab, tmp_path: Path) -> None:
     own = Lab(module_lab.bucket_dir, module_lab.proxy, tmp_path / "root")
     service = Service(service_config(own.settings(), tmp_path / "state", min_free_bytes=0))
     with service:

@@ -8,6 +8,8 @@ import pytest
 
 from prismcache import PrismClient
 from prismcache.config import Settings
+from prismcache.errors import ConfigError
+from prismcache_service.cache import check_shown_root
 from tests.support.s3 import S3Server
 from tests.support.service import Service, service_config
 
@@ -30,16 +32,12 @@ def test_paths_are_told_as_others_call_the_folder(s3_server: S3Server, tmp_path:
 @pytest.mark.parametrize(
     ("shown", "words"), [("other", "another folder on this machine"), ("lab/prism", "not an absolute path")]
 )
-def test_a_name_that_cannot_be_right_is_refused_at_the_start(
-    s3_server: S3Server, tmp_path: Path, shown: str, words: str
-) -> None:
-    (tmp_path / "other").mkdir()
-    root = tmp_path / "cache"
-    path = Path(shown) if "/" in shown else tmp_path / shown
-    settings = Settings.load({}, root=root, s3_endpoint_url=s3_server.endpoint)
-    with pytest.raises(RuntimeError, match=words):
-        Service(service_config(settings, tmp_path / "state", advertised_root=path)).start()
-    assert not [entry for entry in root.iterdir() if entry.is_file()], "no probe is left behind"
+def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, shown: str, words: str) -> None:
+    for name in ("other", "cache"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=words):
+        check_shown_root(tmp_path / "cache", Path(shown) if "/" in shown else tmp_path / shown)
+    assert list((tmp_path / "cache").iterdir()) == [], "no probe is left behind"
 
 
 def test_another_name_of_the_same_folder_is_found_right(s3_server: S3Server, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ CHECKS = [
     schemathesis.checks.response_schema_conformance,
 ]
 _bounded = settings(
-    max_examples=6,
+    max_examples=3,
     derandomize=True,
     deadline=None,
     database=None,

@@ -63,10 +63,8 @@ def _rest(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_shutdown_ends_streams_polls_and_workers_and_is_a_good_exit(
-    lab: Lab, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_sigint_ends_streams_polls_and_workers_and_is_a_good_exit(lab: Lab, tmp_path: Path) -> None:
+    """With SIGTERM: see test_service_shutdown.py."""
     with _service(lab, tmp_path) as service, service.client() as http:
         job, stall = _held_job(lab, http)
         workers = workers_of(service.pid)
@@ -77,7 +75,7 @@ def test_a_shutdown_ends_streams_polls_and_workers_and_is_a_good_exit(
             stream.recv(10)
             time.sleep(0.3)  # for the poll to be waiting; there is no sign of it from outside
             began = time.monotonic()
-            service.send(number)
+            service.send(signal.SIGINT)
             streamed, polled = _rest(stream), _rest(poll)
             status = service._ended()
             seconds = time.monotonic() - began
@@ -106,16 +104,11 @@ def test_a_download_that_nobody_reads_does_not_hold_up_a_shutdown(lab: Lab, tmp_
 def test_the_address_stays_over_a_restart_and_clients_may_connect_early(lab: Lab, tmp_path: Path) -> None:
     with _service(lab, tmp_path) as service:
         url = service.url
-        assert service.log.count("prismcache serves ") == 1
+        assert service.log == f"prismcache serves {url}\n"
         service.restart()
         assert service.url == url
         with service.client() as http:
             assert http.get("/healthz").status_code == 200
-
-
-def test_a_start_says_where_it_listens_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
-    with Service(service_config(lab.settings(), tmp_path / "state")) as service:
-        assert service.log == f"prismcache serves {service.url}\n"
 
 
 def test_a_port_that_is_taken_is_said_to_be_in_one_line(lab: Lab, tmp_path: Path) -> None:
@@ -136,7 +129,7 @@ def test_a_cache_folder_that_cannot_be_used_is_said_to_be(lab: Lab, tmp_path: Pa
     assert "Traceback" not in str(caught.value)
 
 
-def test_many_clients_are_served_while_a_crop_is_made(lab: Lab, tmp_path: Path) -> None:
+def test_many_clients_are_served_while_a_worker_that_gives_way_makes_a_crop(lab: Lab, tmp_path: Path) -> None:
     with _service(lab, tmp_path) as service, service.client() as http:
         job, stall = _held_job(lab, http)
         states: list[str] = []
@@ -153,6 +146,7 @@ def test_many_clients_are_served_while_a_crop_is_made(lab: Lab, tmp_path: Path) 
         for thread in threads:
             thread.start()
         assert http.get("/healthz").status_code == 200
+        _gives_way(service)
         stall.release()
         for thread in threads:
             thread.join(30)
@@ -160,18 +154,16 @@ def test_many_clients_are_served_while_a_crop_is_made(lab: Lab, tmp_path: Path) 
     assert states == [State.DONE] * 30
 
 
-def test_the_threads_of_workers_give_way_to_the_api(lab: Lab, tmp_path: Path) -> None:
-    with _service(lab, tmp_path) as service, service.client() as http:
-        _held_job(lab, http)
-        [worker] = workers_of(service.pid)
-        threads = [int(path.name) for path in Path(f"/proc/{worker.pid}/task").iterdir()]
-
-        assert os.getsid(worker.pid) == worker.pid  # a Ctrl-C in the service's terminal is not for the worker
-        own = os.getpriority(os.PRIO_PROCESS, service.pid)
-        assert len(threads) > 1
-        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, own + 10)}
-        group = Path(f"/proc/{worker.pid}/autogroup")
-        assert not group.exists() or group.read_text().split()[-2:] == ["nice", "10"]
+def _gives_way(service: Service) -> None:
+    """Check that the threads of the service's worker run after the API's."""
+    [worker] = workers_of(service.pid)
+    threads = [int(path.name) for path in Path(f"/proc/{worker.pid}/task").iterdir()]
+    assert os.getsid(worker.pid) == worker.pid  # a Ctrl-C in the service's terminal is not for the worker
+    own = os.getpriority(os.PRIO_PROCESS, service.pid)
+    assert len(threads) > 1
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, own + 10)}
+    group = Path(f"/proc/{worker.pid}/autogroup")
+    assert not group.exists() or group.read_text().split()[-2:] == ["nice", "10"]
 
 
 def test_python_warnings_and_debug_show_nothing_left_behind(lab: Lab, tmp_path: Path) -> None:

@@ -348,13 +348,6 @@ def test_a_bucket_that_does_not_exist(elsewhere: Lab) -> None:
     [
         (("ensure", "none", "0"), 2, "error[unknown_split]: 'none' is not a split"),
         (("ensure", "instance", "999"), 1, "error[unknown_crop]: crop 999 of split 'instance'"),
-        (
-            ("ensure", "instance", "0", "--channels", "5"),
-            1,
-            "error[unknown_channel]: instance/crop_0.zarr has channels",
-        ),
-        (("ensure", "instance", "zero"), 2, "'zero' names no crops"),
-        (("info", "instance", "999"), 1, "error[unknown_crop]"),
         (("verify", "instance", "3"), 1, "error[not_cached]"),
     ],
 )
