@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
 from tests.support.codecs import ArrayLayout
 from tests.support.crops import (
     BUCKET,
@@ -49,9 +51,11 @@ def demo_bucket(folder: Path, *, full: bool = False) -> Path:
     Path
         `folder`, which an `S3Server` serves.
     """
-    if not (folder / BUCKET / PREFIX / "synapses").exists():
-        write_synapses(folder, synapse_arrays())
-    return make_bucket(folder, demo_specs(full=full))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # `make demo` and the notebook may run in two terminals
+        if not (folder / BUCKET / PREFIX / "synapses").exists():
+            write_synapses(folder, synapse_arrays())
+        return make_bucket(folder, demo_specs(full=full))
 
 
 def make_bucket(folder: Path, specs: Iterable[CropSpec]) -> Path:
