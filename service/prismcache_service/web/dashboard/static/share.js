@@ -23,7 +23,7 @@ export function share(split, crop) {
     const link = await made(split, crop, HOURS, "Share");
     const base = new URL(`${link.path}/`, document.baseURI).href;
     const viewer = link.neuroglancer_url ? `\n${base}neuroglancer opens it in Neuroglancer` : "";
-    say(`Whoever has an address can read ${name} for a week; \`prismcache links\` ends that sooner.\n`
+    say(`Everybody who has an address can read ${name} for a week; \`prismcache links revoke ID\` revokes it.\n`
       + `${base}zarr is for napari and zarr${viewer}`);
   };
   controls.append(

@@ -43,7 +43,7 @@ function drawNext({ crops }) {
     element("td", {}, bytes(crop.files.reduce((sum, file) => sum + file.size, 0))),
     element("td", {}, crop.last_used_at ? `last used ${new Date(crop.last_used_at).toLocaleString()}` : "not used yet")));
   const kept = cached.length - free.length;
-  replace(nextPlace, element("h2", {}, "Deleted next when room is needed"),
+  replace(nextPlace, element("h2", {}, "Evicted next, if space is needed"),
     table("Crops that are deleted next", ["Crop", "Size", "Why"], rows, "Nothing would be deleted."),
     kept ? element("p", {}, `${kept} ${kept === 1 ? "crop is" : "crops are"} kept: pinned, leased or being made.`) : null);
 }

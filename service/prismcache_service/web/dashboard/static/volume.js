@@ -16,7 +16,7 @@ class File {
     const response = await request(`${this.crop}/${path}`, { ...options, cache: "no-cache" });
     const etag = response.headers.get("ETag");
     this.etag ??= etag;
-    if (etag !== this.etag) throw new Error("This crop was made anew from a changed source. Reload the page.");
+    if (etag !== this.etag) throw new Error("This crop was made again from a changed source. Reload the page.");
     return response;
   }
 }
