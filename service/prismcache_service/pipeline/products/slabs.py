@@ -26,7 +26,7 @@ CHUNK = (16, 64, 64)
 """Voxels (Z, Y, X) of the HDF5 chunks of products; crops are read in slabs as high."""
 
 _COLUMN_BYTES = 48 << 20
-_SLACK_BYTES = 32 << 20  # HDF5's caches, deflated rows
+_SLACK_BYTES = 16 << 20  # HDF5's caches, deflated rows
 
 
 @dataclass(frozen=True)
