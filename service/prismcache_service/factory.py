@@ -33,7 +33,7 @@ from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import History, JobLimits, JobService, Observer
 from prismcache_service.pipeline import Report
-from prismcache_service.store import JobStore, open_store, steady_now
+from prismcache_service.store import JobStore, steady_now
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
@@ -228,7 +228,11 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
     StorageError
         If the cache folder cannot be written.
     """
-    store = await open_store(config)
+    # Imported here: embedded use has no database, and SQLAlchemy takes long to import.
+    from prismcache_service.store.database import database_url
+    from prismcache_service.store.sql import SqlJobStore
+
+    store = await SqlJobStore.open(database_url(config))
     try:
         factory = ServiceFactory(config, store, observer)
         housekeeping = [asyncio.create_task(factory.catalog.prepare())]
@@ -252,10 +256,7 @@ async def open_factory(config: ServiceConfig, observer: Observer | None = None) 
 def engine_of(config: ServiceConfig) -> Engine:
     """Return the engine that the settings name; no worker is started yet.
 
-    Raises
-    ------
-    MissingExtraError
-        If the engine needs a package that is not installed.
+    Raise `MissingExtraError` if the engine needs a package that is not installed.
     """
     if config.engine == "local" or config.dask_scheduler is None:
         return LocalEngine(config, niceness=_NICENESS)

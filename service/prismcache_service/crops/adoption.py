@@ -47,14 +47,8 @@ async def adopt(path: Path, cache: CropCache, catalog: CatalogService, on_unprov
     The file's attributes must name a crop, each chunk must match its checksum, and the source's fingerprint must be the
     bucket's.
 
-    Parameters
-    ----------
-    path
-        A file that prismcache made; it stays where it is.
-    cache, catalog
-        Of the cache folder.
-    on_unproven
-        Called with a sentence if the bucket cannot be read, so that its fingerprint was not compared.
+    `on_unproven` is called with a sentence if the bucket cannot be read, so that its fingerprint was not compared. The
+    file stays where it is; a crop that is cached already stays as it is, and is returned.
 
     Raises
     ------

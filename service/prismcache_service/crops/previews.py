@@ -44,14 +44,8 @@ class PreviewService:
     async def preview(self, split: Split, crop: int, channel: int, is_known: Callable[[str], bool]) -> Preview:
         """Return the middle slice of a channel with labels; no picture if its etag is known. Does not count as use.
 
-        Raises
-        ------
-        CropNotCachedError
-            If no right file has this channel.
-        ServiceBusyError
-            If too many wait already.
-        PrismError
-            If it cannot be drawn.
+        Raise `CropNotCachedError` if no right file has this channel, `ServiceBusyError` if too many requests wait
+        already, and `PrismError` if the picture cannot be drawn.
         """
         file = await self._find(split, crop, channel)
         etag = f'"{file.sha256}-{channel}"'

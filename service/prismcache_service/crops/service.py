@@ -181,7 +181,10 @@ class CropService:
         self, split: Split | None, crops: tuple[int, ...] | None, *, repair: bool
     ) -> list[VerifyResult]:
         results = []
-        for name in await self._cache.threads.run(self._names, split, crops):
+        names = await self._cache.threads.run(lambda: {*self._cache.names(split), *self._cache.strays(split)})
+        for name in sorted(names, key=lambda name: (name.split, name.crop, name.channels or (), name.file_name)):
+            if crops is not None and name.crop not in crops:
+                continue
             reason = await self._cache.read_again(name)
             manifest = await self._cache.threads.run(self._cache.manifest, name)
             result = VerifyResult(
@@ -307,11 +310,6 @@ class CropService:
         for file in files:
             found.setdefault((file.split, file.crop), []).append(file)
         return found
-
-    def _names(self, split: Split | None, crops: Collection[int] | None) -> list[CropName]:
-        names = {*self._cache.names(split), *self._cache.strays(split)}
-        chosen = [name for name in names if crops is None or name.crop in crops]
-        return sorted(chosen, key=lambda name: (name.split, name.crop, name.channels or (), name.file_name))
 
     def _remove(self, names: Iterable[CropName]) -> list[CropFile]:
         removed = []

@@ -77,14 +77,8 @@ def choose_victims(
 ) -> list[StoredFile]:
     """Return the files to evict, least recently used first; empty if all that may go would not be enough.
 
-    Parameters
-    ----------
-    files, protected
-        What there is, and the crops that must stay.
-    lacking
-        Bytes that have to go.
-    spare
-        Bytes that should go beyond those, while an eviction is under way.
+    `lacking` bytes have to go; `spare` bytes should go beyond those, since an eviction is under way. Crops in
+    `protected` stay.
     """
     chosen: list[StoredFile] = []
     gained = 0
@@ -114,12 +108,8 @@ def plan_clearing(
 ) -> Clearing | None:
     """Return how to gain `lacking` bytes; None if all that may go would not be enough, so that nothing goes in vain.
 
-    Parameters
-    ----------
-    aside
-        The quarantine, oldest first, of which no more goes than is needed. Crops only go after all of it.
-    files, protected, lacking, spare
-        As for `choose_victims`.
+    `aside` is the quarantine, oldest first, of which no more goes than is needed; crops go only after all of it. The
+    other parameters are those of `choose_victims`.
     """
     gained = 0
     for count, entry in enumerate(aside, start=1):
@@ -159,12 +149,7 @@ class SpaceService:
 
         `on_wait` is called with the text of `Room.waited_for` when the text has changed.
 
-        Raises
-        ------
-        QuotaExceededError
-            If the crop could never fit.
-        NoSpaceError
-            If no room came free in time.
+        Raise `QuotaExceededError` if the crop could never fit, and `NoSpaceError` if no room came free in time.
         """
         await self._reserve(size, on_wait)
         try:

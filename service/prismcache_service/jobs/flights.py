@@ -53,16 +53,8 @@ class _Flight:
 class Flights:
     """The crops that wait or are being made.
 
-    Parameters
-    ----------
-    ensure
-        Makes the crops.
-    at_once
-        How many crops are made at the same time.
-    observer
-        Counts bytes and outcomes.
-    on_started, on_ended
-        Called with each job and crop when the crop's making begins, and with its outcome when it ends.
+    `on_started` and `on_ended` are called with each job and crop when the crop's making begins and, with its outcome,
+    when it ends.
     """
 
     def __init__(

@@ -20,12 +20,7 @@ from prismcache_service.store import Figures, JobStore
 class Observer:
     """Counts hits, misses and fetched bytes since the start of the process; subclasses count more.
 
-    Attributes
-    ----------
-    hits, misses
-        Crops of accepted jobs that were cached, and that were not.
-    fetched_bytes
-        Bytes that came from the bucket.
+    `hits` and `misses` are the crops of accepted jobs that were cached, and that were not.
     """
 
     def __init__(self) -> None:
@@ -79,10 +74,7 @@ class History:
     async def record(self) -> None:
         """Store what was counted since the start of the interval.
 
-        Raises
-        ------
-        StorageError
-            If the store or the cache folder fails; the counts are stored with the next record.
+        After a `StorageError` of the store or the cache folder, the counts are stored with the next record.
         """
         async with self._recording:
             used = (await self._usage()).used_bytes

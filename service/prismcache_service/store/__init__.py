@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prismcache_service.config import ServiceConfig
 from prismcache_service.store.base import (
     CropKey,
     Figures,
@@ -22,23 +21,5 @@ __all__ = [
     "LeaseRecord",
     "LinkRecord",
     "MemoryJobStore",
-    "open_store",
     "steady_now",
 ]
-
-
-async def open_store(config: ServiceConfig) -> JobStore:
-    """Open the service's database, and create or migrate it as needed.
-
-    Raises
-    ------
-    ConfigError
-        If `database_url` cannot be used: a network file system, no such database or user, a newer schema.
-    StorageError
-        If the database does not respond or cannot be written.
-    """
-    # Imported here: embedded use has no database, and SQLAlchemy takes long to import.
-    from prismcache_service.store.database import database_url
-    from prismcache_service.store.sql import SqlJobStore
-
-    return await SqlJobStore.open(database_url(config))

@@ -26,10 +26,8 @@ _NETWORK_FUSE = frozenset({
 def refuse_network_file_system(folder: Path, mounts: Path = MOUNTS) -> None:
     """Refuse a folder on a network file system; the folder need not exist.
 
-    Raises
-    ------
-    ConfigError
-        If the folder is known to lie on a network file system; the message names folder and file system.
+    Raise `ConfigError` if the folder is known to lie on a network file system; the message names folder and file
+    system.
     """
     kind = file_system(folder, mounts)
     if kind is not None and is_network(kind):
@@ -49,10 +47,7 @@ def is_network(kind: str) -> bool:
 def file_system(folder: Path, mounts: Path = MOUNTS) -> str | None:
     """Return the type of the file system that holds `folder` (``ext4``, ``nfs4``, ``fuse.sshfs``); None if unknown.
 
-    Parameters
-    ----------
-    mounts
-        The mount table, in the format of ``/proc/self/mountinfo``, which only Linux has.
+    `mounts` has the format of ``/proc/self/mountinfo``, which only Linux has.
     """
     try:
         table = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

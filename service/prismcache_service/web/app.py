@@ -41,18 +41,8 @@ refused; later versions may add fields to responses. Bodies are JSON of at most 
 def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     """Return a new app; its services are opened when the app starts and closed when it ends.
 
-    Parameters
-    ----------
-    config
-        All settings.
-    opener
-        Opens the services; default: `factory.open_factory`.
-
-    Raises
-    ------
-    ConfigError
-        If the tokens file or the catalog file cannot be used, or the service would be open to other machines without
-        tokens.
+    `opener` opens the services. Raise `ConfigError` if the tokens file or the catalog file cannot be used, or the
+    service would be open to other machines without tokens.
     """
     tokens = TokenBook(tokens_path(config))
     require_safe_address(config, tokens)

@@ -49,10 +49,7 @@ _log = structlog.get_logger(__name__)
 def serve(config: ServiceConfig) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reads the tokens again at once.
 
-    Raises
-    ------
-    PrismError
-        If the service cannot start; the message gives the reason.
+    Raise `PrismError` with the reason if the service cannot start.
     """
     logs.configure(config.log_format)
     _raise_file_limit()
@@ -82,10 +79,7 @@ async def _run(app: FastAPI, server: Server, listener: socket.socket, certificat
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; early clients wait in its queue until the service is ready.
 
-    Raises
-    ------
-    ConfigError
-        If the address cannot be used.
+    Raise `ConfigError` if the address cannot be used.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -20,23 +20,11 @@ _log = structlog.get_logger(__name__)
 class Certificate:
     """A certificate and its private key, as clients get them.
 
-    Parameters
-    ----------
-    certificate
-        PEM file of the certificate, followed by the certificates between it and its authority.
-    key
-        PEM file of the private key, without a password; may be the same file.
-
-    Attributes
-    ----------
-    context
-        For the listening socket. A handshake takes the newest pair of files, also after the context was handed over.
-
-    Raises
-    ------
-    ConfigError
-        If a file cannot be read or holds something else, if the two do not belong together, or if clients would refuse
-        the certificate because it has expired.
+    `certificate` is a PEM file of the certificate, followed by the certificates between it and its authority; `key` one
+    of the private key without a password, perhaps in the same file. `context` is for the listening socket: a handshake
+    takes the newest pair of files, also after the context was handed over. Raise `ConfigError` if a file cannot be read
+    or holds something else, if the two do not belong together, or if clients would refuse the certificate because it
+    has expired.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:

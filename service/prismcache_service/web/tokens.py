@@ -331,10 +331,8 @@ def is_loopback(host: str) -> bool:
 def require_safe_address(config: ServiceConfig, tokens: TokenBook) -> None:
     """Raise if other machines could use the service without a token.
 
-    Raises
-    ------
-    ConfigError
-        If the address or the public URL is not of this machine alone, there is no token, and `insecure` is not set.
+    Raise `ConfigError` if the address or the public URL is not of this machine alone, there is no token, and `insecure`
+    is not set.
     """
     hosts = [config.host, *([urlsplit(config.public_url).hostname or ""] if config.public_url else [])]
     open_to = next((host for host in hosts if not is_loopback(host)), None)

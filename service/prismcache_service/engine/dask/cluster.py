@@ -50,14 +50,8 @@ class _Member:
 class Cluster:
     """The workers of one scheduler.
 
-    Parameters
-    ----------
-    scheduler
-        The scheduler's address, or the path of its scheduler file, which is read again for each connection.
-    settings
-        The service's settings, which are sent to workers.
-    on_news
-        Called with each event of `TOPIC`, a `DaskNews` as JSON.
+    `scheduler` is its address, or the path of its scheduler file, which is read again for each connection. `on_news` is
+    called with each event of `TOPIC`, a `DaskNews` as JSON.
     """
 
     def __init__(self, scheduler: str, settings: Settings, on_news: Callable[[str], None]) -> None:
@@ -96,10 +90,8 @@ class Cluster:
     async def check(self) -> None:
         """Wait 1.5 s for a worker that may make crops.
 
-        Raises
-        ------
-        EngineUnavailableError
-            If there is none; the message gives the errors of the scheduler and of the workers.
+        Raise `EngineUnavailableError` if there is none; the message gives the errors of the scheduler and of the
+        workers.
         """
         try:
             async with asyncio.timeout(_CHECK_S):

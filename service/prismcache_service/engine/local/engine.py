@@ -50,14 +50,8 @@ class WorkerDiedError(Exception):
 class LocalEngine(Engine):
     """Worker processes that this process starts, and that end when this process ends.
 
-    Parameters
-    ----------
-    settings
-        The number of workers, and everything that a worker needs.
-    silence
-        Seconds without a line from a worker after which the worker counts as hung.
-    niceness
-        Added to this process's own niceness for workers, so that this process goes first where both need a core.
+    A worker that sends nothing for `silence` seconds counts as hung. `niceness` is added to this process's own niceness
+    for workers, so that this process goes first where both need a core.
     """
 
     name = "local"
@@ -80,7 +74,11 @@ class LocalEngine(Engine):
         async with self._free, self._stagger.begin(report) as staggered:
             for _ in range(MAX_STRIKES):
                 try:
-                    return await self._run_once(task, staggered)
+                    used = self._idle.pop() if self._idle else None
+                    outcome = await self._work(used or await self._start(), task, staggered)
+                    if used is not None and _lacks_memory(outcome):
+                        outcome = await self._work(await self._start(), task, staggered)
+                    return outcome
                 except WorkerDiedError as error:
                     cause = str(error)
                 except OSError as error:  # such as too many processes or open files
@@ -94,13 +92,6 @@ class LocalEngine(Engine):
     async def aclose(self) -> None:
         idle, self._idle = self._idle, []
         await asyncio.gather(*(worker.stop() for worker in idle))
-
-    async def _run_once(self, task: CropTask, report: Report) -> Outcome:
-        used = self._idle.pop() if self._idle else None
-        outcome = await self._work(used or await self._start(), task, report)
-        if used is not None and _lacks_memory(outcome):
-            outcome = await self._work(await self._start(), task, report)
-        return outcome
 
     async def _work(self, worker: _WorkerProcess, task: CropTask, report: Report) -> Outcome:
         try:
@@ -172,10 +163,7 @@ class _WorkerProcess:
     async def work(self, task: CropTask, report: Report) -> Outcome:
         """Send an order and return its outcome.
 
-        Raises
-        ------
-        WorkerDiedError
-            If the process ends before its outcome, or sends nothing for too long.
+        Raise `WorkerDiedError` if the process ends before its outcome, or sends nothing for too long.
         """
         await self._send(to_json(task).decode())
         while True:
@@ -235,12 +223,7 @@ class Stagger:
 
     The next crop does not wait for a crop that reported no progress for `patience` seconds and may be stuck.
 
-    Parameters
-    ----------
-    crops
-        How many crops are made at the same time.
-    patience
-        Seconds without progress after which the next crop begins.
+    `crops` are made at the same time. The next one begins also after `patience` seconds without progress.
     """
 
     def __init__(self, crops: int, patience: float = PATIENCE_S) -> None:

@@ -70,16 +70,8 @@ class RedirectRefusedError(aiohttp.ClientError):
 class Failure:
     """A request without a usable response.
 
-    Attributes
-    ----------
-    status
-        HTTP status; 0 where no response came.
-    code
-        S3's error code, or empty.
-    region
-        The bucket's region, where the response names one.
-    reason
-        The library's own words, for requests without a response.
+    `status` is the HTTP status (0: no response), `code` S3's error code, `region` the bucket's region where the
+    response names one, and `reason` the library's own words where there was no response.
     """
 
     status: int = 0

@@ -34,10 +34,7 @@ class Budget:
 def plan_budget(plan: CropPlan, *, limit: int, used: int, threads: int, concurrency: int) -> Budget:
     """Share out what `limit` leaves above the `used` bytes of the process.
 
-    Raises
-    ------
-    MemoryLimitError
-        If the least that the crop needs does not fit; the message says how much would fit.
+    Raise `MemoryLimitError` if the least that the crop needs does not fit; the message says how much would fit.
     """
     arrays = plan.in_order
     block_bytes = max(a.block_bytes for a in arrays)

@@ -218,12 +218,8 @@ def plan_crop(
 
     Parameters
     ----------
-    crop
-        The crop's listing and metadata.
-    channels
-        Channels wanted; None for all.
-    strict
-        Refuse absent chunks.
+    channels, strict
+        Channels wanted, None for all; whether absent chunks are refused.
     context
         Voxels (Z, Y, X) that raw reaches beyond the labels on each side, or ``"all"``; a crop without labels always has
         all of raw. Raw ends where the source ends; nothing is padded.

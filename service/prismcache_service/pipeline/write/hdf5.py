@@ -136,24 +136,8 @@ def start_writeback(fd: int, start: int) -> None:
 class SafeFile:
     """An HDF5 file while it is made; used from one thread at a time. Leave it through ``with``.
 
-    Parameters
-    ----------
-    path
-        A file that does not exist yet.
-    attributes
-        The file's attributes.
-    mode
-        Permissions of the file.
-
-    Attributes
-    ----------
-    shapes
-        (Z, Y, X) of each chunked dataset, in voxels, by its name.
-
-    Raises
-    ------
-    StorageError
-        From every method, if the disk refused this or an earlier write (`NoSpaceError` when it is full).
+    `shapes` has the shape (Z, Y, X) of each chunked dataset, in voxels, by its name. Every method raises `StorageError`
+    if the disk refused this or an earlier write (`NoSpaceError` when it is full).
     """
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], mode: int) -> None:
@@ -271,10 +255,7 @@ class CropWriter(SafeFile):
 def check_file(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Reopen a finished file and see that every chunk of every dataset is there.
 
-    Raises
-    ------
-    StorageError
-        If the file does not hold what was written.
+    Raise `StorageError` if the file does not hold what was written: `shapes` are those of `SafeFile`.
     """
     with _reading_back(path), h5py.File(path, "r", locking=False) as file:
         for name, shape in shapes.items():

@@ -23,17 +23,9 @@ _scratch = ScratchPad()
 class Spool:
     """Compressed objects by key; safe to use from several threads.
 
-    Parameters
-    ----------
-    target
-        The unfinished file beside which the spool lies. The spool has no name there and is gone when closed, or when
-        the process dies. Where the file system needs a name for a moment, the spool's begins as the target's does, so
-        that a sweep knows whose it was.
-
-    Raises
-    ------
-    StorageError
-        From every method, if the disk refuses (`NoSpaceError` when it is full).
+    The spool lies beside the unfinished file `target`. It has no name there and is gone when closed, or when the
+    process dies. Where the file system needs a name for a moment, the name begins as the target's does, so that a sweep
+    knows its owner. Every method raises `StorageError` if the disk refuses (`NoSpaceError` when it is full).
     """
 
     def __init__(self, target: Path) -> None:
