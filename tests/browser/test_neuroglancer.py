@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from prismcache import Crop, PrismClient
 from tests.browser.conftest import FLAGS, watched_page
+from tests.support import own_splits
 from tests.support.cache_root import tiny_spec
 from tests.support.labs import running_lab
 from tests.support.nginx import LACKING, Nginx
@@ -23,6 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 pytestmark = pytest.mark.skipif(find_spec("neuroglancer") is None, reason="needs the extra `viewer`")
 
 SPEC = tiny_spec(0)
+SYNAPSES = own_splits.synapse_arrays()
 # WebGL without a graphics card.
 _WEBGL = [
     *(flag for flag in FLAGS if flag != "--disable-gpu"),
@@ -50,15 +53,17 @@ def webgl(launch: Callable[[list[str]], Any]) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
-    """A service with tokens and the facts of instance/0; and a token."""
+    """A service with tokens, the facts of instance/0, and a synapse crop; and a token."""
     folder = tmp_path_factory.mktemp("neuroglancer")
     with running_lab(folder, [SPEC]) as lab:
+        own_splits.write_synapses(lab.bucket_dir, SYNAPSES)
         started = Service(service_config(lab.settings(workers=1), folder / "state", min_free_bytes=0))
         token = started.create_token("ada", "requester")
         with started:
             with PrismClient(url=started.url, token=token) as client:
                 client.ensure("instance", 0, progress=False)
                 client.ensure("instance", 0, product="facts", progress=False)
+                client.ensure("synapses", 0, progress=False)
             yield started, token
 
 
@@ -131,6 +136,25 @@ def test_the_shader_has_the_windows_of_the_facts(service: tuple[Service, str], m
     for channel, (low, high) in windows.items():
         part = f"sum.{'rgb'[channel % 3]} += ch_{channel:02d} * max(0.0, (float(toRaw(getDataValue({channel})))"
         assert f"{part} - {float(low)}) / {float(high - low)})" in shader
+
+
+def test_a_synapse_crop_has_its_arrays_as_hidden_layers(service: tuple[Service, str], page: Any) -> None:
+    with service[0].client(service[1]) as http:
+        made = http.post("/v1/links", json={"split": "synapses", "crop": 0}).json()
+    open_crop(page, made["neuroglancer_url"])
+    arrays = {name: each for name, each in SYNAPSES.items() if name.startswith("psd95")}
+    layers = page.evaluate(f"() => {_LAYERS}.map((each) => [each.name, each.visible])")
+    assert layers == [["synapses/crop_0", True], *([name, False] for name in arrays)]
+    page.evaluate(f"() => {_LAYERS}.forEach((each) => each.setVisible(true))")
+    place = (10, 20, 20)
+    world = [o / v + at for o, v, at in zip(own_splits.RAW_OFFSET, (400, 168, 168), place, strict=True)][::-1]
+    for name, (voxels, start) in arrays.items():
+        expected = voxels[tuple(at - first for at, first in zip(place, start, strict=True))]
+        value = page.wait_for_function(_VALUE, arg=[name, world]).json_value()
+        if voxels.dtype == np.float32:
+            assert np.ravel(json.loads(value)) == pytest.approx([expected])
+        else:
+            assert str(expected) in value
 
 
 def test_the_page_needs_wasm_and_workers_and_no_more(service: tuple[Service, str]) -> None:
