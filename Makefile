@@ -17,19 +17,20 @@ TORCH_READY = $(TORCH_VENV)/.ready
 ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
 FLOORS_READY = $(FLOORS_VENV)/.ready
 BENCH_READY = $(VENV)/.bench-ready
-# Tests start hundreds of processes: without kept byte code each would compile some 30,000 lines.
+# Byte code is made when a module is first used, and kept, whatever the environment says: tests start hundreds of processes,
+# each of which would compile some 30,000 lines. pip would compile a hundred times as much.
 KEEP = PYTHONDONTWRITEBYTECODE=
 # A file's tests run in one process, one after the other, and share its fixtures; long files come first.
 SPREAD = -n auto --dist loadfile --no-loadscope-reorder
 # pip shows its progress in a terminal, and only errors elsewhere. (In a command substitution, stdout is never a terminal.)
-PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install $$(test -t 2 || echo -qq)
+PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install --no-compile $$(test -t 2 || echo -qq)
 
 help: ## List the targets
 	@echo 'make TARGET, with one of'
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(TORCH_READY) ## Show the main job on a stand-in for the bucket: from S3 to a U-Net that learns
-	@$(TORCH_VENV)/bin/python -m tests.demo
+	@$(KEEP) $(TORCH_VENV)/bin/python -m tests.demo
 
 test: $(READY) ## Run all tests but torch's and the adapters'
 	$(KEEP) $(BIN)/python -m pytest $(SPREAD) $(ARGS)
@@ -43,8 +44,8 @@ coverage: $(READY) ## Run the same with branch coverage, which takes half as lon
 lint: $(READY) ## Check style, types and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(KEEP) $(BIN)/mypy
+	$(KEEP) $(BIN)/lint-imports --no-logo
 
 test-all: ## Run the tests on every supported Python (PYTHONS="3.11 3.12 3.13")
 	@passed= failed= absent=; \
