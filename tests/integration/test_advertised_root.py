@@ -9,7 +9,7 @@ import pytest
 from prismcache import PrismClient
 from prismcache.config import Settings
 from prismcache.errors import ConfigError
-from prismcache_service.cache import check_shown_root
+from prismcache_service.cache import CropCache
 from tests.support.s3 import S3Server
 from tests.support.service import Service, service_config
 
@@ -36,7 +36,7 @@ def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, shown: str, word
     for name in ("other", "cache"):
         (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=words):
-        check_shown_root(tmp_path / "cache", Path(shown) if "/" in shown else tmp_path / shown)
+        CropCache(tmp_path / "cache", Path(shown) if "/" in shown else tmp_path / shown).check_shown_root()
     assert list((tmp_path / "cache").iterdir()) == [], "no probe is left behind"
 
 
