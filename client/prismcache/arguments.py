@@ -119,7 +119,7 @@ def as_context(value: Numbers | str) -> Context:
     >>> as_context(16), as_context("16,46,46"), as_context("all")
     ((16, 16, 16), (16, 46, 46), 'all')
     """
-    if value == "all":
+    if isinstance(value, str) and value == "all":
         return "all"
     numbers: tuple[int, ...] = ()
     if isinstance(value, str):
@@ -189,14 +189,16 @@ def _typed(parse: Callable[[str], T], text: str) -> T:
 def _integers(value: SupportsIndex | Iterable[SupportsIndex], noun: str) -> tuple[int, ...]:
     if isinstance(value, bytes):
         raise RequestError(f"{noun}s must be integers, not {value!r}")
-    items = [value] if _is_index(value) or not isinstance(value, Iterable) else list(value)
-    for item in items:
+    found: set[int] = set()
+    numbers: list[int] = []
+    for item in [value] if _is_index(value) or not isinstance(value, Iterable) else value:
         if isinstance(item, bool) or not _is_index(item):  # bool is an integer in Python
             raise RequestError(f"a {noun} must be an integer, not {item!r}")
-    found = tuple(map(operator.index, items))
-    if len(set(found)) > MAX_COUNT:
-        raise RequestError(f"{len(set(found))} {noun}s are asked for at once; at most {MAX_COUNT} can be")
-    return found
+        numbers.append(operator.index(item))
+        found.add(numbers[-1])
+        if len(found) > MAX_COUNT:  # told at once: the items may have no end
+            raise RequestError(f"more than {MAX_COUNT} {noun}s are asked for at once")
+    return tuple(numbers)
 
 
 def _is_index(value: object) -> TypeGuard[SupportsIndex]:

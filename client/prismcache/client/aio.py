@@ -31,7 +31,8 @@ class AsyncPrismClient:
     """PRISM crops as local files, for programs that run an event loop.
 
     The methods are those of `prismcache.PrismClient`, awaited. Nothing is opened before the first call. Leaving the
-    context (or `aclose`) cancels running jobs and frees all resources; a further call opens the client again.
+    context (or `aclose`) cancels running jobs and frees all resources; a further call opens the client again. An open
+    client belongs to its event loop: calls from another one raise `RequestError`.
 
     Parameters
     ----------
@@ -70,6 +71,7 @@ class AsyncPrismClient:
         self._settings = merge_settings(settings, root=root, url=url, token=token, **overrides)
         self._given = backend
         self._backend = backend
+        self._loop: object = None
 
     @property
     def settings(self) -> Settings:
@@ -213,8 +215,16 @@ class AsyncPrismClient:
         return signs_of_life(f"{text}: no response yet from {bucket}, trying for {limit:g} s")
 
     def _open(self) -> Backend:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
         if self._backend is None:
-            self._backend = load_backend(self._settings)
+            self._backend, self._loop = load_backend(self._settings), loop
+        if self._given is None and self._loop is not loop:
+            raise RequestError(
+                "this AsyncPrismClient was opened in another event loop",
+                remedy="Open and close one in each event loop (`async with`), or use PrismClient, which needs none.",
+            )
         return self._backend
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, suppress
+from pathlib import Path
 
 import anyio
 import pytest
 
+import prismcache.client.aio as aio_module
 import prismcache.client.drive as drive_module
 from prismcache import (
     AsyncPrismClient,
@@ -46,6 +48,14 @@ async def test_paths_come_in_the_order_asked_with_duplicates():
     assert await paths_of(backend) == [CROP_0, CROP_1, CROP_5]
     assert backend.requests[1].crops is None
     assert backend.cancelled == []
+
+
+def test_an_open_client_belongs_to_its_event_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(aio_module, "load_backend", lambda _: FakeBackend())
+    client = AsyncPrismClient(tmp_path)
+    assert asyncio.run(client.ensure("instance", 0, progress=False)) == [CROP_0]
+    with pytest.raises(RequestError, match="opened in another event loop"):
+        asyncio.run(client.ensure("instance", 0, progress=False))
 
 
 async def test_no_crops_are_no_work():

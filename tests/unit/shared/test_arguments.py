@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from prismcache.arguments import as_channels, as_crops, as_split
+from prismcache.arguments import as_channels, as_context, as_crops, as_split
 from prismcache.client.flow import plan_ensure
 from prismcache.errors import RequestError, UnknownChannelError, UnknownCropError, UnknownSplitError
 from prismcache.schema import Split
@@ -54,13 +56,17 @@ def test_numbers_that_no_crop_can_have_are_named(crop):
 
 def test_more_crops_than_a_request_may_hold_are_refused():
     assert len(as_crops(list(range(1000)) * 2) or ()) == 2000
-    with pytest.raises(RequestError, match="1001 crops"):
-        as_crops(range(1001))
+    with pytest.raises(RequestError, match="more than 1000 crops"):
+        as_crops(itertools.count())
 
 
 @pytest.mark.parametrize(("given", "channels"), [(None, None), (2, (2,)), ([3, 1, 3], (1, 3)), ({0}, (0,))])
 def test_channels_ascend_and_count_once(given, channels):
     assert as_channels(given) == channels
+
+
+def test_a_context_may_be_an_array():
+    assert as_context(np.array([1, 2, 3])) == (1, 2, 3)
 
 
 def test_channels_that_cannot_be_meant_are_refused():
@@ -81,7 +87,7 @@ def test_a_split_is_a_name_or_a_member():
         assert repr(wrong) in str(caught.value)
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), -0.1])
+@pytest.mark.parametrize("timeout", [-1, float("nan"), -0.1, "5"])
 def test_a_timeout_is_not_negative(timeout):
     with pytest.raises(RequestError, match="timeout must be 0 or more"):
         plan_ensure("instance", 0, timeout=timeout)
