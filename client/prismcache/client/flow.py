@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import SupportsFloat, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from prismcache.arguments import Numbers, as_crops, job_request
 from prismcache.errors import (
@@ -120,7 +120,11 @@ def plan_ensure(
     RequestError
         If an argument is invalid; see `prismcache.arguments`.
     """
-    if timeout is not None and (not isinstance(timeout, SupportsFloat) or not float(timeout) >= 0):  # also for NaN
+    try:
+        is_long_enough = timeout is None or timeout >= 0  # false for NaN
+    except TypeError:
+        is_long_enough = False
+    if not is_long_enough:
         raise RequestError(f"timeout must be 0 or more seconds, not {timeout!r}")
     asked = as_crops(crops)
     request = job_request(split, asked, channels, strict=strict, context=context, product=product)
