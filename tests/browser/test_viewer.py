@@ -26,6 +26,20 @@ def test_slices_are_those_of_the_file(site: Site, page: Any, axis: str, at: int)
     with Crop(site.lab.root / "instance" / "crop_0.h5") as crop:
         expected = np.stack([np.take(crop.channel(c)[...], at, "zyx".index(axis)) for c in range(3)], axis=-1)
     assert np.array_equal(pixels(page), expected)
+    brightness = page.get_by_label("Brightness")
+    while page.locator("#slice").get_attribute("data-from") != "chunks":  # which arrive behind the first slice
+        brightness.dispatch_event("input")
+    assert np.array_equal(pixels(page), expected)
+
+
+def test_the_first_slice_needs_one_small_request_a_channel_and_no_chunk(site: Site, page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.partition("/zarr/")[2]))
+    page.goto(f"{site.service.url}/{VIEW}{CACHED}&axis=z&at=5")
+    page.locator("#slice[data-at='z5'][data-from='service']").wait_for()
+    slices = [f"slices/z/{name}.0.0" for name in ("raw/0.5", "raw/1.5", "raw/2.5", "labels/5")]
+    assert sorted(key for key in asked if key.startswith("slices")) == sorted(slices)
+    assert ".chunks" not in {key.rpartition("/")[2] for key in asked[: max(map(asked.index, slices))]}
 
 
 def test_windows_are_those_of_the_facts_and_all_channels_are_added(site: Site, page: Any) -> None:

@@ -70,7 +70,8 @@ def create_app(config: ServiceConfig, opener: Opener | None = None) -> FastAPI:
     app.state.readiness, app.state.readiness_lock = None, asyncio.Lock()
     app.state.zarr_rates = RateLimiter(float(config.zarr_byte_rate))
     app.state.overview, app.state.overview_lock = None, asyncio.Lock()
-    for module in (jobs, crops, files, previews, zarr, links, operation, overview, docs):
+    # Routes are tried in this order, so what viewers and clients ask for most comes first.
+    for module in (zarr, jobs, crops, files, previews, links, operation, overview, docs):
         app.include_router(module.router)
     app.include_router(dashboard.router)
     app.include_router(neuroglancer.router)

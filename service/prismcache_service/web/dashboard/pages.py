@@ -13,8 +13,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import HTMLResponse, Response
+from starlette.datastructures import QueryParams
 
 from prismcache.errors import RequestError
+from prismcache.layout import AXIS_NAMES
+from prismcache.numbers import SPLIT_NAME
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,6 +34,7 @@ _TEMPLATE = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
 _STATIC = {item.name: item.read_bytes() for item in _FOLDER.iterdir() if item.name.rpartition(".")[2] in _TYPES}
 # In the address of each file that a page loads, so that browsers keep them until they change.
 _VERSION = hashlib.sha256(b"".join(_STATIC[name] for name in sorted(_STATIC))).hexdigest()[:16]
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 _IMPORT = re.compile(r'from "\./(\w+\.js)"')
 
 
@@ -45,6 +49,21 @@ def _modules(script: str) -> set[str]:
     return found.union(*map(_modules, found))
 
 
+def _requests(query: QueryParams) -> list[str]:
+    """Return what the viewer's script will ask for first, so that browsers ask for it while they load the script."""
+    split, crop, axis, at = (query.get(name, "") for name in ("split", "crop", "axis", "at"))
+    if not (SPLIT_NAME.fullmatch(split) and _NUMBER.fullmatch(crop)):
+        return []
+    zarr = f"v1/crops/{split}/{crop}/zarr"
+    found = ["v1/me", f"{zarr}/.zattrs", f"{zarr}/0/.zarray", f"{zarr}/labels/{split}/0/.zarray"]
+    if axis in AXIS_NAMES and _NUMBER.fullmatch(at):
+        index = ".".join(at if axis == other else "0" for other in AXIS_NAMES)
+        channels = [channel for channel in query.get("c", "0,1,2").split(",") if _NUMBER.fullmatch(channel)]
+        found += [f"{zarr}/slices/{axis}/raw/{channel}.{index}" for channel in channels]
+        found.append(f"{zarr}/slices/{axis}/labels/{index}")
+    return found
+
+
 def _render(name: str, request: Request) -> HTMLResponse:
     links = "".join(
         f'<a href="{page or "./"}"{" aria-current=page" if page == name else ""}>{title}</a>'
@@ -53,7 +72,12 @@ def _render(name: str, request: Request) -> HTMLResponse:
     )
     page = _PAGES[name].lower()
     folder, tokens = f"static/{_VERSION}", "needed" if request.app.state.tokens.enforced else ""
-    preloads = "".join(f'<link rel="modulepreload" href="{folder}/{each}">' for each in sorted(_modules(f"{page}.js")))
+    modules = [f"{page}.js", *sorted(_modules(f"{page}.js"))]
+    preloads = "".join(f'<link rel="modulepreload" href="{folder}/{each}">' for each in modules)
+    if name == "view" and not tokens:  # a browser cannot send a token before the script runs
+        preloads += "".join(
+            f'<link rel="preload" as="fetch" crossorigin href="{each}">' for each in _requests(request.query_params)
+        )
     html = _TEMPLATE.substitute(
         title=_PAGES[name], page=page, links=links, static=folder, preloads=preloads, tokens=tokens
     )

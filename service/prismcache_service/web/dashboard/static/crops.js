@@ -56,7 +56,9 @@ function actions(crop, progress) {
     made.push(control);
   };
   if (isComplete(crop)) {
-    made.push(element("a", { href: `view?split=${crop.split}&crop=${crop.crop}`, "aria-label": `View ${name}` }, "View"));
+    const [depth] = crop.labels_shape ?? crop.raw_shape.slice(1);
+    const middle = `view?split=${crop.split}&crop=${crop.crop}&axis=z&at=${Math.floor(depth / 2)}`;
+    made.push(element("a", { href: middle, "aria-label": `View ${name}` }, "View"));
   }
   if (!isComplete(crop) && !progress && may("requester")) {
     add("Fetch", () => {

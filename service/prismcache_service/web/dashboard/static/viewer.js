@@ -60,6 +60,7 @@ async function drawSlice() {
   const [labels] = await Promise.all([planes.labels, ...channels]);
   paint(axis, arrived, labels.plane);
   canvas.dataset.at = `${AXES[axis]}${at}`; // which slice the canvas shows
+  canvas.dataset.from = [labels, ...arrived].every(({ wasAtHand }) => wasAtHand) ? "chunks" : "service";
   canvas.dataset.windows = windows && hasWindows(volume) ? "facts" : "none";
   if (!shown) firstSliceIsThere();
   shown = labels;

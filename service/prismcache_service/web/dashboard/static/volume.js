@@ -48,11 +48,12 @@ class Voxels {
     return this.shape.filter((_, other) => other !== axis);
   }
 
-  // Return a slice across `axis` at `at`, rows by columns; `channel` for raw only.
+  // Return a slice across `axis` at `at`, rows by columns, and whether it was at hand; `channel` for raw only.
   async plane(axis, at, channel) {
     const [height, width] = this.extent(axis);
-    const plane = this.fromChunks(axis, at, channel) ?? await this.fromService(axis, at, channel);
-    return { plane: plane ?? new this.Type(height * width), height, width };
+    const known = this.fromChunks(axis, at, channel);
+    const plane = known ?? await this.fromService(axis, at, channel) ?? new this.Type(height * width);
+    return { plane, height, width, wasAtHand: known !== null };
   }
 
   async fromService(axis, at, channel) {
@@ -118,7 +119,7 @@ class NoLabels {
 
   async plane(axis) {
     const [height, width] = this.shape.filter((_, other) => other !== axis);
-    return { plane: new Uint32Array(height * width), height, width };
+    return { plane: new Uint32Array(height * width), height, width, wasAtHand: true };
   }
 }
 
