@@ -42,6 +42,23 @@ def test_a_crop_is_pinned_verified_and_evicted(site: Site, page: Any) -> None:
     assert not path.exists()
 
 
+def test_a_row_says_what_is_cached_of_a_crop_and_can_be_found(site: Site, page: Any) -> None:
+    site.ensure(crops=[4], context=[4, 8, 8])
+    site.ensure(crops=[4], channels=[0, 1])
+    site.ensure(crops=[4], product="avg_barcodes")
+    page.goto(site.service.url)
+    for content in (
+        "raw, labels",
+        "raw, labels, channels 0–1",
+        "raw, labels, 4 × 8 × 8 voxels of context",
+        "average barcodes",
+    ):
+        expect(row(page, 4).get_by_text(re.compile(rf"^\d\S* k?B {re.escape(content)}$"))).to_be_visible()
+    page.get_by_label("Find").fill("instance/4")
+    expect(page.get_by_role("rowheader")).to_have_text(["instance/4"])
+    expect(page.get_by_text("1 of 13 crops")).to_be_visible()
+
+
 def test_an_error_of_the_bucket_is_shown_as_the_command_line_states_it(site: Site, page: Any) -> None:
     site.lab.proxy.add(Status(403), key="crop_5.zarr/raw/")
     page.goto(site.service.url)

@@ -2,7 +2,7 @@
 
 import { json, request } from "./api.js";
 import { bar, button, bytes, element, failure, LiveTable, replace } from "./dom.js";
-import { contentOf } from "./files.js";
+import { contentOf, cropFirst } from "./files.js";
 import { commandLine, copyButton, pythonLine } from "./lines.js";
 import { attempt, begin, follow, may, page, say } from "./session.js";
 
@@ -122,30 +122,35 @@ async function fetchPreview(crop) {
   } catch { /* a crop without a picture is shown without one */ }
 }
 
-function sizes(crop) {
-  return element("ul", { class: "plain" },
-    crop.source_bytes ? element("li", {}, `${bytes(crop.source_bytes)} in the bucket`) : null,
-    ...crop.files.map((file) => element("li", {}, `${bytes(file.size)} cached: ${contentOf(file, crop)}`)));
+const lines = (texts) => element("ul", { class: "plain" }, ...texts.filter(Boolean).map((text) => element("li", {}, text)));
+
+function published(crop) {
+  const shape = crop.labels_shape ?? crop.raw_shape?.slice(1);
+  return lines([
+    crop.raw_shape ? `${crop.raw_shape[0]} channels` : "",
+    shape ? `${shape.join(" × ")} voxels` : "",
+    crop.source_bytes ? `${bytes(crop.source_bytes)} in the bucket` : "",
+  ]);
 }
 
 function row(crop, progress) {
-  const shape = crop.labels_shape ? crop.labels_shape.join(" × ") : "";
+  const name = nameOf(crop);
   return element("tr", {},
     element("td", {}, preview(crop)),
-    element("th", { scope: "row" }, nameOf(crop)),
+    element("th", { scope: "row" }, name),
     element("td", {}, state(crop, progress)),
-    element("td", { class: "number" }, crop.raw_shape ? String(crop.raw_shape[0]) : ""),
-    element("td", { class: "shape" }, shape),
-    element("td", {}, sizes(crop)),
+    element("td", { class: "figures" }, published(crop)),
+    element("td", { class: "files" }, crop.files.length
+      ? lines(cropFirst(crop.files).map((file) => `${bytes(file.size)} ${contentOf(file, crop)}`)) : ""),
     element("td", { class: "actions" },
-      copyButton("Python", pythonLine(crop.split, crop.crop), `Copy the Python line for ${nameOf(crop)}`),
-      copyButton("Shell", commandLine(crop.split, crop.crop), `Copy the command for ${nameOf(crop)}`)),
+      copyButton("Python", pythonLine(crop.split, crop.crop), `Copy the Python line for ${name}`),
+      copyButton("Shell", commandLine(crop.split, crop.crop), `Copy the command for ${name}`)),
     element("td", { class: "actions" }, ...actions(crop, progress)));
 }
 
-const heads = ["Preview", "Crop", "State", "Channels", "Shape (Z × Y × X)", "Size", "Copy", "Actions"];
+const heads = ["Preview", "Crop", "State", "Published (Z × Y × X)", "Cached", "Copy", "Actions"];
 const list = new LiveTable("Crops", heads, "The bucket lists no crops, and none is cached.");
-const filter = element("input", { type: "search", id: "filter", placeholder: "such as instance/1 or cached", oninput: () => draw() });
+const filter = element("input", { type: "search", id: "filter", placeholder: "instance/1, cached …", oninput: () => draw() });
 const count = element("span", { "aria-live": "polite" });
 
 // Show the crops whose name or state contains what is typed.

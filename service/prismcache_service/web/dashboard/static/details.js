@@ -2,7 +2,7 @@
 
 import { json, request } from "./api.js";
 import { bar, button, bytes, element, failure, replace, table } from "./dom.js";
-import { contentOf, fileName, isWhole } from "./files.js";
+import { contentOf, cropFirst, fileName, isWhole } from "./files.js";
 import { commandLine, copyButton, curlLine, pythonLine } from "./lines.js";
 import { attempt, follow, may } from "./session.js";
 import { share } from "./share.js";
@@ -33,7 +33,7 @@ function summary({ raw_shape: raw, labels_shape: labels, voxel_size: size, expan
 }
 
 function fileTable(crop) {
-  return table("Cached files", ["File", "Content", "Size", "Note"], crop.files.map((file) => element("tr", {},
+  return table("Cached files", ["File", "Content", "Size", "Note"], cropFirst(crop.files).map((file) => element("tr", {},
     element("th", { scope: "row" }, fileName(file)),
     element("td", {}, contentOf(file, crop)),
     element("td", { class: "number" }, bytes(file.size)),
@@ -53,7 +53,7 @@ function factTables(facts) {
     element("p", {}, `${facts.labels} labels, ${number(100 * facts.foreground)} % foreground`,
       label ? `; voxels of a label at ${label}` : ""),
     facts.classes ? element("p", {}, `Voxels of each class: ${Object.entries(facts.classes).map(([id, voxels]) => `${id}: ${voxels}`).join(", ")}`) : null,
-    table("Brightness of channels", heads, rows, "The crop has no channels."),
+    table("Brightness of channels", heads, rows, "The crop has no channels.", { class: "numbers" }),
   ];
 }
 

@@ -15,18 +15,18 @@ export function button(label, action, described) {
   return element("button", { type: "button", "aria-label": described, onclick: action }, label);
 }
 
-export function table(caption, heads, rows, empty) {
-  const live = new LiveTable(caption, heads, empty);
+export function table(caption, heads, rows, empty, attributes = {}) {
+  const live = new LiveTable(caption, heads, empty, attributes);
   live.show(rows.map((row, place) => ({ key: place, data: null, make: () => row })));
   return live.node;
 }
 
 // A table of which a row stays as it is while its data do, so that updates disturb neither focus nor selection.
 export class LiveTable {
-  constructor(caption, heads, empty) {
+  constructor(caption, heads, empty, attributes = {}) {
     this.heads = heads;
     this.body = element("tbody");
-    this.table = element("table", { "aria-label": caption, hidden: true },
+    this.table = element("table", { "aria-label": caption, hidden: true, ...attributes },
       element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))), this.body);
     this.empty = empty; // what is said in place of a table without rows
     this.note = element("p", { class: "empty" }, "Loading …");
@@ -85,7 +85,7 @@ export function bar(crop, name) {
 
 export function failure(problem) {
   return element("span", { class: "error" },
-    `error[${problem.code}]: ${problem.detail}`, problem.remedy ? ` ${problem.remedy}` : "");
+    `error[${problem.code}]: ${problem.detail}`, ...(problem.remedy ? [element("br"), problem.remedy] : []));
 }
 
 // Run `change`, and give the focus back to the control within `place` that had it, or to the one that took its place.

@@ -11,6 +11,9 @@ const PRODUCTS = {
 export const fileName = (file) => file.path.split("/").at(-1);
 export const isWhole = (file) => fileName(file) === `crop_${file.crop}.h5`;
 
+// Return files with the crop before what is made from it.
+export const cropFirst = (files) => [...files].sort((one, other) => (other.product === "crop") - (one.product === "crop"));
+
 // Return channels as ranges: 0–2, 5.
 function ranges(channels) {
   const found = [];
@@ -36,5 +39,5 @@ export function contentOf(file, crop) {
   const channels = isPart ? `, ${file.channels.length === 1 ? "channel" : "channels"} ${ranges(file.channels)}` : "";
   if (file.product !== "crop") return `${PRODUCTS[file.product] ?? file.product}${channels}`;
   const arrays = ["raw", ...(crop.has_labels ? ["labels"] : []), ...crop.arrays.map(({ name }) => name)].join(", ");
-  return `${arrays}${channels}${hasContext(file) ? `, raw with ${contextOf(file.context)}` : ""}`;
+  return `${arrays}${channels}${hasContext(file) ? `, ${contextOf(file.context)}` : ""}`;
 }

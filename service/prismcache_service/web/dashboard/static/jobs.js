@@ -9,8 +9,8 @@ import { attempt, begin, follow, isMine, may, page } from "./session.js";
 let open = [];
 let recent = [];
 const rates = new Rates();
-const heads = ["Job", "State", "Owner", "Asked for", "Crops", "Actions"];
-const openTable = new LiveTable("Waiting and running jobs", heads, "No job is waiting or running.");
+const heads = ["Job", "State", "Owner", "Asked for", "Crops"];
+const openTable = new LiveTable("Waiting and running jobs", [...heads, "Actions"], "No job is waiting or running.");
 const endedTable = new LiveTable("Ended jobs", heads, "No job has ended yet.");
 
 async function load() {
@@ -19,7 +19,7 @@ async function load() {
 }
 
 function crops(job) {
-  return element("ul", {}, ...job.crops.map((crop) => {
+  return element("ul", { class: "plain" }, ...job.crops.map((crop) => {
     const name = [`${job.split}/${crop.crop}`, extraOf(job)].filter(Boolean).join(", ");
     if (crop.problem) return element("li", {}, `${name}: `, failure(crop.problem));
     if (crop.state === "running") {
@@ -32,19 +32,18 @@ function crops(job) {
 
 function row(job) {
   const isOpen = job.state === "queued" || job.state === "running";
-  const cancel = isOpen && may("requester") && isMine(job)
-    ? button("Cancel", () => attempt(async () => {
-      await request(`v1/jobs/${job.id}`, { method: "DELETE" });
-      await load();
-    }), `Cancel ${job.id}`)
-    : null;
+  const cancel = () => attempt(async () => {
+    await request(`v1/jobs/${job.id}`, { method: "DELETE" });
+    await load();
+  });
+  const mayCancel = isOpen && may("requester") && isMine(job);
   return element("tr", {},
     element("th", { scope: "row", title: job.id }, job.id.slice(0, 8)),
     element("td", {}, job.state),
     element("td", {}, job.owner || "–"),
     element("td", {}, job.created_at ? new Date(job.created_at).toLocaleString() : ""),
     element("td", {}, crops(job)),
-    element("td", { class: "actions" }, cancel));
+    isOpen ? element("td", { class: "actions" }, mayCancel ? button("Cancel", cancel, `Cancel ${job.id}`) : "") : null);
 }
 
 function draw() {
