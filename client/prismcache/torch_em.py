@@ -163,7 +163,11 @@ def get_e11bio_dataset(  # noqa: PLR0913, PLR0917 - torch_em's signature
     if label_values not in get_args(LabelValues):
         raise RequestError(f"label_values must be one of {get_args(LabelValues)}, not {label_values!r}")
     paths = get_e11bio_paths(path, split, crop_ids, download)
-    tables = [_labels_ids(crop_file, channel) for crop_file in paths]
+    tables = []
+    for crop_file in paths:
+        with Crop(crop_file) as crop:
+            crop.channel(channel)  # raises if the file lacks it
+            tables.append(crop.labels_ids)
     if label_values == "consecutive" and as_split(split) is Split.SEMANTIC:
         _warn_of_different_classes(paths, tables)
     kwargs = util.update_kwargs(kwargs, "is_seg_dataset", True)
@@ -272,7 +276,11 @@ def _refuse_missing(client: PrismClient, split: Split, crops: Sequence[int]) -> 
     """
     here = client.settings
     try:
-        cached = _shown(here.root, split, crops) if here.url is None else _served(client, split)
+        if here.url is None:
+            cached = _shown(here.root, split, crops)
+        else:
+            named = ((info.crop, PurePath(file.path).name) for info in client.catalog(split) for file in info.files)
+            cached = {crop for crop, name in named if name == crop_file_name(crop)}
     except ServiceUnreachableError:  # then the mount is the record, as it is for `ensure`
         cached = _shown(here.root, split, crops)
     missing = [crop for crop in dict.fromkeys(crops) if crop not in cached]
@@ -288,12 +296,6 @@ def _refuse_missing(client: PrismClient, split: Split, crops: Sequence[int]) -> 
         )
 
 
-def _served(client: PrismClient, split: Split) -> set[int]:
-    """Return the crops that a service has with all channels."""
-    names = {info.crop: [PurePath(file.path).name for file in info.files] for info in client.catalog(split)}
-    return {crop for crop, files in names.items() if crop_file_name(crop) in files}
-
-
 def _shown(root: Path, split: Split, crops: Sequence[int]) -> set[int]:
     """Return the crops that a folder has with all channels, as the manifests say; `ensure` checks more."""
     found = set()
@@ -303,13 +305,6 @@ def _shown(root: Path, split: Split, crops: Sequence[int]) -> set[int]:
         if manifest is not None and file.is_file() and file.stat().st_size == manifest.size:
             found.add(crop)
     return found
-
-
-def _labels_ids(path: str, channel: int) -> NDArray[np.uint64]:
-    """Return a crop's table of original ids; raise `UnknownChannelError` if the file lacks the channel."""
-    with Crop(path) as crop:
-        crop.channel(channel)
-        return crop.labels_ids
 
 
 def _small(path: str, table: NDArray[np.uint64]) -> NDArray[np.uint32]:

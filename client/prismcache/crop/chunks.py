@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import h5py
     import numpy as np
 
-    from prismcache.crop.boxes import Shape3
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -35,8 +33,8 @@ class ChunkTable:
         (z, y, x) int64, first byte in the file and length of each chunk; length 0 is a chunk that was never written.
     """
 
-    shape: Shape3
-    chunk: Shape3
+    shape: tuple[int, int, int]
+    chunk: tuple[int, int, int]
     dtype: np.dtype[Any]
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     sizes: np.ndarray[Any, np.dtype[np.int64]]

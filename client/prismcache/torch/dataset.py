@@ -56,7 +56,7 @@ from prismcache.torch.patches import (
     random_box,
     samples_of,
 )
-from prismcache.torch.tensors import as_spatial, as_tensor, exact_to, numpy_dtype, seeded
+from prismcache.torch.tensors import as_spatial, as_tensor, dtypes_as_read, exact_to, seeded
 from prismcache.torch.training_set import Cache, Demands, Source, TrainingSet, parse_bytes
 
 __all__ = ["PrismDataset"]
@@ -224,8 +224,15 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self.dtype, self.label_dtype = dtype, label_dtype
         self._with_channels = isinstance(channels, str) or np.ndim(np.asarray(channels)) > 0
         self._prefetch, self._threads = prefetch, threads
-        self._raw_out, self._labels_out, self._targets_out = self._outs()
-        exact = exact_to(label_dtype) if label_transform is None and label_transform2 is None else None
+        changes_labels = label_transform is not None or label_transform2 is not None
+        self._raw_out, self._labels_out, self._targets_out = dtypes_as_read(
+            dtype,
+            label_dtype,
+            changes_raw=raw_transform is not None,
+            changes_labels=changes_labels,
+            changes_all=transform is not None or sampler is not None,
+        )
+        exact = None if changes_labels else exact_to(label_dtype)
         demands = Demands(self.patch_shape, channels, label_values, exact, str(label_dtype), self._context, products)
         settings = source.settings if isinstance(source, PrismClient) else Settings.load()
         folder = settings.decoded if cache_folder is None else Path(os.path.abspath(cache_folder))
@@ -255,13 +262,6 @@ class PrismDataset(Dataset):  # type: ignore[misc]  # torch is Any where mypy ru
         self._visits = Visits([0] * len(self._slots))
         self._here: Here | None = None
         self._set.ready()
-
-    def _outs(self) -> tuple[np.dtype[Any] | None, np.dtype[Any] | None, np.dtype[Any] | None]:
-        """Return the dtypes of raw, labels and targets as they are read; None where a callable gets the file's."""
-        if self.transform is not None or self.sampler is not None:
-            return None, None, None
-        out, plain_labels = numpy_dtype(self.dtype), self.label_transform is None and self.label_transform2 is None
-        return out if self.raw_transform is None else None, numpy_dtype(self.label_dtype) if plain_labels else None, out
 
     def __len__(self) -> int:
         return len(self._slots)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +64,16 @@ def pieces(box: Slices3, chunk: Shape3) -> list[Piece]:
     chunk
         Shape of a chunk.
     """
-    axes = [list(_pieces_along(part.start, part.stop, size)) for part, size in zip(box, chunk, strict=True)]
+    axes: list[list[tuple[int, slice, slice]]] = [[], [], []]
+    for axis, part, size in zip(axes, box, chunk, strict=True):
+        for number in range(part.start // size, -(-part.stop // size)):
+            first = number * size
+            begin, end = max(part.start, first), min(part.stop, first + size)
+            axis.append((number, slice(begin - first, end - first), slice(begin - part.start, end - part.start)))
     return [
         Piece((z[0], y[0], x[0]), (z[1], y[1], x[1]), (z[2], y[2], x[2]))
         for z, y, x in itertools.product(axes[0], axes[1], axes[2])
     ]
-
-
-def _pieces_along(start: int, stop: int, size: int) -> Iterator[tuple[int, slice, slice]]:
-    for number in range(start // size, -(-stop // size)):
-        first = number * size
-        begin, end = max(start, first), min(stop, first + size)
-        yield number, slice(begin - first, end - first), slice(begin - start, end - start)
 
 
 class CropReader:

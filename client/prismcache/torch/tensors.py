@@ -59,6 +59,24 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
     return found
 
 
+def dtypes_as_read(
+    dtype: torch.dtype, label_dtype: torch.dtype, *, changes_raw: bool, changes_labels: bool, changes_all: bool
+) -> tuple[np.dtype[Any] | None, np.dtype[Any] | None, np.dtype[Any] | None]:
+    """Return the dtypes in which raw, labels and targets are read; None where a callable gets the file's dtype.
+
+    Parameters
+    ----------
+    dtype, label_dtype
+        Of the tensors.
+    changes_raw, changes_labels, changes_all
+        Whether the user gave callables for raw, for labels, or for all together.
+    """
+    if changes_all:
+        return None, None, None
+    out = numpy_dtype(dtype)
+    return None if changes_raw else out, None if changes_labels else numpy_dtype(label_dtype), out
+
+
 def exact_to(dtype: torch.dtype) -> int:
     """Return the largest n such that a dtype holds every integer from 0 to n."""
     if dtype.is_floating_point:
