@@ -16,7 +16,6 @@ from prismcache.schema import JobRequest
 from prismcache_service.cache import CropCache, CropName
 from tests.support.cache_root import (
     Lab,
-    Outcomes,
     files_below,
     many_objects_spec,
     published,
@@ -74,38 +73,6 @@ def test_killed_while_fetching_raw_with_context(lab: Lab, client: PrismClient) -
     with h5py.File(path) as file:
         assert np.array_equal(np.stack(list(file["raw"].values())), raw)
     assert unfinished(lab.root) == []
-
-
-def test_an_idle_worker_that_was_killed_is_replaced(lab: Lab, client: PrismClient) -> None:
-    client.ensure("instance", 0, progress=False)
-    client.remove("instance", 0)
-    for worker in workers_of(os.getpid()):
-        worker.kill()
-        worker.wait()
-    client.ensure("instance", 0, progress=False)
-    assert_crop_file_equals_oracle(lab.cached(SPECS[0]), lab.source(SPECS[0]))
-
-
-def test_a_crop_that_kills_every_worker_fails_alone(lab: Lab, tmp_path: Path) -> None:
-    own = Lab(lab.bucket_dir, lab.proxy, tmp_path / "root")
-    bad, good = TINY
-    rule = lab.proxy.add(Before(lambda: _kill_the_worker_of(outcomes, bad.crop)), key=f"{bad.prefix}/labels/1.1.1")
-    outcomes = Outcomes()
-    with PrismClient(settings=own.settings(workers=1)) as client:
-        with pytest.raises(WorkerError, match=rf"crop_{bad.crop}.zarr ended 3 worker processes.*SIGKILL"):
-            client.ensure("instance", [bad.crop, good.crop], progress=outcomes)
-        assert rule.hits == 3
-        assert outcomes.code(good.crop) == "done"
-        assert published(own.root) == [f"instance/crop_{good.crop}.h5"]
-        assert unfinished(own.root) == []
-        lab.proxy.clear()
-        client.ensure("instance", bad.crop, progress=False)
-    assert_crop_file_equals_oracle(own.cached(bad), own.source(bad))
-
-
-def _kill_the_worker_of(outcomes: Outcomes, crop: int) -> None:
-    assert not outcomes.job or outcomes.is_running(crop)
-    _kill_workers()
 
 
 @pytest.fixture

@@ -92,15 +92,6 @@ def test_a_worker_that_hangs_is_replaced(service: Service, lab: Lab) -> None:
     assert unfinished(lab.root) == []
 
 
-def test_an_idle_worker_that_was_killed_is_replaced(service: Service, lab: Lab) -> None:
-    with Desk(service) as desk:
-        desk.ended(desk.submit(0).id)
-        worker = the_worker(service)
-        worker.kill()
-        worker.wait()
-        assert are_right(desk.ended(desk.submit(1).id))
-
-
 def test_a_crop_that_kills_its_worker_three_times_fails_alone(service: Service, lab: Lab) -> None:
     rule = lab.proxy.add(Before(lambda: the_worker(service).kill()), key=f"{SPECS[0].prefix}/labels/1.0.0")
     with Desk(service) as desk:

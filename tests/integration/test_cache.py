@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import pytest
 
 from prismcache import (
     AsyncPrismClient,
-    CropNotCachedError,
     EnsureTimeoutError,
     PrismClient,
     SourceDeniedError,
@@ -147,22 +146,6 @@ def test_verify_reads_every_byte(warm: Lab, client: PrismClient) -> None:
     assert warm.proxy.requests == []
 
 
-@pytest.mark.parametrize("damage", [_flip, os.unlink], ids=["flipped", "deleted"])
-def test_verify_repair(warm: Lab, client: PrismClient, damage: Callable[[Path], Any]) -> None:
-    path, subset = warm.cached(SPECS[0]), warm.cached(SPECS[2], "00-01")
-    content = path.read_bytes()
-    damage(path)
-    damage(subset)
-    assert [r.verdict for r in client.verify()] == [Verdict.CORRUPT, Verdict.OK, Verdict.CORRUPT]
-    results = client.verify(repair=True)
-    assert [r.verdict for r in results] == [Verdict.REPAIRED, Verdict.OK, Verdict.REPAIRED]
-    assert path.read_bytes() == content
-    assert_crop_file_equals_oracle(subset, warm.source(SPECS[2]), [0, 1])
-    assert [r.verdict for r in client.verify()] == [Verdict.OK] * 3
-    assert published(warm.root) == ["instance/crop_0.h5", "instance/crop_3.h5", "semantic/crop_1.ch00-01.h5"]
-    assert unfinished(warm.root) == []
-
-
 def test_verify_at_the_command_line(warm: Lab) -> None:
     _flip(warm.cached(SPECS[0]))
     done = run(warm.settings(), "verify", "--json")
@@ -171,21 +154,6 @@ def test_verify_at_the_command_line(warm: Lab) -> None:
     repaired = run(warm.settings(), "verify", "instance", "0", "--repair")
     assert (repaired.code, repaired.stdout.split()[0]) == (0, "repaired")
     assert run(warm.settings(), "verify").code == 0
-
-
-def test_a_file_without_its_manifest_is_no_hit_and_is_repaired(warm: Lab, client: PrismClient) -> None:
-    warm.root.joinpath(STATE_FOLDER, "manifests/instance/crop_0.json").unlink()
-    [result] = client.verify("instance", 0)
-    assert result.verdict is Verdict.CORRUPT
-    assert "manifest" in result.reason
-    [result] = client.verify("instance", 0, repair=True)
-    assert result.verdict is Verdict.REPAIRED
-    assert_crop_file_equals_oracle(warm.cached(SPECS[0]), warm.source(SPECS[0]))
-
-
-def test_a_crop_that_is_not_cached_cannot_be_verified(client: PrismClient) -> None:
-    with pytest.raises(CropNotCachedError, match="7"):
-        client.verify("instance", [0, 7])
 
 
 # --- rm
@@ -301,11 +269,6 @@ def test_a_crop_that_cannot_be_read_is_listed_with_its_problem(warm: Lab, client
     assert "error[source_corrupt]" in run(warm.settings(), "ls").stdout
 
 
-def test_describe_what_does_not_exist(client: PrismClient) -> None:
-    with pytest.raises(UnknownCropError, match="crop 9"):
-        client.describe("instance", 9)
-
-
 def test_catalog_is_read_anew_when_its_record_is_lost(warm: Lab, client: PrismClient) -> None:
     known = client.catalog()
     record = warm.root / STATE_FOLDER / "catalog.json"
@@ -345,14 +308,6 @@ def test_the_whole_state_folder_lost(warm: Lab, client: PrismClient) -> None:
     for spec in SPECS[:2]:
         assert_crop_file_equals_oracle(warm.cached(spec), warm.source(spec))
     assert len(quarantined(warm.root)) == 2
-
-
-def test_a_manifest_of_another_crop_is_no_manifest(warm: Lab, client: PrismClient) -> None:
-    """Files and manifests that somebody renamed must not become another crop."""
-    for suffix, folder in (("h5", "instance"), ("json", f"{STATE_FOLDER}/manifests/instance")):
-        shutil.copy2(warm.root / folder / f"crop_3.{suffix}", warm.root / folder / f"crop_0.{suffix}")
-    [path] = client.ensure("instance", 0, progress=False)
-    assert_crop_file_equals_oracle(Path(path), warm.source(SPECS[0]))
 
 
 def test_sources_lost_do_no_harm(warm: Lab, client: PrismClient) -> None:

@@ -18,8 +18,6 @@ from prismcache.errors import (
     JobCancelledError,
     ServiceBusyError,
     ServiceUnreachableError,
-    UnknownChannelError,
-    UnknownCropError,
     UnknownJobError,
 )
 from prismcache.layout import FileName
@@ -222,14 +220,6 @@ def test_a_known_file_that_was_damaged_is_not_returned(service):
         ensure(service, down, 0)
 
 
-@pytest.mark.parametrize(
-    ("crops", "options", "kind"), [((9,), {}, UnknownCropError), ((0,), {"channels": 7}, UnknownChannelError)]
-)
-def test_an_unknown_crop_or_channel_is_a_typed_error(service, crops, options, kind):
-    with pytest.raises(kind):
-        ensure(service, lambda request: None, *crops, **options)
-
-
 async def test_a_cancelled_ensure_cancels_its_job(service):
     service.hold()
 
@@ -304,18 +294,6 @@ async def test_closing_without_a_service_is_quick_and_quiet(service):
     found._api.connection._client._transport._transport.fault = down
     await found.aclose()
     assert time.monotonic() - began < 5
-
-
-def test_remove_evicts_what_is_cached(service):
-    async def main() -> list[str]:
-        found = backend(service)
-        removed = await found.remove(Split.INSTANCE, [0, 2])
-        removed += await found.remove(Split.INSTANCE)
-        await found.aclose()
-        return [file.path for file in removed]
-
-    paths = [str(service.cache("instance", crop)) for crop in (0, 1)]
-    assert asyncio.run(main()) == paths
 
 
 def test_settings_know_whether_a_root_was_given():
