@@ -44,11 +44,11 @@ def main() -> None:
         paths = _prismcache("ensure instance 0 5", environment)
         _say("3. The second call finds them cached:")
         _prismcache("ensure instance 0 5", environment)
-        _say("Synapse crops have two channels, and several targets in place of labels:")
+        _say("4. A synapse crop has two channels, and further arrays in place of labels:")
         _prismcache("ensure synapses 0", environment)
         _prismcache("ls", environment)
         _prismcache("verify", environment)
-        _say("4. What a file contains, read with h5py:")
+        _say("5. What a file contains, read with h5py:")
         _python(_READ.format(path=paths.split()[0]), environment)
         _train(server.endpoint)
 
@@ -59,12 +59,12 @@ def _train(endpoint: str) -> None:
     shutil.rmtree(lab, ignore_errors=True)
     settings = Settings.load({}, root=(lab / "prism").absolute(), s3_endpoint_url=endpoint)
     with Service(service_config(settings, (lab / "state").absolute())) as service:
-        _say(f"5. One service for a whole lab: `prismcache serve` now runs at {service.url}; PRISMCACHE_URL says so.")
+        _say(f"6. One service for a whole lab: `prismcache serve` now runs at {service.url}; PRISMCACHE_URL says so.")
         environment = os.environ | {"PRISMCACHE_URL": service.url, "PRISMCACHE_ROOT": str(settings.root)}
         _prismcache("ensure instance 0 1", environment)
         _prismcache("status", environment)
         picture = _FOLDER / "prediction.png"
-        _say("6. A tiny 3-D U-Net trains on these crops (tests/demo_training.py):")
+        _say("7. A tiny 3-D U-Net trains on these crops (tests/demo_training.py):")
         subprocess.run([sys.executable, "-m", "tests.demo_training", str(picture)], env=environment, check=True)
 
 
