@@ -138,7 +138,7 @@ class SplitEntry:
         problem = f"split {self.name!r} has no product {str(product)!r}"
         if product in OF_CLASSES and not self.classes:
             problem = f"product {str(product)!r} exists for semantic crops only, whose labels are classes"
-        remedy = f"Ask for {' or '.join(('crop', *self.products))}."
+        remedy = f"Ask for product {' or '.join(('crop', *self.products))}."
         if self.arrays:
             remedy += f" A crop's file has the arrays {', '.join(self.datasets)}."
         if self.is_own:

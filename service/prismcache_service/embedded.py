@@ -70,7 +70,8 @@ class EmbeddedBackend:
         if failure := self._factory.catalog.failure:
             if not found:
                 raise failure
-            _log.warning("the bucket cannot be read, so the list is the one that was read last: %s", failure)
+            if not self._factory.catalog.is_partial:  # it has warned of these itself
+                _log.warning("the bucket cannot be read, so the list is the one that was read last: %s", failure)
             return await asyncio.to_thread(lambda: [described(info) for info in found])
         return found
 

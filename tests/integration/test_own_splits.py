@@ -124,7 +124,7 @@ def test_a_synapse_crop_is_described_with_its_arrays(client: PrismClient) -> Non
     assert [(each.name, each.dtype) for each in client.describe("mito", 0).arrays] == [("mask", "uint8")]
     with pytest.raises(RequestError, match="split 'synapses' has no product 'unlabelled'") as caught:
         client.ensure("synapses", 0, product="unlabelled", progress=False)
-    assert caught.value.remedy.startswith("Ask for crop. A crop's file has the arrays psd95_output, psd95_mask")
+    assert caught.value.remedy.startswith("Ask for product crop. A crop's file has the arrays psd95_output, psd95_mask")
 
 
 def test_a_channel_of_a_synapse_crop_comes_with_the_arrays(client: PrismClient) -> None:
@@ -320,11 +320,16 @@ def test_an_array_that_a_crop_lacks_is_a_note_not_a_failure(lab: Lab, tmp_path: 
         shutil.rmtree(lab.bucket_dir / BUCKET / "ls/models/training_data/synapses/excitatory/crop_1.zarr")
 
 
-def test_a_place_that_cannot_be_read_hides_only_its_own_splits(lab: Lab, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_read_hides_only_its_own_splits(
+    lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     catalog = tmp_path / "lab.toml"
     catalog.write_text(own_splits.LAB_CATALOG + 'endpoint_url = "http://127.0.0.1:9"\n')
     with PrismClient(settings=lab.settings(catalog=catalog, root=tmp_path / "root", s3_object_timeout=3)) as client:
-        assert [f"{info.split}/{info.crop}" for info in client.catalog()][:2] == ["instance/0", "instance/2"]
+        with caplog.at_level("WARNING", "prismcache"):
+            assert [f"{info.split}/{info.crop}" for info in client.catalog()][:2] == ["instance/0", "instance/2"]
+        [warning] = [text for text in caplog.messages if "cannot be read" in text]  # signs of life may be there, too
+        assert warning.startswith("some splits are not listed, since their place cannot be read")
         with pytest.raises(SourceUnreachableError, match=r"127\.0\.0\.1:9"):
             client.ensure("mito", 0, progress=False)
         assert client.ensure("instance", 0, progress=False)

@@ -250,7 +250,7 @@ class Crop:
         if not self.has_labels:
             raise RequestError(
                 f"{self.path} has no labels: crops of {self.split.value!r} have none",
-                remedy=f"They have raw{''.join(f', {name}' for name in self.arrays)}; see Crop.array.",
+                remedy=f"They have {', '.join(('raw', *self.arrays))}; see Crop.raw and Crop.array.",
             )
         return self._dataset(LABELS)
 

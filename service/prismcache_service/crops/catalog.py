@@ -107,6 +107,11 @@ class CatalogService:
             self._fresh = read_at, monotonic() + left
         return monotonic() < self._fresh[1]
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether some places could be read, and others not, when the bucket was last read."""
+        return self._part is not None
+
     async def recall(self) -> tuple[CropInfo, ...]:
         """Return the stored catalog, of any age; empty if none is stored."""
         known = await self._threads.run(self._recall)
@@ -216,12 +221,12 @@ class CatalogService:
         temporary.replace(self._path)
 
     async def _read_and_remember(self) -> tuple[CropInfo, ...]:
+        self._part = None
         try:
             crops, self.failure = await self._read()
         except PrismError as error:
             self.failure = error
             raise
-        self._part = None
         if self.failure is not None:
             _log.warning("some splits are not listed, since their place cannot be read: %s", self.failure)
             self._part = monotonic() + _OFFLINE_S, crops

@@ -169,7 +169,7 @@ ROWS = (
         "no such bucket",
         lambda f, _: f.code == "NoSuchBucket",
         ConfigError,
-        remedy="Check PRISMCACHE_S3_BUCKET.",
+        remedy="Check PRISMCACHE_S3_BUCKET or, for a split of your lab's catalog, its key `bucket`.",
     ),
     Row(
         "no listing",

@@ -155,7 +155,10 @@ def _array(folder: str, name: str, ndim: int, documents: Mapping[str, bytes], *,
             return parse_array(where, path, ndim, largest, _group_attributes(where, own), is_any=is_any)
     where = f"{folder}: array {name!r}"
     if not own.keys() & {"zarr.json", ".zarray"}:
-        raise InvalidSourceError(f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)")
+        raise InvalidSourceError(
+            f"{where} has no metadata (neither {name}/.zarray nor {name}/zarr.json is listed)",
+            remedy="If your lab's catalog names this array, correct it there; else report this to the data's owner.",
+        )
     return parse_array(where, name, ndim, own, is_any=is_any)
 
 
