@@ -13,13 +13,19 @@ from pydantic import BeforeValidator
 from prismcache.arguments import as_context
 from prismcache.errors import ForbiddenError, RequestError, UnknownLinkError
 from prismcache.numbers import MAX_CROP
-from prismcache.schema import NO_CONTEXT, Product, Split
+from prismcache.schema import NO_CONTEXT, JobRequest, LeaseRequest, Product, Split, VerifyRequest
 from prismcache_service.cache import CropName
 from prismcache_service.crops import CropService, FaceService, LinkService, PreviewService
 from prismcache_service.factory import ServiceFactory
 from prismcache_service.jobs import JobService
 from prismcache_service.store import LinkRecord
 from prismcache_service.web.tokens import Caller, Role
+
+# Clients build these models with their first use. The service builds them at once, since FastAPI silences pydantic's
+# warnings only while it reads a body's model, not in a later build.
+for _body in (JobRequest, LeaseRequest, VerifyRequest):
+    _body.model_config["defer_build"] = False
+    _body.model_rebuild()
 
 _DECIMAL = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 _CHANNELS = r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"
