@@ -153,7 +153,7 @@ def _path(scope: Scope) -> str:
 
 def _log_end(scope: Scope, status: int, seconds: float) -> None:
     level = logging.DEBUG if status < 400 and _QUIET.fullmatch(scope["path"]) else logging.INFO
-    if not _log.isEnabledFor(level):
+    if level == logging.DEBUG and not logging.getLogger(__name__).isEnabledFor(level):
         return  # at a tenth of the cost of a line that structlog drops
     caller = scope["state"].get("caller")
     _log.log(
