@@ -128,6 +128,7 @@ class CropCache(Places):
             own.append(replace(wanted, channels=tuple(sorted({*wanted.channels}))))
         for name in itertools.chain(own, self._others(wanted, own)):
             manifest = self.manifest(name)
+            self.refuse_newer(name, manifest)
             if manifest is None:
                 if name in own and mode_of(self.path(name)) is not None:
                     wrong[name] = f"{self.shown_path(name)} has no manifest that can be read {_ADOPT}"
@@ -195,6 +196,7 @@ class CropCache(Places):
         """
         manifest = self.manifest(name)
         if manifest is None:
+            self.refuse_newer(name, None)
             return f"{self.shown_path(name)} has no manifest that can be read {_ADOPT}"
         try:
             stamp = self.compare(name, manifest, full=False)
@@ -260,7 +262,9 @@ class CropCache(Places):
                 name = CropName(each, *parsed)
                 holder = self.locks.holder(name.lock)
                 if (holder is None or holder.is_gone()) and self.manifest(name) is None:
-                    yield name
+                    with contextlib.suppress(StorageError):
+                        self.refuse_newer(name, None)
+                        yield name
 
     def remove(self, name: CropName) -> None:
         """Delete a file and its manifest, the manifest first."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -25,8 +26,9 @@ from prismcache.disk import (
     temporary_beside,
     write_atomically,
 )
-from prismcache.errors import ConfigError, CropCorruptError, SplitConflictError
+from prismcache.errors import ConfigError, CropCorruptError, SplitConflictError, StorageError
 from prismcache.layout import (
+    FORMAT_VERSION,
     HDF5_SIGNATURE,
     STATE_FOLDER,
     FileStamp,
@@ -44,6 +46,7 @@ from prismcache.splits import SplitEntry, Splits
 
 FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
+_FORMAT = re.compile(rb'"format_version":\s*(\d{1,9})')  # in a manifest that this version may not be able to parse
 # Not through a link, and without waiting for the other end of a pipe.
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
 
@@ -142,6 +145,22 @@ class Places:
         except (OSError, ValueError):
             return None
         return manifest if named_by(manifest) == name else None
+
+    def refuse_newer(self, name: CropName, manifest: Manifest | None) -> None:
+        """Raise `StorageError` for a file that a newer prismcache made: this one must neither read nor replace it.
+
+        `manifest` is the file's, None if it cannot be parsed.
+        """
+        if manifest is not None and manifest.format_version <= FORMAT_VERSION:
+            return
+        with contextlib.suppress(OSError):
+            found = _FORMAT.search(self.manifest_path(name).read_bytes())
+            if found and int(found[1]) > FORMAT_VERSION:
+                raise StorageError(
+                    f"{self.shown_path(name)} was made by a newer prismcache: it has file format {int(found[1])}, and "
+                    f"this one knows formats up to {FORMAT_VERSION}",
+                    remedy="Update prismcache here, or use another PRISMCACHE_ROOT.",
+                )
 
     def compare(self, name: CropName, manifest: Manifest, *, full: bool) -> FileStamp:
         """Compare a file with its manifest (kind, size, signature; if `full`, SHA-256), and return the file's stamp.

@@ -22,6 +22,7 @@ import pytest
 from prismcache.disk import stamp_of
 from prismcache.errors import NoSpaceError, StorageError, StorageUnwritableError
 from prismcache.layout import (
+    FORMAT_VERSION,
     HDF5_SIGNATURE,
     STATE_FOLDER,
     SourceList,
@@ -365,6 +366,17 @@ def test_a_file_without_a_readable_manifest_is_a_stray_and_not_found(cache: Crop
     assert find(cache) is None
     assert list(cache.strays()) == [WHOLE]
     assert list(cache.strays(Split.SEMANTIC)) == []
+
+
+@pytest.mark.parametrize("more", [{}, {"channels": "all"}], ids=["that can be parsed", "that cannot"])
+def test_a_file_of_a_newer_format_is_neither_read_nor_replaced(cache: CropCache, more: dict[str, str]) -> None:
+    publish(cache)
+    place = manifest_file(cache)
+    place.write_text(json.dumps({**json.loads(place.read_text()), "format_version": FORMAT_VERSION + 1, **more}))
+    with pytest.raises(StorageError, match="made by a newer prismcache: it has file format") as caught:
+        cache.look(WHOLE)
+    assert "Update prismcache" in caught.value.remedy
+    assert list(cache.strays()) == []
 
 
 def test_the_manifest_and_file_of_another_crop_under_this_crops_name_are_not_this_crop(cache: CropCache) -> None:
