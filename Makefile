@@ -17,7 +17,7 @@ TORCH_READY = $(TORCH_VENV)/.ready
 ADAPTERS_READY = $(ADAPTERS_VENV)/.ready
 FLOORS_READY = $(FLOORS_VENV)/.ready
 BENCH_READY = $(VENV)/.bench-ready
-# Byte code is made when a module is first used, and kept, whatever the environment says: tests start hundreds of processes,
+# Byte code is made when a module is first used, and kept, also if the environment says otherwise: tests start hundreds of processes,
 # each of which would compile some 30,000 lines. pip would compile a hundred times as much.
 KEEP = PYTHONDONTWRITEBYTECODE=
 # A file's tests run in one process, one after the other, and share its fixtures; long files come first.
@@ -29,7 +29,7 @@ help: ## List the targets
 	@echo 'make TARGET, with one of'
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(TORCH_READY) ## Show the main job on a stand-in for the bucket: from S3 to a U-Net that learns
+demo: $(TORCH_READY) ## Fetch small made-up crops, serve them, and train a tiny U-Net
 	@$(KEEP) $(TORCH_VENV)/bin/python -m tests.demo
 
 test: $(READY) ## Run all tests but torch's and the adapters'
@@ -66,10 +66,10 @@ test-torch: $(TORCH_READY) ## Run the torch and torch_em tests, in an environmen
 test-browser: $(READY) ## Run the tests of the dashboard in a real browser (Debian: sh .ci/install-chromium)
 	$(KEEP) $(BIN)/python -m pytest tests/browser $(ARGS)
 
-notebook: $(TORCH_READY) ## Run docs/notebook.ipynb, and write what its cells show into it
+notebook: $(TORCH_READY) ## Run docs/notebook.ipynb, and store the output of its cells
 	PRISM_NOTEBOOK=1 PRISMCACHE_ROOT=/tmp/prism $(TORCH_VENV)/bin/python -m pytest -q tests/torch/test_notebook.py
 
-screenshots: $(READY) ## Take the pictures in README anew, from the real pages
+screenshots: $(READY) ## Take the pictures in README again, from the real pages
 	PRISM_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screenshots.py
 
 test-compose: $(READY) ## Build the image and run docker/compose.yaml on a real engine
@@ -81,7 +81,7 @@ test-floors: $(READY) $(FLOORS_READY) ## Run the product on the lowest versions 
 test-adapters: $(READY) $(ADAPTERS_READY) ## Run the tests with gunpowder, funlib, MONAI, napari and zarr 2, in an environment of their own
 	$(KEEP) PRODUCT_PYTHON=$(BIN)/python $(ADAPTERS_VENV)/bin/python -m pytest --disable-plugin-autoload -p pytest_timeout tests/adapters $(ARGS)
 
-bench: $(BENCH_READY) ## Compare with torch_em, s5cmd and the limits: table and plot (ARGS=--quick: a minute)
+bench: $(BENCH_READY) ## Compare with torch_em, s5cmd and the limits: table and plot (ARGS=--quick: two minutes)
 	@$(BIN)/python -m tests.bench.speed $(ARGS)
 
 bench-crop: $(BENCH_READY) ## Time a full-size crop: seconds, CPU, memory, bytes
@@ -102,7 +102,7 @@ bench-viewer: $(READY) ## Time the viewer of a full-size crop in a real browser
 bench-cluster: $(READY) ## Measure one and two Dask workers, and model up to 64
 	@$(BIN)/python -m tests.bench.cluster
 
-constraints: ## Resolve constraints.txt anew, on every supported Python
+constraints: ## Resolve constraints.txt again, on every supported Python
 	@set --; for version in $(PYTHONS); do \
 		python=$$(sh .ci/find-python $$version) || exit 1; set -- "$$@" "$$python"; \
 	done; \
