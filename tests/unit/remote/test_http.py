@@ -136,7 +136,7 @@ def test_patience_can_be_for_one_attempt():
 
 def test_a_response_of_something_else_is_no_traceback():
     response = asking(connect(httpx2.Response(200, text="<html>hello</html>")))
-    with pytest.raises(ServiceError, match="no ServiceStatus"):
+    with pytest.raises(ServiceError, match="is not a ServiceStatus"):
         read_as(ServiceStatus, response)
 
 
