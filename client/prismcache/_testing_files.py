@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prismcache.backend import service_part
 from prismcache.catalog import published
 from prismcache.disk import sha256_of, stamp_of, write_atomically
-from prismcache.errors import (
-    CropNotCachedError,
-    PrismError,
-    RequestError,
-    UnknownChannelError,
-    UnknownCropError,
-)
+from prismcache.errors import CropNotCachedError, PrismError, RequestError, UnknownChannelError, UnknownCropError
 from prismcache.layout import (
     AXIS_NAMES,
     FORMAT_VERSION,
@@ -67,19 +61,14 @@ class CropArrays:
 
     `wide` is raw with its context, and has the labels' box in its middle; None if there is no context. `labels` is None
     in a split without labels. `others` are further arrays by name, (Z, Y, X), each in the middle of all of raw. `entry`
-    is what the catalog says of the split; None of a published one.
+    is what the catalog says of the split.
     """
 
     raw: NDArray[np.uint8]
     labels: NDArray[np.uint64] | None
     wide: NDArray[np.uint8] | None = None
     others: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    entry: SplitEntry | None = None
-
-    @property
-    def definition(self) -> str:
-        """The digest of the split's entry, as in the manifest."""
-        return "" if self.entry is None else self.entry.definition
+    entry: SplitEntry = SplitEntry("")  # noqa: RUF009 - it is frozen
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -194,7 +183,7 @@ def write_crop(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w", locking=False) as file:
         _fill(file, split, crop, arrays, arrays.channels if channels is None else channels, context)
-        if arrays.definition and arrays.entry:
+        if arrays.entry.definition:
             file.attrs["catalog"] = arrays.entry.to_json()
     with temporary.open("ab") as stream:
         stream.write(seal_of(temporary))
@@ -276,7 +265,7 @@ def _publish(root: Path, split: Split, name: FileName, arrays: CropArrays, crop_
         context=name.context,
         product=name.product,
         crop_sha256=crop_sha256,
-        definition=arrays.definition,
+        definition=arrays.entry.definition,
     )
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, manifest.model_dump_json().encode())
