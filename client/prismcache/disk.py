@@ -61,6 +61,8 @@ def storage_error(error: OSError, path: str | os.PathLike[str], setting: str = "
     if error.errno in _DENIED:
         remedy = f"Point {setting} at a folder you may write, or have its permissions changed."
         return StorageUnwritableError(message, remedy=_umask_remedy(Path(path), error) or remedy)
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return StorageError(message, remedy="Close files, or raise the limit of open files (`ulimit -n 4096`).")
     return StorageError(message, remedy=f"{StorageError.default_remedy} {setting} can name another place.")
 
 

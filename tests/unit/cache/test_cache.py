@@ -300,9 +300,10 @@ def test_an_error_that_stays_is_a_storage_error_and_says_nothing_about_the_conte
     for where, operation in ((os, "read"), (Path, "read_bytes")):
         with (
             patch.object(where, operation, side_effect=OSError(number, os.strerror(number))),
-            pytest.raises(StorageError, match=rf"crop_3\.(h5|json): {os.strerror(number)}"),
+            pytest.raises(StorageError, match=rf"crop_3\.(h5|json): {os.strerror(number)}") as caught,
         ):
             cache.look(WHOLE)
+        assert ("ulimit -n" in caught.value.remedy) == (number == errno.EMFILE)
     assert find(cache) == published
 
 

@@ -82,7 +82,10 @@ class LocalEngine(Engine):
                 except WorkerDiedError as error:
                     cause = str(error)
                 except OSError as error:  # such as too many processes or open files
-                    return WorkerError(f"no worker process can be started: {error}").to_problem()
+                    return WorkerError(
+                        f"no worker process can be started: {error}",
+                        remedy="Raise the limits of open files and of processes (`ulimit -n 4096`, `ulimit -u`).",
+                    ).to_problem()
         text = f"making {task.name.folder} ended {MAX_STRIKES} worker processes, the last by {cause}"
         return WorkerError(text).to_problem()
 
