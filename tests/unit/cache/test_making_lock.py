@@ -221,13 +221,6 @@ def test_an_unreadable_lock_is_abandoned_after_its_life_too() -> None:
     assert watch.is_abandoned(None, 5.0 + LIFE_S + 0.1)
 
 
-def test_a_holder_whose_process_is_gone_is_abandoned_at_once(locks: MakingLocks, other_process) -> None:
-    watch, holder = Watch(), holder_of(locks)
-    assert not watch.is_abandoned(holder, 0.0)
-    end(other_process)
-    assert watch.is_abandoned(holder, 0.0)
-
-
 def test_a_lock_is_renewed_several_times_in_its_life() -> None:
     assert LIFE_S / RENEW_S >= 6
 
@@ -385,12 +378,6 @@ def test_the_lock_of_a_zombie_is_abandoned(locks: MakingLocks, other_process) ->
     other_process.kill()
     os.waitid(os.P_PID, other_process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet reaped
     assert holder.is_gone()
-
-
-def test_a_sweep_keeps_the_locks_of_other_machines(locks: MakingLocks, tmp_path: Path) -> None:
-    put(tmp_path, HOLDER)
-    assert locks.sweep() == {HOLDER.token}
-    assert holder_of(locks) == HOLDER
 
 
 def test_a_sweep_leaves_what_it_cannot_read(locks: MakingLocks, tmp_path: Path) -> None:
