@@ -21,7 +21,8 @@ BENCH_READY = $(VENV)/.bench-ready
 # each of which would compile some 30,000 lines. pip would compile a hundred times as much.
 KEEP = PYTHONDONTWRITEBYTECODE=
 # A file's tests run in one process, one after the other, and share its fixtures; long files come first.
-SPREAD = -n auto --dist loadfile --no-loadscope-reorder
+# A worker that dies or hangs is replaced however often, so that no test is left out.
+SPREAD = -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 100
 # pip shows its progress in a terminal, and only errors elsewhere. (In a command substitution, stdout is never a terminal.)
 PIP_INSTALL = python -m pip --disable-pip-version-check --no-input install --no-compile $$(test -t 2 || echo -qq)
 
