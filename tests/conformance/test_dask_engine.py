@@ -8,18 +8,21 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, SourceDeniedError
-from prismcache_service.engine import Engine
+from prismcache.schema import Product, Split
+from prismcache_service.cache import CropName
+from prismcache_service.engine import CropTask, Engine
 from prismcache_service.engine.dask.engine import DaskEngine
-from tests.conformance.engine import LATE, SPEC, EngineConformance, ignore, make, requested, task
+from tests.conformance.engine import LATE, SPEC, EngineConformance, HeldProduct, ignore, make, requested, task
 from tests.support.cache_root import Lab, files_below
 from tests.support.dask_cluster import DaskCluster
 from tests.support.faults import Stall, Status
-from tests.support.processes import Watched
+from tests.support.processes import Watched, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +42,7 @@ class TestDaskEngine(EngineConformance):
 
     @asynccontextmanager
     async def open(self, lab: Lab, *, silence: float = 60.0) -> AsyncIterator[Engine]:
-        engine = DaskEngine(lab.settings(workers=self.workers), self.cluster.address, timeout=30, silence=silence)
+        engine = DaskEngine(lab.settings(workers=self.workers), self.cluster.address, timeout=90, silence=silence)
         try:
             yield engine
         finally:
@@ -76,6 +79,20 @@ class TestDaskEngine(EngineConformance):
             stall.release()
             await first
         assert set(lab.fetched(SPEC).values()) == {1}
+
+    async def test_a_product_in_the_making_outlives_the_dask_worker(self, lab: Lab) -> None:
+        order = CropTask(CropName(Split.INSTANCE, 0, product=Product.AVG_BARCODES), uuid4().hex)
+        async with self.open(lab) as engine:
+            await make(engine, task(0), ignore)
+            with HeldProduct(lab.root) as product:
+                making = asyncio.create_task(make(engine, order, ignore))
+                await asyncio.to_thread(product.wait)
+                for worker in self.cluster.workers():
+                    worker.kill()
+                eventually(lambda: not self.cluster.workers(), "the workers have ended")
+            self.cluster.complete(self.workers)
+            assert (await making).product is Product.AVG_BARCODES
+        assert [name for name in files_below(lab.root) if name.endswith(".tmp")] == []
 
     async def test_what_failed_is_tried_anew_at_the_next_call(self, lab: Lab) -> None:
         rule = lab.proxy.add(Status(403), key=LATE)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
 
-from distributed import Client
+from distributed import Client, Scheduler
 
 from prismcache.config import Settings
 from prismcache.errors import EngineUnavailableError, PrismError
@@ -220,6 +220,10 @@ class Cluster:
 
     async def _inspect(self, client: Client, address: str, member: _Member) -> None:
         trouble = await self._trouble_of(client, address, member)
+        if not trouble:
+            with contextlib.suppress(Exception):  # of a connection that breaks, which `_watch` sees as well
+                async with asyncio.timeout(_RESPONSE_S):
+                    await client.run_on_scheduler(_offer_waiting, address)
         if trouble != member.trouble:
             level = logging.WARNING if trouble else logging.INFO
             text = f"gets no crops: {trouble}" if trouble else "may be given crops"
@@ -253,3 +257,14 @@ class Cluster:
         found = Inspection.model_validate_json(response)
         member.host = found.host
         return differences(versions(), found.versions) or found.storage
+
+
+def _offer_waiting(address: str, dask_scheduler: Scheduler) -> None:
+    """Have the scheduler send waiting tasks to a worker that has got the resource which these tasks require.
+
+    If all workers are lost, their tasks wait. Dask looks for waiting tasks when a worker joins, which is before our
+    workers get their resource.
+    """
+    if (worker := dask_scheduler.workers.get(address)) is not None:
+        waiting = dask_scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
+        dask_scheduler.transitions(waiting, "prismcache-resource")
