@@ -26,7 +26,9 @@ SIZE = {"width": 1120, "height": 640}
 def test_pictures_of_the_dashboard_and_the_viewer(page: Any, tmp_path: Path) -> None:
     with S3Server(demo_bucket(Path("build/demo/bucket"))) as server:
         settings = Settings.load({}, root=tmp_path / "root", s3_endpoint_url=server.endpoint)
-        with Service(service_config(settings, tmp_path / "state", min_free_bytes=0)) as service:
+        shown = Path("/lab/prism")
+        config = service_config(settings, tmp_path / "state", min_free_bytes=0, advertised_root=shown)
+        with Service(config) as service:
             with PrismClient(url=service.url, downloads=tmp_path / "downloads") as client:
                 client.ensure("instance", [0, 5], progress=False)
                 client.ensure("semantic", [0], progress=False)

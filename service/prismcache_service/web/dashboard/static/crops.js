@@ -80,10 +80,17 @@ function actions(crop, progress) {
 }
 
 function state(crop, progress) {
+  return element("span", { class: crop.state },
+    progress ? bar(progress, nameOf(crop)) : STATES[crop.state], crop.pinned ? ", pinned" : "");
+}
+
+// Return what is cached, or why it could not be.
+function cached(crop) {
   const problem = failed.get(nameOf(crop)) || crop.problem;
-  return element("span", {},
-    progress ? bar(progress, nameOf(crop)) : element("span", { class: crop.state }, STATES[crop.state]),
-    crop.pinned ? ", pinned" : "", problem ? element("br") : null, problem ? failure(problem) : null);
+  return [
+    crop.files.length ? lines(cropFirst(crop.files).map((file) => `${bytes(file.size)} ${contentOf(file, crop)}`)) : null,
+    problem ? failure(problem) : null,
+  ];
 }
 
 const pictured = (crop) => crop.files.find((file) => file.product === "crop" && file.channels.includes(0));
@@ -101,14 +108,14 @@ function preview(crop) {
   return place;
 }
 
-// Previews are asked for when their row comes into view, one after the other, since the service draws one at a time.
+// Previews are asked for when their row comes near, one after the other, since the service draws one at a time.
 const inView = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
     inView.unobserve(target);
     turn = turn.then(() => fetchPreview(target.crop));
   }
-});
+}, { rootMargin: "600px" });
 let turn = Promise.resolve();
 
 async function fetchPreview(crop) {
@@ -128,7 +135,7 @@ function published(crop) {
   const shape = crop.labels_shape ?? crop.raw_shape?.slice(1);
   return lines([
     crop.raw_shape ? `${crop.raw_shape[0]} channels` : "",
-    shape ? `${shape.join(" × ")} voxels` : "",
+    shape ? shape.join(" × ") : "",
     crop.source_bytes ? `${bytes(crop.source_bytes)} in the bucket` : "",
   ]);
 }
@@ -140,15 +147,14 @@ function row(crop, progress) {
     element("th", { scope: "row" }, name),
     element("td", {}, state(crop, progress)),
     element("td", { class: "figures" }, published(crop)),
-    element("td", { class: "files" }, crop.files.length
-      ? lines(cropFirst(crop.files).map((file) => `${bytes(file.size)} ${contentOf(file, crop)}`)) : ""),
+    element("td", { class: "files" }, ...cached(crop)),
     element("td", { class: "actions" },
       copyButton("Python", pythonLine(crop.split, crop.crop), `Copy the Python line for ${name}`),
       copyButton("Shell", commandLine(crop.split, crop.crop), `Copy the command for ${name}`)),
     element("td", { class: "actions" }, ...actions(crop, progress)));
 }
 
-const heads = ["Preview", "Crop", "State", "Published (Z × Y × X)", "Cached", "Copy", "Actions"];
+const heads = ["Preview", "Crop", "State", "Published (Z × Y × X)", "Cached files", "Copy", "Actions"];
 const list = new LiveTable("Crops", heads, "The bucket lists no crops, and none is cached.");
 const filter = element("input", { type: "search", id: "filter", placeholder: "instance/1, cached …", oninput: () => draw() });
 const count = element("span", { "aria-live": "polite" });

@@ -11,9 +11,6 @@ const PRODUCTS = {
 export const fileName = (file) => file.path.split("/").at(-1);
 export const isWhole = (file) => fileName(file) === `crop_${file.crop}.h5`;
 
-// Return files with the crop before what is made from it.
-export const cropFirst = (files) => [...files].sort((one, other) => (other.product === "crop") - (one.product === "crop"));
-
 // Return channels as ranges: 0–2, 5.
 function ranges(channels) {
   const found = [];
@@ -26,6 +23,12 @@ function ranges(channels) {
 
 const contextOf = (context) => (context === "all" ? "all context" : `${context.join(" × ")} voxels of context`);
 const hasContext = ({ context }) => context === "all" || context.some((extent) => extent > 0);
+
+// Return files with the crop itself before those with context, and these before what is made from it.
+export function cropFirst(files) {
+  const rank = (file) => (file.product === "crop" ? Number(hasContext(file)) : 2);
+  return [...files].sort((one, other) => rank(one) - rank(other));
+}
 
 // Return what a job asks for besides the crop itself.
 export function extraOf(job) {
