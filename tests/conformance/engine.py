@@ -7,7 +7,6 @@ the middle of a crop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import gc
 import itertools
@@ -17,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Self
 from uuid import uuid4
 
 import h5py
@@ -33,7 +31,7 @@ from prismcache.errors import (
     WorkerError,
     error_from_problem,
 )
-from prismcache.layout import STATE_FOLDER, manifest_path
+from prismcache.layout import STATE_FOLDER
 from prismcache.schema import CropFile, Problem, Product, Progress, Split
 from prismcache_service.cache import CropCache, CropName
 from prismcache_service.engine import MAX_STRIKES, CropTask, Engine
@@ -41,9 +39,10 @@ from prismcache_service.pipeline import Report
 from tests.support import products_oracle
 from tests.support.cache_root import Lab, files_below, many_objects_spec, object_key, published
 from tests.support.faults import FaultProxy, Rule, Stall, Status
+from tests.support.held_product import HeldProduct
 from tests.support.labs import running_lab
 from tests.support.oracle import assert_crop_file_equals_oracle, reference_crop
-from tests.support.processes import Watched, eventually
+from tests.support.processes import Watched
 
 SPECS = [many_objects_spec(crop) for crop in range(3)]
 SPEC = SPECS[0]
@@ -376,54 +375,6 @@ class Watch:
         while not condition(self._last):
             self._changed.clear()
             await self._changed.wait()
-
-
-class HeldProduct:
-    """Holds whoever makes a product of instance crop 0 just before it publishes: it then reads the crop's manifest.
-
-    Until the end of the ``with`` block the manifest is a named pipe, which makes its reader wait.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root, self._place = root, root / manifest_path(Split.INSTANCE, 0)
-        self._content = self._place.read_bytes()
-        self._held = -1
-
-    def __enter__(self) -> Self:
-        self._place.unlink()
-        os.mkfifo(self._place)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        new = self._place.with_suffix(".new")
-        new.write_bytes(self._content)
-        new.replace(self._place)
-        if self._held >= 0:
-            _feed(self._held, self._content)
-
-    def wait(self) -> None:
-        """Wait until a worker is held; those that read before they begin are let through."""
-        eventually(self._is_held, "a worker has made the product")
-
-    def _is_held(self) -> bool:
-        try:
-            pipe = os.open(self._place, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads
-            return False
-        if list(self._root.glob("instance/.*.tmp")):
-            self._held = pipe
-            return True
-        new = self._place.with_suffix(".new")  # the next reader gets a pipe of its own
-        os.mkfifo(new)
-        new.replace(self._place)
-        _feed(pipe, self._content)
-        return False
-
-
-def _feed(pipe: int, content: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError):  # its reader was killed
-        os.write(pipe, content)
-    os.close(pipe)
 
 
 def task(crop: int, channels: tuple[int, ...] | None = None) -> CropTask:

@@ -18,10 +18,11 @@ from prismcache.schema import Product, Split
 from prismcache_service.cache import CropName
 from prismcache_service.engine import CropTask, Engine
 from prismcache_service.engine.dask.engine import DaskEngine
-from tests.conformance.engine import LATE, SPEC, EngineConformance, HeldProduct, ignore, make, requested, task
+from tests.conformance.engine import LATE, SPEC, EngineConformance, ignore, make, requested, task
 from tests.support.cache_root import Lab, files_below
 from tests.support.dask_cluster import DaskCluster
 from tests.support.faults import Stall, Status
+from tests.support.held_product import HeldProduct
 from tests.support.processes import Watched, eventually
 
 pytestmark = pytest.mark.anyio
