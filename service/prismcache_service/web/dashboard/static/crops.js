@@ -18,6 +18,7 @@ const busy = new Set();
 const nameOf = (crop) => `${crop.split}/${crop.crop}`;
 const isFinal = (job) => job.state !== "queued" && job.state !== "running";
 const isComplete = (crop) => crop.state === "cached";
+const shapeOf = (crop) => crop.labels_shape ?? crop.raw_shape?.slice(1); // (Z, Y, X); undefined if it was not read yet
 
 async function load() {
   crops = (await json("v1/crops")).crops;
@@ -56,9 +57,9 @@ function actions(crop, progress) {
     made.push(control);
   };
   if (isComplete(crop)) {
-    const [depth] = crop.labels_shape ?? crop.raw_shape.slice(1);
-    const middle = `view?split=${crop.split}&crop=${crop.crop}&axis=z&at=${Math.floor(depth / 2)}`;
-    made.push(element("a", { href: middle, "aria-label": `View ${name}` }, "View"));
+    const depth = shapeOf(crop)?.[0];
+    const middle = depth ? `&axis=z&at=${Math.floor(depth / 2)}` : ""; // with it, the page can ask for the slice at once
+    made.push(element("a", { href: `view?split=${crop.split}&crop=${crop.crop}${middle}`, "aria-label": `View ${name}` }, "View"));
   }
   if (!isComplete(crop) && !progress && may("requester")) {
     add("Fetch", () => {
@@ -132,7 +133,7 @@ async function fetchPreview(crop) {
 const lines = (texts) => element("ul", { class: "plain" }, ...texts.filter(Boolean).map((text) => element("li", {}, text)));
 
 function published(crop) {
-  const shape = crop.labels_shape ?? crop.raw_shape?.slice(1);
+  const shape = shapeOf(crop);
   return lines([
     crop.raw_shape ? `${crop.raw_shape[0]} channels` : "",
     shape ? shape.join(" × ") : "",
