@@ -89,7 +89,7 @@ class NoSources(Sources):
 
 
 def worker_of(root: Path, sent: io.BytesIO, materializer: Materializer) -> Worker:
-    settings = Settings.load({}, root=root)
+    settings = Settings.load({}, root=root, memory_limit="64GB")  # this process may hold what other tests needed
     return Worker(settings, Outbox(sent), materializer, NoSources(settings, ThreadPoolExecutor(1)))
 
 
