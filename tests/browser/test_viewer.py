@@ -72,6 +72,9 @@ def test_a_crop_without_labels_is_shown_as_raw_alone(page: Any, tmp_path: Path) 
         expect(page.get_by_text("2 channels; 400 × 168 × 168 nm expanded")).to_be_visible()
         assert np.array_equal(pixels(page)[..., 0], arrays["ls_2channels_globalnorm"][0][1, 5])
         assert not pixels(page)[..., 1:].any()
+        expect(page.get_by_text("This crop has no labels.")).to_be_visible()
+        for absent in ("Labels", "What to make"):
+            expect(page.get_by_label(absent)).to_have_count(0)
 
 
 def test_keys_move_it_and_its_state_is_in_the_url(site: Site, page: Any) -> None:

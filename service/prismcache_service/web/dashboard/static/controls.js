@@ -34,5 +34,5 @@ export function buildControls(view, volume, { move, turn, changed }) {
       element("input", { id: "windows", type: "checkbox", checked: view.windows, onchange: (event) => set("windows")(event.target.checked) }),
       "Windows from facts"),
     slider("Brightness", { id: "gain", min: 1, max: 20, step: 0.5, value: view.gain }, set("gain")),
-    slider("Labels", { min: 0, max: 1, step: 0.05, value: view.opacity }, set("opacity")));
+    volume.hasLabels ? slider("Labels", { min: 0, max: 1, step: 0.05, value: view.opacity }, set("opacity")) : "");
 }

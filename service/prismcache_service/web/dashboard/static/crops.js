@@ -2,7 +2,7 @@
 
 import { json, request } from "./api.js";
 import { bar, button, bytes, element, failure, LiveTable, replace } from "./dom.js";
-import { contentOf, cropFirst } from "./files.js";
+import { contentOf, cropFirst, hasContext } from "./files.js";
 import { commandLine, copyButton, pythonLine } from "./lines.js";
 import { attempt, begin, follow, may, page, say } from "./session.js";
 
@@ -94,7 +94,8 @@ function cached(crop) {
   ];
 }
 
-const pictured = (crop) => crop.files.find((file) => file.product === "crop" && file.channels.includes(0));
+// Previews are made from files without context.
+const pictured = (crop) => crop.files.find((file) => file.product === "crop" && file.channels.includes(0) && !hasContext(file));
 
 function preview(crop) {
   const file = pictured(crop);

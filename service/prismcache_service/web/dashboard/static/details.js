@@ -64,7 +64,7 @@ export async function showDetails(place, split, crop, onFacts) {
 
   const choices = () => {
     const products = [...info.products].sort((one, other) => (other === "facts") - (one === "facts"));
-    return [...products.map((product) => [product, { product }]), ...CONTEXTS];
+    return [...products.map((product) => [product, { product }]), ...(info.has_labels ? CONTEXTS : [])]; // context is raw around labels
   };
   const order = () => attempt(async () => {
     const body = { split, crops: [crop], ...Object.fromEntries(choices())[wanted] };
@@ -74,17 +74,18 @@ export async function showDetails(place, split, crop, onFacts) {
   });
 
   function draw() {
-    wanted ??= choices()[0][0];
+    wanted ??= choices()[0]?.[0];
     const options = choices().map(([text]) => element("option", { value: text, selected: text === wanted }, text));
     const choice = element("select", { "aria-label": "What to make", onchange: (event) => { wanted = event.target.value; } }, ...options);
     const { files } = info;
     replace(place, summary(info),
       heading("Use it"), lines(split, crop, files), files.some(isWhole) ? element("p", {}, share(split, crop)) : null,
       heading("Files"), fileTable(info),
-      may("requester") ? element("p", {}, "Also make ", choice, " ", button("Make", order, `Make a file of ${name}`)) : null,
+      wanted && may("requester") ? element("p", {}, "Also make ", choice, " ", button("Make", order, `Make a file of ${name}`)) : null,
       progress ? element("p", {}, bar(progress, name)) : null,
       problem ? element("p", {}, failure(problem)) : null,
-      heading("Facts"), ...(facts ? factTables(facts) : [element("p", {}, "Not computed yet: make the product facts.")]));
+      ...(facts || info.products.includes("facts") ? [heading("Facts")] : []),
+      ...(facts ? factTables(facts) : info.products.includes("facts") ? [element("p", {}, "Not computed yet: make the product facts.")] : []));
   }
 
   async function load() {

@@ -22,7 +22,7 @@ function ranges(channels) {
 }
 
 const contextOf = (context) => (context === "all" ? "all context" : `${context.join(" × ")} voxels of context`);
-const hasContext = ({ context }) => context === "all" || context.some((extent) => extent > 0);
+export const hasContext = ({ context }) => context === "all" || context.some((extent) => extent > 0);
 
 // Return files with the crop itself before those with context, and these before what is made from it.
 export function cropFirst(files) {

@@ -80,7 +80,7 @@ function paint(axis, channels, labels) {
 
 function firstSliceIsThere() {
   performance.mark("first slice");
-  document.getElementById("under").textContent = "Move over the slice to read labels.";
+  document.getElementById("under").textContent = volume.hasLabels ? "Move over the slice to read labels." : "This crop has no labels.";
   volume.openRest().then(prefetch, () => {}); // until then, and if it fails, each slice comes from the service
 }
 
@@ -110,7 +110,7 @@ function point(event) {
   const box = canvas.getBoundingClientRect();
   const x = Math.floor(((event.clientX - box.left) * canvas.width) / box.width);
   const y = Math.floor(((event.clientY - box.top) * canvas.height) / box.height);
-  if (!shown || x < 0 || y < 0 || x >= shown.width || y >= shown.height) return;
+  if (!shown || !volume.hasLabels || x < 0 || y < 0 || x >= shown.width || y >= shown.height) return;
   const label = shown.plane[y * shown.width + x];
   const id = label && volume.ids ? `, id ${volume.ids[label]} in the bucket` : "";
   document.getElementById("under").textContent = `(${y}, ${x}): ${label ? `label ${label}${id}` : "no label"}`;

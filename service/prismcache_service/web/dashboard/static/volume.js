@@ -141,6 +141,7 @@ export async function openVolume(split, number) {
   const arrays = [raw, labels].filter(Boolean);
   return {
     raw,
+    hasLabels: Boolean(labels),
     labels: labels ?? new NoLabels(raw),
     ids: null, // in the bucket, by label; once they are there
     channels: attributes.omero.channels.map(({ label, window: { start, end } }) => ({ label, low: start, high: end })),
