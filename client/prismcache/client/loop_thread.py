@@ -100,7 +100,10 @@ class LoopThread:
                 call.ended.wait(GRACE)
             raise
         if future.cancelled():
-            raise JobCancelledError("the client was closed while this call waited")
+            raise JobCancelledError(
+                "the client was closed while this call waited",
+                remedy="Keep the client open until its calls have returned; for a PrismDataset, until wait() has.",
+            )
         return future.result()
 
     def iterate(self, start: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
