@@ -332,7 +332,7 @@ class Files:
         return found
 
     def describe(self, split: Split, crop: int) -> CropInfo:
-        arrays, entry = self.arrays(split, crop), self.splits[split]
+        arrays = self.arrays(split, crop)
         files = tuple(file for key, file in self.files.items() if (key[0], key[1].crop) == (split, crop))
         inner = () if arrays.labels is None else (arrays.labels,)
         stored = (arrays.raw if arrays.wide is None else arrays.wide, *inner, *arrays.others.values())
@@ -353,11 +353,7 @@ class Files:
                 )
                 for name, voxels in arrays.others.items()
             ),
-            has_labels=bool(entry.labels),
-            classes=entry.classes,
-            products=tuple(map(Product, entry.products)),
-            expansion=entry.expansion,
-            same_tissue=self.splits.same_tissue(split, crop),
+            **self.splits.about(split, crop),
         )
 
     def verify(self, split: Split | None, crops: Sequence[int] | None, *, repair: bool) -> list[VerifyResult]:

@@ -9,9 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prismcache.numbers import EXPANSION
+
+if TYPE_CHECKING:
+    from prismcache.schema import JobRequest
 
 Vector = tuple[float, float, float]
 
@@ -200,6 +203,33 @@ class Splits(Mapping[str, SplitEntry]):
         """Return the other crops, such as ``instance/2``, that show the tissue of a crop."""
         own = f"{name}/{crop}"
         return tuple(other for other in self._tissues.get(own, ()) if other != own)
+
+    def about(self, name: str, crop: int) -> dict[str, Any]:
+        """Return what the catalog says of a crop, as fields of `CropInfo`."""
+        from prismcache.schema import Product  # here, since it needs pydantic
+
+        entry = self._entries[name]
+        return {
+            "has_labels": bool(entry.labels),
+            "classes": entry.classes,
+            "products": tuple(map(Product, entry.products)),
+            "expansion": entry.expansion,
+            "same_tissue": self.same_tissue(name, crop),
+        }
+
+    def checked(self, request: JobRequest) -> JobRequest:
+        """Return a request that the catalog allows; without context if crops have no labels: files have all of raw.
+
+        Raises
+        ------
+        UnknownSplitError, RequestError
+            If the catalog has no such split, or the split no such product.
+        """
+        from prismcache.schema import NO_CONTEXT
+
+        entry = self.entry(request.split)
+        entry.check_product(request.product)
+        return request if entry.labels else request.model_copy(update={"context": NO_CONTEXT})
 
     @property
     def digest(self) -> str:

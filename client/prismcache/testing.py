@@ -32,7 +32,6 @@ from prismcache.config import Settings
 from prismcache.errors import PrismError, UnauthorizedError, UnknownJobError
 from prismcache.layout import FileName
 from prismcache.schema import (
-    NO_CONTEXT,
     CropFile,
     CropInfo,
     CropProgress,
@@ -216,11 +215,7 @@ class Lab(Files):
             if same == request and not job.state.is_final:
                 names.add(name)
                 return job
-        split = request.split
-        entry = self.splits.entry(split)
-        entry.check_product(request.product)
-        if not entry.labels:  # files have all of raw
-            request = request.model_copy(update={"context": NO_CONTEXT})
+        split, request = request.split, self.splits.checked(request)
         crops = [crop for each, crop in self.published if each == split] if request.crops is None else request.crops
         progress = []
         for crop in crops:

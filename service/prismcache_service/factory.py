@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prismcache.config import Settings
 from prismcache.errors import MissingExtraError, PrismError
-from prismcache.schema import Progress, ServiceStatus, Split, State
+from prismcache.schema import Progress, ServiceStatus, State
 from prismcache_service.cache import CropCache, CropName, SingleFlight
 from prismcache_service.config import ServiceConfig
 from prismcache_service.crops import (
@@ -33,7 +33,7 @@ from prismcache_service.engine import Engine
 from prismcache_service.engine.local.engine import LocalEngine
 from prismcache_service.jobs import History, JobLimits, JobService, Observer
 from prismcache_service.pipeline import Report
-from prismcache_service.store import JobStore, steady_now
+from prismcache_service.store import CropKey, JobStore
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 3600.0
@@ -136,10 +136,8 @@ class Factory:
         }
         return dict(zip(checks, await asyncio.gather(*map(_finding, checks.values())), strict=True))
 
-    async def _protected(self) -> Collection[tuple[Split, int]]:
-        leases = await self.store.leases(steady_now())
-        leased = {(lease.split, crop) for lease in leases for crop in lease.crops}
-        return self.jobs.protected() | leased | await self.store.pins()
+    async def _protected(self) -> Collection[CropKey]:
+        return self.jobs.protected() | await self.crops.in_use()
 
     @asynccontextmanager
     async def _room(self, name: CropName, report: Report) -> AsyncIterator[None]:

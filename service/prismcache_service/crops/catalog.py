@@ -21,7 +21,7 @@ from prismcache.catalog import published
 from prismcache.config import Settings
 from prismcache.errors import PrismError, SourceUnreachableError, StorageError, UnknownCropError
 from prismcache.layout import STATE_FOLDER, SourceObject, file_bytes_bound
-from prismcache.schema import NO_CONTEXT, CropInfo, CropProgress, JobRequest, Product, Split, State
+from prismcache.schema import CropInfo, CropProgress, JobRequest, Product, Split, State
 from prismcache.splits import SplitEntry
 from prismcache_service.cache import CropName, DiskThreads, SingleFlight
 from prismcache_service.pipeline import require_service_extra
@@ -135,18 +135,6 @@ class CatalogService:
             return [found[key] for key in sorted(found)], source.endpoint
 
         return await self._source_thread.ask(listing, entry)
-
-    def checked(self, request: JobRequest) -> JobRequest:
-        """Return a request that the catalog allows, without context where files have all of raw: without labels.
-
-        Raises
-        ------
-        UnknownSplitError, RequestError
-            If the catalog has no such split, or the split no such product.
-        """
-        entry = self.splits.entry(request.split)
-        entry.check_product(request.product)
-        return request if entry.labels else request.model_copy(update={"context": NO_CONTEXT})
 
     async def crops_of(self, request: JobRequest) -> list[int]:
         """Return the crops that a request names, each once; all published crops of the split if it names none.

@@ -30,7 +30,6 @@ from prismcache.schema import (
     Lease,
     LeaseRequest,
     Problem,
-    Product,
     Split,
     Verdict,
     VerifyResult,
@@ -98,15 +97,9 @@ class CropService:
         def with_files(key: CropKey) -> CropInfo:
             files = tuple(cached.get(key, ()))
             state = cache_state(files, is_making=key in making)
-            entry = splits[key[0]]
-            update = {
+            update = splits.about(*key) | {
                 "state": state,
                 "files": files,
-                "has_labels": bool(entry.labels),
-                "classes": entry.classes,
-                "products": tuple(map(Product, entry.products)),
-                "expansion": entry.expansion,
-                "same_tissue": splits.same_tissue(*key),
                 "pinned": key in pins,
                 "leases": leases.count(key),
                 "last_used_at": used.get(key),
@@ -226,7 +219,7 @@ class CropService:
         CropInUseError
             If one of them is pinned or leased; then nothing is deleted.
         """
-        in_use = {*await self._store.pins(), *await self._leased()}
+        in_use = await self.in_use()
         found = await self._cache.threads.run(lambda: list(self._cache.names(split)))
         names = [name for name in found if crops is None or name.crop in crops]
         for name in names:
@@ -294,6 +287,10 @@ class CropService:
 
     def _lease_of(self, record: LeaseRecord) -> Lease:
         return Lease(id=record.id, split=record.split, crops=record.crops, seconds=self._lease_life.total_seconds())
+
+    async def in_use(self) -> set[CropKey]:
+        """Return the crops that are pinned or leased."""
+        return {*await self._store.pins(), *await self._leased()}
 
     async def _leased(self) -> list[CropKey]:
         """Return the leased crops, each as often as it is leased."""

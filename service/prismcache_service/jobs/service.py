@@ -100,7 +100,7 @@ class JobService:
         SourceError
             If all crops are requested, and the bucket that would list them cannot be read.
         """
-        request = self._catalog.checked(request)
+        request = self._catalog.splits.checked(request)
         crops = await self._catalog.crops_of(request)
         if len(crops) > self._limits.crops:
             raise RequestError(f"{len(crops)} crops are too many for one job, the limit is {self._limits.crops}")

@@ -65,7 +65,7 @@ def _with_metadata(listed: CropInfo, crop: CropSource) -> CropInfo:
                 ArrayInfo(
                     name=name,
                     shape=(array.shape[0], array.shape[1], array.shape[2]),
-                    dtype="uint8" if array.dtype.kind == "b" else array.dtype.name,  # HDF5 has no bool
+                    dtype=array.dtype_in_file.name,
                     offset=arrays[name].offset if place.has_voxel_size else None,
                 )
                 for name, array in crop.arrays.items()

@@ -115,8 +115,14 @@ async def test_what_does_not_fit_now_waits_until_something_may_go(folder: Folder
     folder.protected = {(Split.INSTANCE, 0)}
 
     told: list[str] = []
-    waiting = asyncio.create_task(reserve(folder, 5000, told.append))
-    await asyncio.sleep(0.05)
+    is_told = asyncio.Event()
+
+    def on_wait(reason: str) -> None:
+        told.append(reason)
+        is_told.set()
+
+    waiting = asyncio.create_task(reserve(folder, 5000, on_wait))
+    await is_told.wait()
     assert not waiting.done()
     assert folder.evicted == []
     assert [text.partition(":")[0] for text in told] == ["room for 0 MB"]

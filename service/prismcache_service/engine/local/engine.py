@@ -25,6 +25,7 @@ from prismcache_service.engine import MAX_STRIKES, CropTask, Engine, News, Outco
 from prismcache_service.pipeline import Report, require_service_extra
 
 _SILENCE_S = 60.0
+_PATIENCE_S = 3.0  # for the progress of the crop that began before
 _GRACE_S = 2.0  # for an idle worker to end by itself; a service has 5 s in all to shut down
 _STDERR_LINES = 3  # the last ones, quoted when a worker dies
 _MAX_LINE = 1 << 20  # bytes
@@ -218,18 +219,17 @@ class _WorkerProcess:
         await self.kill()
 
 
-PATIENCE_S = 3.0
-
-
 class Stagger:
     """Lets crops begin one after another: each waits until the one before has fetched 1 / `crops` of its bytes.
 
-    The next crop does not wait for a crop that reported no progress for `patience` seconds and may be stuck.
+    Crops that begin together share the network, and then also end together: all of them compress, hash and publish, and
+    the network is idle. If each crop begins some time after the one before, one crop is fetched while another ends.
 
-    `crops` are made at the same time. The next one begins also after `patience` seconds without progress.
+    `crops` are made at the same time. The next crop does not wait for a crop that reported no progress for `patience`
+    seconds and may be stuck.
     """
 
-    def __init__(self, crops: int, patience: float = PATIENCE_S) -> None:
+    def __init__(self, crops: int, patience: float = _PATIENCE_S) -> None:
         self._crops = crops
         self._patience = patience
         self._turn = asyncio.Lock()

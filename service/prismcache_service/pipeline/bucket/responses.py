@@ -230,9 +230,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(reason=f"{_TUNNEL} with {cause.status} {cause.message}")
     if getattr(cause, "status", 0) == 407 or "ProxyAuthRequired" in str(error):
         return Failure(407)
-    text = (str(cause or "") or str(error)).replace(
-        " ssl:default", ""
-    )  # aiohttp's own words are shorter than botocore's and give the reason
+    # aiohttp's own words are shorter than botocore's, and give the reason.
+    text = (str(cause or "") or str(error)).replace(" ssl:default", "")
     if status := _STATUS.search(text):
         code, region = _CODE.search(text), _REGION.search(text)
         return Failure(int(status[1]), code[1] if code else "", region[1] if region else "")

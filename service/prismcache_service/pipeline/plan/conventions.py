@@ -100,9 +100,9 @@ def _of_multiscales(where: str, multiscales: Any, scale: str | None) -> tuple[Ve
 
 def _refuse_other_axes(where: str, names: Any) -> None:
     """Raise if the names say that the voxels lie transposed; other names, such as dim_0, say nothing."""
-    all_ = [str(name).lower() for name in names] if isinstance(names, list | tuple | str) else []
-    if {"x", "y", "z"} <= set(all_) and all_[-3:] != ["z", "y", "x"]:
-        raise InvalidSourceError(f"{where} has the axes {', '.join(all_)}, and a crop's end with z, y, x")
+    axes = [str(name).lower() for name in names] if isinstance(names, list | tuple | str) else []
+    if {"x", "y", "z"} <= set(axes) and axes[-3:] != ["z", "y", "x"]:
+        raise InvalidSourceError(f"{where} has the axes {', '.join(axes)}, and a crop's end with z, y, x")
 
 
 def _times(one: Vector, other: Vector) -> Vector:

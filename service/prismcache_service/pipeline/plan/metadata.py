@@ -59,6 +59,11 @@ class ArraySource:
         return f"{self.name}/{self.key_prefix}{self.separator.join(map(str, index))}"
 
     @property
+    def dtype_in_file(self) -> np.dtype[Any]:
+        """The dtype of a further array in the crop's file: in this machine's byte order; HDF5 has none for bool."""
+        return np.dtype(np.uint8) if self.dtype.kind == "b" else self.dtype.newbyteorder("=")
+
+    @property
     def chunk_bytes(self) -> int:
         """Decoded size of what one object holds."""
         return math.prod(self.chunks) * self.dtype.itemsize

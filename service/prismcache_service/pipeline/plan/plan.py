@@ -246,12 +246,11 @@ def plan_crop(
         return _plan_array(source, crop.objects, region, (0,), dtype, block_bytes, name=name)
 
     labels = None if crop.labels is None else beside(LABELS, crop.labels, np.dtype(np.uint32))
-    arrays = []
-    for name, source in crop.arrays.items():
-        # This machine's byte order; and HDF5 has no type for bool.
-        dtype = np.dtype(np.uint8) if source.dtype.kind == "b" else source.dtype.newbyteorder("=")
-        arrays.append((beside(name, source, dtype), align_beside(crop.folder, crop.raw, source)))
-    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw, tuple(arrays), crop.absent)
+    arrays = tuple(
+        (beside(name, source, source.dtype_in_file), align_beside(crop.folder, crop.raw, source))
+        for name, source in crop.arrays.items()
+    )
+    plan = CropPlan(wanted, len(wanted) == crop.raw.shape[0], alignment, labels, raw, arrays, crop.absent)
     for array in plan.in_order:
         _refuse_other_keys(crop.folder, crop.objects, array)
     _refuse_absent(crop, plan, strict=strict)

@@ -1,7 +1,7 @@
 """Make a product from a cached crop: open the crop → compute slab by slab → write → sync → hash.
 
-Nothing is published here: `make_product` leaves a complete temporary file. Memory
-is bounded by the columns that a crop is read in (`slabs`), and by the tables that have an entry for each label.
+Nothing is published here: `make_product` leaves a complete temporary file. Memory is bounded by the columns that a crop
+is read in (`slabs`), and by the tables that have an entry for each label.
 """
 
 from __future__ import annotations
