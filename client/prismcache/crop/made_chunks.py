@@ -31,14 +31,14 @@ class Made:
 
 
 def of_all_channels(tables: Sequence[ChunkTable], place: Sequence[int]) -> Made | None:
-    """Return the chunk at (0, z, y, x) with all channels, (C, Z, Y, X) uint8, uncompressed; None if there is none."""
+    """Return the chunk at (0, z, y, x) with all channels, (C, Z, Y, X) uint8, raw bytes; None if never written."""
     spans = tuple(table.span(place[1:]) for table in tables) if place[0] == 0 else ()
     empty = bytes(math.prod(tables[0].chunk))
     return _made(spans, lambda parts: b"".join(empty if part is None else _inflated(part) for part in parts))
 
 
 def of_original_ids(table: ChunkTable, ids: NDArray[np.uint64], place: Sequence[int]) -> Made | None:
-    """Return the chunk at (z, y, x) with the source's ids for labels, uint64, zlib; None if there is none.
+    """Return the chunk at (z, y, x) with the source's ids for labels, uint64, zlib; None if it was never written.
 
     Parameters
     ----------

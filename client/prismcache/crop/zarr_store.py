@@ -53,7 +53,7 @@ class FaceMapping(MutableMapping[str, Any]):
         return type(self), (self._crop,)
 
     def find(self, key: str) -> Found | None:
-        """Return the bytes of a key, or where or of what they are made; None if there is none. No I/O."""
+        """Return the bytes of a key, or where or of what they are made; None for an unknown key. No I/O."""
         return self._face.get(key)
 
     def read(self, found: Found) -> bytes:

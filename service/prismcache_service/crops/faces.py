@@ -28,7 +28,7 @@ class OpenFace:
     content, crop
         Keys and bytes, and the open file behind them. Closed when the last request that reads it has ended.
     facts
-        SHA-256 of the facts that its windows come from; empty if there are none.
+        SHA-256 of the facts that its windows come from; empty without facts.
     checked
         When the cache last confirmed the file, in seconds of the monotonic clock.
     """

@@ -158,7 +158,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def drop_lease(self, lease_id: str) -> bool:
-        """Delete a retention lease; return False if there was none."""
+        """Delete a retention lease; return False for an unknown lease."""
 
     @abstractmethod
     async def put_link(self, link: LinkRecord) -> None:
@@ -174,7 +174,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def drop_link(self, link_id: str) -> bool:
-        """Delete a capability link; return False if there was none."""
+        """Delete a capability link; return False for an unknown link."""
 
     @abstractmethod
     async def pin(self, split: Split, crop: int, owner: str) -> None:

@@ -90,7 +90,7 @@ class Cluster:
     async def check(self) -> None:
         """Wait 1.5 s for a worker that may make crops.
 
-        Raise `EngineUnavailableError` if there is none; the message gives the errors of the scheduler and of the
+        Raise `EngineUnavailableError` if no worker may; the message gives the errors of the scheduler and of the
         workers.
         """
         try:

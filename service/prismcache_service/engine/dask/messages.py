@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """Return the differences, such as ``isal 1.7.2 (service: 1.8.0)``; "" if there are none."""
+    """Return the differences, such as ``isal 1.7.2 (service: 1.8.0)``; "" without differences."""
     wrong = [name for name, own in ours.items() if theirs.get(name) != own]
     return ", ".join(f"{name} {theirs.get(name, 'unknown')} (service: {ours[name]})" for name in wrong)
 

@@ -1,7 +1,7 @@
 """Decoding of untrusted chunks: zarr's codecs from an allow-list, into memory whose size is known beforehand.
 
 zarr names the codecs and their order; the decompressors are numcodecs', python-isal's and Python's own. zarr's own
-chain of them would allocate whatever a chunk claims. Here every step checks the decoded size before it allocates, so
+chain of them would allocate as much as a chunk claims. Here every step checks the decoded size before it allocates, so
 that a small object cannot take a large part of the memory; and a chunk that decodes to another size than its metadata
 says is an error.
 
